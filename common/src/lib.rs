@@ -1,1 +1,3 @@
-//! coati-common.
+//! What every part of Coati shares: configuration, the cluster, formats and errors.
+
+pub mod variables;
