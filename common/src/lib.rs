@@ -1,3 +1,5 @@
 //! What every part of Coati shares: configuration, the cluster, formats and errors.
 
+pub mod rpc;
+pub mod tfrecord;
 pub mod variables;

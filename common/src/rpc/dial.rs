@@ -1,0 +1,192 @@
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, Peer, STREAM_WINDOW_BYTES,
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Why no connection could be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unreachable {
+    /// The host is there, nobody listens on the port.
+    Refused,
+    /// Nothing came back.
+    TimedOut,
+    /// The host's name could not be resolved.
+    Dns(String),
+    /// Not `host:port`.
+    Address(String),
+    /// Something else, in the system's words.
+    Other(String),
+}
+
+impl Unreachable {
+    pub(super) fn hint(&self) -> &'static str {
+        match self {
+            Self::Refused => "nothing listens there: has the task started, and is it the right port?",
+            Self::TimedOut => "the host does not answer: is it up, and does a firewall let the port through?",
+            Self::Dns(_) => "check the host's name in the cluster file or TF_CONFIG",
+            Self::Address(_) => "write it as host:port, for example 127.0.0.1:4000",
+            Self::Other(_) => "check that the task runs and that the network between the two works",
+        }
+    }
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => f.write_str("connection refused"),
+            Self::TimedOut => f.write_str("connecting timed out"),
+            Self::Dns(why) => write!(f, "dns: {why}"),
+            Self::Address(why) => write!(f, "not an address: {why}"),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Connects, trying again with growing pauses until the deadline; then says which peer did not answer and why.
+pub async fn connect(peer: &Peer, deadline: Duration) -> Result<Channel, Error> {
+    let start = Instant::now();
+    let unreachable = |reason, start: Instant| Error::Unreachable {
+        peer: peer.clone(),
+        reason,
+        waited: start.elapsed(),
+    };
+    let endpoint = endpoint(&peer.address).map_err(|reason| unreachable(reason, start))?;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let left = deadline.saturating_sub(start.elapsed());
+        // Even with no time left one attempt is made, short as it is.
+        let limit = left.clamp(Duration::from_millis(10), LONGEST_ATTEMPT);
+        let reason = match tokio::time::timeout(limit, attempt(&peer.address, &endpoint)).await {
+            Ok(Ok(channel)) => return Ok(channel),
+            Ok(Err(reason)) => reason,
+            Err(_) => Unreachable::TimedOut,
+        };
+        let left = deadline.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Err(unreachable(reason, start));
+        }
+        tracing::debug!(%peer, %reason, "not reachable yet");
+        tokio::time::sleep(pause.min(left)).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, Unreachable> {
+    let has_port = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if !has_port {
+        return Err(Unreachable::Address(format!("`{address}` has no port")));
+    }
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|error| Unreachable::Address(error.to_string()))?;
+    Ok(endpoint
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .max_frame_size(FRAME_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+}
+
+async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Channel, Unreachable> {
+    // Resolved apart, so that a wrong name is told from a host that does not answer.
+    let found = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| Unreachable::Dns(error.to_string()))?
+        .next();
+    if found.is_none() {
+        return Err(Unreachable::Dns("the name has no address".to_owned()));
+    }
+    endpoint.connect().await.map_err(|error| reason(&error))
+}
+
+fn reason(error: &(dyn std::error::Error + 'static)) -> Unreachable {
+    let mut deepest = error.to_string();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(io) = cause.downcast_ref::<io::Error>() {
+            match io.kind() {
+                io::ErrorKind::ConnectionRefused => return Unreachable::Refused,
+                io::ErrorKind::TimedOut => return Unreachable::TimedOut,
+                _ => {}
+            }
+        }
+        deepest = cause.to_string();
+        next = cause.source();
+    }
+    Unreachable::Other(deepest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason_of(error: Error) -> Unreachable {
+        match error {
+            Error::Unreachable { reason, .. } => reason,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_task_address_and_cause() {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let peer = Peer::ps(1, format!("127.0.0.1:{port}"));
+        let error = connect(&peer, Duration::from_millis(60)).await.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("ps-1 (127.0.0.1:{port}) did not answer within")),
+            "{text}"
+        );
+        assert!(text.contains("connection refused") && text.contains("hint: "), "{text}");
+        assert_eq!(reason_of(error), Unreachable::Refused);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_name_is_a_dns_error_and_a_missing_port_is_refused_at_once() {
+        let error = connect(&Peer::new("worker-0", "no-such-host.invalid:80"), Duration::ZERO)
+            .await
+            .unwrap_err();
+        assert!(matches!(reason_of(error), Unreachable::Dns(_) | Unreachable::TimedOut));
+        let start = Instant::now();
+        let error = connect(&Peer::new("master", "localhost"), Duration::from_secs(60))
+            .await
+            .unwrap_err();
+        assert!(matches!(reason_of(error), Unreachable::Address(_)));
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_comes_later_is_found() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let peer = Peer::new("master", format!("127.0.0.1:{port}"));
+        let dialling = tokio::spawn(async move { connect(&peer, Duration::from_secs(30)).await });
+        tokio::task::yield_now().await;
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let accepting = tokio::spawn(async move { listener.accept().await });
+        dialling.await.unwrap().unwrap();
+        accepting.await.unwrap().unwrap();
+    }
+}

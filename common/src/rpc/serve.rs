@@ -1,0 +1,61 @@
+use std::net::SocketAddr;
+
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use super::{
+    CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
+};
+
+/// A bound port, ready for `serve_with_incoming`.
+pub struct Listener {
+    /// Where it listens; with port 0 asked for, the port that was picked.
+    pub address: SocketAddr,
+    /// For `Router::serve_with_incoming_shutdown`.
+    pub incoming: TcpIncoming,
+}
+
+/// Listens on `address` (`host:port`; port 0 picks a free one).
+pub async fn bind(address: &str) -> Result<Listener, Error> {
+    let failed = |source| Error::Bind {
+        address: address.to_owned(),
+        source,
+    };
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    let incoming = TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .with_keepalive(Some(KEEP_ALIVE_INTERVAL));
+    Ok(Listener {
+        address: local,
+        incoming,
+    })
+}
+
+/// A server with the wire's settings; add services to it. Services raise their own message limit to
+/// [`MESSAGE_LIMIT_BYTES`](super::MESSAGE_LIMIT_BYTES), since tonic keeps that per service.
+pub fn server() -> Server {
+    Server::builder()
+        .tcp_nodelay(true)
+        .max_frame_size(FRAME_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named() {
+        let first = bind("127.0.0.1:0").await.unwrap();
+        let address = first.address.to_string();
+        let text = bind(&address).await.err().map(|error| error.to_string()).unwrap();
+        assert!(
+            text.contains(&address) && text.contains("another process listens there"),
+            "{text}"
+        );
+    }
+}
