@@ -1,5 +1,7 @@
 //! What every part of Coati shares: configuration, the cluster, formats and errors.
 
+pub mod cluster;
+pub mod exit;
 pub mod rpc;
 pub mod tfrecord;
 pub mod variables;

@@ -1,0 +1,200 @@
+//! Our own section of the cluster file, `coati:`. What is not built is refused by name.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::cluster::duration;
+use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement};
+use crate::cluster::suggest;
+use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
+
+pub(super) const KEYS: [&str; 11] = [
+    "launcher",
+    "hosts",
+    "placement",
+    "consistency",
+    "replication",
+    "compression",
+    "security",
+    "threads_per_replica",
+    "heartbeat_interval",
+    "heartbeat_timeout",
+    "devices",
+];
+
+const CONSISTENCY: [&str; 1] = ["max_staleness"];
+
+/// Settings of the pipeline that people may look for here.
+const OF_THE_PIPELINE: [&str; 4] = ["sync_replicas", "replicas_to_aggregate", "mode", "synchronous"];
+
+/// Launchers that are planned; naming one gives a better answer than "unknown".
+const LATER_LAUNCHERS: [&str; 6] = ["ssh", "kubernetes", "slurm", "docker", "gcloud", "vertex"];
+
+/// The section with its defaults.
+#[derive(Default)]
+pub(super) struct Coati {
+    pub(super) launcher: Launcher,
+    pub(super) placement: Placement,
+    pub(super) consistency: Consistency,
+    pub(super) threads_per_replica: Option<NonZeroU32>,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) devices: Devices,
+}
+
+pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
+    let pipeline: &[(&str, &[&str])] = &[("train_config (of the pipeline configuration)", &OF_THE_PIPELINE)];
+    let fields = document.fields(node, "coati", &KEYS, pipeline)?;
+    let mut coati = Coati::default();
+    for name in fields.names() {
+        let Some(node) = fields.get(name) else { continue };
+        let key = format!("coati.{name}");
+        match name {
+            "launcher" => coati.launcher = launcher(document, node, &key)?,
+            "hosts" => hosts(document, node, &key)?,
+            "placement" => coati.placement = placement(document, node, &key)?,
+            "consistency" => {
+                let inner = document.fields(node, "coati.consistency", &CONSISTENCY, pipeline)?;
+                if let Some(node) = inner.get("max_staleness") {
+                    let value = document.integer(node, "coati.consistency.max_staleness", 0, 1_000_000)?;
+                    coati.consistency.max_staleness = u64::try_from(value).ok();
+                }
+            }
+            "replication" => {
+                let replicas = document.integer(node, &key, 0, 1000)?;
+                if replicas > 0 {
+                    return Err(not_built(
+                        document,
+                        node.at,
+                        &format!("`{key}: {replicas}`"),
+                        "0 (parameter servers keep no copies)",
+                    ));
+                }
+            }
+            "compression" | "security" => {
+                let value = match &node.value {
+                    Value::Bool(false) => "none".to_owned(),
+                    _ => document.text(node, &key)?,
+                };
+                if value != "none" {
+                    return Err(not_built(document, node.at, &format!("`{key}: {value}`"), "none"));
+                }
+            }
+            "threads_per_replica" => {
+                let value = document.integer(node, &key, 1, 1024)?;
+                coati.threads_per_replica = u32::try_from(value).ok().and_then(NonZeroU32::new);
+            }
+            "heartbeat_interval" => coati.heartbeat.interval = positive(document, node, &key)?,
+            "heartbeat_timeout" => coati.heartbeat.timeout = positive(document, node, &key)?,
+            _ => coati.devices = devices(document, node, &key)?,
+        }
+    }
+    check_heartbeat(document, &fields, &coati.heartbeat)?;
+    Ok(coati)
+}
+
+fn not_built(document: &Document, at: Position, what: &str, supported: &str) -> Fault {
+    document.fault(
+        at,
+        format!("{what} is not built yet"),
+        Some(format!("supported today: {supported}")),
+    )
+}
+
+fn choice(document: &Document, node: &Node, key: &str, value: &str, known: &[&'static str]) -> Fault {
+    let hint = suggest::nearest(value, known.iter().copied()).map_or_else(
+        || format!("known are {}", known.join(", ")),
+        |near| format!("did you mean `{near}`?"),
+    );
+    document.fault(node.at, format!("unknown value `{value}` of `{key}`"), Some(hint))
+}
+
+fn launcher(document: &Document, node: &Node, key: &str) -> Result<Launcher, Fault> {
+    let value = document.text(node, key)?;
+    match value.as_str() {
+        "local" => Ok(Launcher::Local),
+        later if LATER_LAUNCHERS.contains(&later) => {
+            Err(not_built(document, node.at, &format!("launcher `{later}`"), "local"))
+        }
+        _ => Err(choice(document, node, key, &value, &["local"])),
+    }
+}
+
+fn hosts(document: &Document, node: &Node, key: &str) -> Result<(), Fault> {
+    for host in document.list(node, key)? {
+        let name = document.text(host, key)?;
+        if !["localhost", "127.0.0.1", "::1"].contains(&name.as_str()) {
+            return Err(not_built(
+                document,
+                host.at,
+                &format!("starting tasks on another host (`{name}`)"),
+                "localhost, which needs no list",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn placement(document: &Document, node: &Node, key: &str) -> Result<Placement, Fault> {
+    let value = document.text(node, key)?;
+    match value.as_str() {
+        "balanced" => Ok(Placement::Balanced),
+        "round_robin" => Ok(Placement::RoundRobin),
+        _ => Err(choice(document, node, key, &value, &["balanced", "round_robin"])),
+    }
+}
+
+fn devices(document: &Document, node: &Node, key: &str) -> Result<Devices, Fault> {
+    if let Value::List(items) = &node.value {
+        let mut list = Vec::with_capacity(items.len());
+        for item in items {
+            let device = u32::try_from(document.integer(item, key, 0, 1023)?).unwrap_or(u32::MAX);
+            if list.contains(&device) {
+                return Err(document.fault(item.at, format!("GPU {device} is listed twice in `{key}`"), None));
+            }
+            list.push(device);
+        }
+        return if list.is_empty() {
+            Err(document.fault(
+                node.at,
+                format!("`{key}` lists no GPU"),
+                Some("write `cpu` to train without GPUs".to_owned()),
+            ))
+        } else {
+            Ok(Devices::GpuList(list))
+        };
+    }
+    let value = document.text(node, key)?;
+    match value.as_str() {
+        "auto" => Ok(Devices::Auto),
+        "cpu" => Ok(Devices::Cpu),
+        "gpu" => Ok(Devices::Gpu),
+        _ => Err(choice(document, node, key, &value, &["auto", "cpu", "gpu"])),
+    }
+}
+
+fn positive(document: &Document, node: &Node, key: &str) -> Result<Duration, Fault> {
+    let text = document.text(node, key)?;
+    duration::parse(&text).filter(|value| !value.is_zero()).ok_or_else(|| {
+        let message = format!("`{key}` must be a duration above zero, found `{text}`");
+        document.fault(node.at, message, Some(format!("write {}", duration::EXPECTED)))
+    })
+}
+
+/// One lost message must not count as a lost task.
+fn check_heartbeat(document: &Document, fields: &Fields<'_>, heartbeat: &Heartbeat) -> Result<(), Fault> {
+    if heartbeat.timeout >= heartbeat.interval.saturating_mul(2) {
+        return Ok(());
+    }
+    let name = if fields.get("heartbeat_timeout").is_some() {
+        "heartbeat_timeout"
+    } else {
+        "heartbeat_interval"
+    };
+    let at = fields.get(name).map_or(fields.at, |node| node.at);
+    let message = format!(
+        "`coati.heartbeat_timeout` ({}) must be at least twice `coati.heartbeat_interval` ({})",
+        duration::format(heartbeat.timeout),
+        duration::format(heartbeat.interval)
+    );
+    Err(document.fault(at, message, None))
+}

@@ -1,0 +1,193 @@
+//! What a cluster file asks for, checked: the input of launchers and of `coati check`.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::machine::ScaleTier;
+use super::task::{TaskId, TaskType};
+
+/// How many machines play a role, and what they are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct MachineRole {
+    /// Number of machines, each with one task.
+    pub count: u32,
+    /// Machine type; none when the role is not played.
+    pub machine_type: Option<String>,
+    /// Accelerators of each machine.
+    pub accelerators: u32,
+}
+
+/// How variables are spread over parameter servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// By bytes: large variables are split, the longest placed first.
+    #[default]
+    Balanced,
+    /// Variable by variable in turn, as TensorFlow's `replica_device_setter` does.
+    RoundRobin,
+}
+
+/// What replicas of a local cluster compute on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Devices {
+    /// GPUs if there are any, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU alone.
+    Cpu,
+    /// All GPUs; an error where there is none.
+    Gpu,
+    /// These GPUs, by the driver's numbers.
+    GpuList(Vec<u32>),
+}
+
+/// Where processes are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Launcher {
+    /// All on this machine.
+    #[default]
+    Local,
+}
+
+/// Bounds on how far replicas may drift apart. Synchronous or asynchronous is the pipeline's choice
+/// (`train_config.sync_replicas`).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Consistency {
+    /// In asynchronous training, the most versions that a gradient may be behind when it is applied.
+    /// None: the engine's default.
+    pub max_staleness: Option<u64>,
+}
+
+/// Liveness of tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Heartbeat {
+    /// Time between two signs of life.
+    pub interval: Duration,
+    /// Silence after which a task counts as lost.
+    pub timeout: Duration,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A checked cluster file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClusterPlan {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// `jobId`, if the file is a whole job.
+    pub job_id: Option<String>,
+    /// `scaleTier`.
+    #[serde(serialize_with = "tier_name")]
+    pub scale_tier: ScaleTier,
+    /// The master; its count is always 1.
+    pub master: MachineRole,
+    /// Workers beside the master.
+    pub workers: MachineRole,
+    /// Parameter servers.
+    pub parameter_servers: MachineRole,
+    /// Evaluators.
+    pub evaluators: MachineRole,
+    /// `jobDir`: where the model goes when the command line does not say.
+    pub job_dir: Option<String>,
+    /// `args`: flags that stand behind those of the command line.
+    pub args: Vec<String>,
+    /// `scheduling.maxRunningTime`.
+    pub max_running_time: Option<Duration>,
+    /// `useChiefInTfConfig`: the master is called `chief` in `TF_CONFIG`.
+    pub use_chief_in_tf_config: bool,
+    /// `coati.launcher`.
+    pub launcher: Launcher,
+    /// `coati.placement`.
+    pub placement: Placement,
+    /// `coati.consistency`.
+    pub consistency: Consistency,
+    /// `coati.threads_per_replica`. None: the machine's CPUs are divided among the replicas.
+    pub threads_per_replica: Option<NonZeroU32>,
+    /// `coati.heartbeat_interval` and `coati.heartbeat_timeout`.
+    pub heartbeat: Heartbeat,
+    /// `coati.devices`.
+    pub devices: Devices,
+    /// Keys that were accepted and mean nothing outside Google Cloud, in the file's order: `region`, `masterConfig.imageUri`.
+    pub ignored: Vec<String>,
+    /// Things that work but may not be what was meant, each a sentence.
+    pub warnings: Vec<String>,
+}
+
+fn tier_name<S: serde::Serializer>(tier: &ScaleTier, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(tier.name())
+}
+
+impl ClusterPlan {
+    /// Training replicas: the workers and the master, which trains too.
+    pub fn replicas(&self) -> u32 {
+        self.workers.count.saturating_add(1)
+    }
+
+    /// Whether the plan is one process: a master and nothing else.
+    pub fn is_single(&self) -> bool {
+        self.workers.count == 0 && self.parameter_servers.count == 0 && self.evaluators.count == 0
+    }
+
+    /// How many machines play this role.
+    pub fn count(&self, kind: TaskType) -> u32 {
+        match kind {
+            TaskType::Master => 1,
+            TaskType::Worker => self.workers.count,
+            TaskType::Ps => self.parameter_servers.count,
+            TaskType::Evaluator => self.evaluators.count,
+        }
+    }
+
+    /// Every task: the master, then workers, parameter servers and evaluators by index.
+    pub fn tasks(&self) -> Vec<TaskId> {
+        TaskType::ALL
+            .into_iter()
+            .flat_map(|kind| (0..self.count(kind)).map(move |index| TaskId::new(kind, index)))
+            .collect()
+    }
+
+    /// The value of a flag in `args`: `--name value` or `--name=value`, dashes and underscores alike. The last one counts.
+    pub fn arg(&self, name: &str) -> Option<&str> {
+        let same = |flag: &str| flag.replace('-', "_") == name.replace('-', "_");
+        let mut found = None;
+        let mut args = self.args.iter().peekable();
+        while let Some(arg) = args.next() {
+            let Some(flag) = arg.strip_prefix("--") else { continue };
+            if let Some((flag, value)) = flag.split_once('=') {
+                if same(flag) {
+                    found = Some(value);
+                }
+            } else if same(flag) {
+                found = args
+                    .peek()
+                    .map(|value| value.as_str())
+                    .filter(|value| !value.starts_with("--"))
+                    .or(found);
+            }
+        }
+        found
+    }
+
+    /// Where the model goes when the command line does not say: `--model_dir` of `args`, else `jobDir`.
+    pub fn model_dir(&self) -> Option<&str> {
+        self.arg("model_dir").or(self.job_dir.as_deref())
+    }
+
+    /// `--pipeline_config_path` of `args`.
+    pub fn pipeline_config_path(&self) -> Option<&str> {
+        self.arg("pipeline_config_path")
+    }
+}
