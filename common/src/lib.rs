@@ -2,6 +2,8 @@
 
 pub mod cluster;
 pub mod exit;
+pub mod config;
+pub mod label_map;
 pub mod rpc;
 pub mod tfrecord;
 pub mod variables;
