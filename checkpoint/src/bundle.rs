@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub use data::DataFileWriter;
 pub use entry::{Entry, dtype_bytes, dtype_name};
 pub use error::Error;
+pub(crate) use index::encode as encode_index;
 pub use index::{write_index, write_plain_index};
 pub use reader::Reader;
 pub use slice::{Slice, flat_range_slices};

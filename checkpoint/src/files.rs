@@ -79,17 +79,20 @@ pub(crate) fn folder(path: &Path) -> &Path {
 /// Replaces `path` by `bytes` at once: whoever reads it, after a crash too, sees the old or the new content.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = with_suffix(path, ".tmp");
-    let size = bytes.len() as u64;
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .map_err(sized_error(path, "write", size))
-        .and_then(|()| rename(&temporary, path));
+    let written = write_synced(&temporary, bytes).and_then(|()| rename(&temporary, path));
     if written.is_err() {
         // The error that counts is the first one.
         let _ = fs::remove_file(&temporary);
     }
     written?;
     sync_folder(folder(path))
+}
+
+/// Writes a file and makes its content last.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    File::create(path)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .map_err(sized_error(path, "write", bytes.len() as u64))
 }
 
 /// Renames within a folder.

@@ -1,1 +1,100 @@
-//! state
+//! Which checkpoints a folder holds, and its `checkpoint` file, which says which one counts.
+
+mod file;
+mod survey;
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+pub use file::{Listed, State, resolve, state_path};
+pub(crate) use survey::{examine, prefix_of};
+pub use survey::{Checkpoint, Condition, survey};
+
+use crate::manifest::{self, Manifest};
+use crate::{bundle, files};
+
+/// The folder's checkpoints cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or the folder could not be read or written.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// The checkpoint itself is unreadable.
+    #[error(transparent)]
+    Bundle(#[from] bundle::Error),
+    /// Its manifest is unreadable.
+    #[error(transparent)]
+    Manifest(#[from] manifest::Error),
+    /// The `checkpoint` file is no such file.
+    #[error("{}: not a readable checkpoint state: {what}\nhint: its first line should read like: model_checkpoint_path: \"model.ckpt-2000\"", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the place.
+        what: String,
+    },
+}
+
+/// The checkpoint from which a job goes on, or which is evaluated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latest {
+    /// `…/model.ckpt-2000`
+    pub prefix: PathBuf,
+    /// Its global step.
+    pub step: u64,
+    /// Absent when TensorFlow wrote it.
+    pub manifest: Option<Manifest>,
+}
+
+/// All complete checkpoints of a folder, in order of their steps. A folder that does not exist has none.
+pub fn list(model_dir: &Path) -> Result<Vec<Checkpoint>, Error> {
+    let mut found = survey(model_dir)?;
+    found.retain(|checkpoint| checkpoint.condition == Condition::Complete);
+    Ok(found)
+}
+
+/// The checkpoint that counts: the one that the `checkpoint` file names, if it is complete. One that was finished after
+/// that file was written (the process ended in between), or the newest of those that are complete when the named one is
+/// not, takes its place.
+pub fn latest(model_dir: &Path) -> Result<Option<Latest>, Error> {
+    let complete = list(model_dir)?;
+    let state = State::read(model_dir)?;
+    let state_time = modified(&state_path(model_dir));
+    let listed = |checkpoint: &Checkpoint| {
+        state.as_ref().is_some_and(|state| state.all.iter().any(|listed| resolve(model_dir, &listed.path) == checkpoint.prefix))
+    };
+    let named = state.as_ref().and_then(|state| {
+        let prefix = resolve(model_dir, &state.latest);
+        complete.iter().find(|checkpoint| checkpoint.prefix == prefix).cloned().or_else(|| {
+            // The state may name a checkpoint in another folder.
+            let elsewhere = examine(&prefix);
+            (elsewhere.condition == Condition::Complete).then_some(elsewhere)
+        })
+    });
+    let newest = match &named {
+        None => complete.last(),
+        Some(named) => complete
+            .iter()
+            .rfind(|checkpoint| checkpoint.step > named.step && !listed(checkpoint) && checkpoint.manifest.is_some())
+            .filter(|checkpoint| modified(&manifest::path(&checkpoint.prefix)) > state_time),
+    };
+    if named.is_none() {
+        if let Some(state) = &state {
+            tracing::warn!(
+                named = %state.latest,
+                instead = newest.map_or_else(|| "none".to_owned(), |newest| newest.prefix.display().to_string()),
+                "the checkpoint that the state file names is not complete"
+            );
+        }
+    }
+    let chosen = newest.cloned().or(named);
+    Ok(chosen.map(|checkpoint| Latest {
+        prefix: checkpoint.prefix,
+        step: checkpoint.step,
+        manifest: checkpoint.manifest,
+    }))
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|metadata| metadata.modified()).ok()
+}
