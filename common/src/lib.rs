@@ -1,8 +1,9 @@
 //! What every part of Coati shares: configuration, the cluster, formats and errors.
 
 pub mod cluster;
-pub mod exit;
 pub mod config;
+pub mod events;
+pub mod exit;
 pub mod label_map;
 pub mod rpc;
 pub mod tfrecord;
