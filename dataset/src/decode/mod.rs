@@ -1,0 +1,159 @@
+//! From the bytes of a JPEG or PNG file to RGB pixels, as TensorFlow decodes them.
+//!
+//! Grey becomes RGB, alpha is dropped, 16-bit samples keep their high byte, CMYK is converted with TensorFlow's
+//! formula. The EXIF orientation is *not* applied, as in the reference: boxes refer to the stored pixels.
+
+mod jpeg;
+mod png;
+
+/// Why an image cannot be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Neither JPEG nor PNG.
+    #[error(
+        "the image is {0}; JPEG and PNG are read\nhint: convert the image to JPEG or PNG and write the record again"
+    )]
+    Unsupported(String),
+    /// Too large to be true, or to be decoded safely.
+    #[error("the image says {height} x {width} pixels, more than the limit of {max_pixels}")]
+    TooLarge {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+        /// The limit.
+        max_pixels: usize,
+    },
+    /// The file ends too early.
+    #[error("the JPEG ends before its last row: the file was cut short")]
+    Truncated,
+    /// Damaged, or a variant that the decoder lacks.
+    #[error("the {format} cannot be decoded: {reason}")]
+    Damaged {
+        /// `JPEG` or `PNG`.
+        format: &'static str,
+        /// In the decoder's words.
+        reason: String,
+    },
+}
+
+/// RGB pixels, `[height, width, 3]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// `height * width * 3` bytes.
+    pub pixels: Vec<u8>,
+}
+
+/// How to decode.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Images with more pixels than this are refused (a small file can claim to be huge).
+    pub max_pixels: usize,
+    /// The fast, less exact inverse DCT of libjpeg, which is TensorFlow's default.
+    pub fast_dct: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_pixels: 1 << 26,
+            fast_dct: true,
+        }
+    }
+}
+
+/// Decodes images one after the other; keeps the codec's state and buffers. One a thread.
+#[derive(Debug)]
+pub struct Decoder {
+    options: Options,
+    jpeg: Option<jpeg::Codec>,
+}
+
+impl Decoder {
+    /// A decoder with these options.
+    pub fn new(options: Options) -> Self {
+        Self { options, jpeg: None }
+    }
+
+    /// The height and width that the file claims, checked against the limit.
+    pub fn size(&mut self, bytes: &[u8]) -> Result<(usize, usize), Error> {
+        match format(bytes)? {
+            Format::Jpeg => {
+                let max_pixels = self.options.max_pixels;
+                let (height, width) = self.jpeg()?.size(bytes)?;
+                check_size(height, width, max_pixels)?;
+                Ok((height, width))
+            }
+            Format::Png => png::size(bytes, self.options.max_pixels),
+        }
+    }
+
+    /// Decodes into `image`, whose memory is used again.
+    pub fn decode_into(&mut self, bytes: &[u8], image: &mut Image) -> Result<(), Error> {
+        match format(bytes)? {
+            Format::Jpeg => {
+                let max_pixels = self.options.max_pixels;
+                self.jpeg()?.decode(bytes, max_pixels, image)
+            }
+            Format::Png => png::decode(bytes, self.options.max_pixels, image),
+        }
+    }
+
+    /// Decodes into a new image.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<Image, Error> {
+        let mut image = Image::default();
+        self.decode_into(bytes, &mut image)?;
+        Ok(image)
+    }
+
+    fn jpeg(&mut self) -> Result<&mut jpeg::Codec, Error> {
+        if self.jpeg.is_none() {
+            self.jpeg = Some(jpeg::Codec::new(self.options.fast_dct)?);
+        }
+        self.jpeg.as_mut().ok_or(Error::Damaged {
+            format: "JPEG",
+            reason: "no decoder".to_owned(),
+        })
+    }
+}
+
+enum Format {
+    Jpeg,
+    Png,
+}
+
+/// Told by the first bytes, as TensorFlow does; `image/format` is often wrong.
+fn format(bytes: &[u8]) -> Result<Format, Error> {
+    let named = |name: &str| Err(Error::Unsupported(name.to_owned()));
+    match bytes {
+        [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
+        [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A, ..] => Ok(Format::Png),
+        [b'G', b'I', b'F', b'8', ..] => named("a GIF"),
+        [b'B', b'M', ..] => named("a BMP"),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => named("a WebP"),
+        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => named("a TIFF"),
+        [] => named("empty"),
+        _ => {
+            let start: Vec<_> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            named(&format!("of an unknown kind (it starts with {})", start.join(" ")))
+        }
+    }
+}
+
+fn check_size(height: usize, width: usize, max_pixels: usize) -> Result<(), Error> {
+    match height.checked_mul(width) {
+        Some(pixels) if pixels <= max_pixels => Ok(()),
+        _ => Err(Error::TooLarge {
+            height,
+            width,
+            max_pixels,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

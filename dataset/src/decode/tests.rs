@@ -1,0 +1,148 @@
+use std::fs;
+
+use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+
+const IMAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/images");
+
+fn file(name: &str) -> Vec<u8> {
+    fs::read(format!("{IMAGES}/{name}")).unwrap()
+}
+
+fn decode(bytes: &[u8]) -> Result<Image, Error> {
+    Decoder::new(Options::default()).decode(bytes)
+}
+
+#[test]
+fn every_kind_of_image_equals_tensorflows() {
+    let mut archive = npyz::npz::NpzArchive::open(format!("{IMAGES}/expected.npz")).unwrap();
+    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    assert!(names.len() >= 17);
+    let mut decoder = Decoder::new(Options::default());
+    let mut image = Image::default();
+    for name in names {
+        let expected = archive.by_name(&name).unwrap().unwrap();
+        let shape = expected.shape().to_vec();
+        let expected: Vec<u8> = expected.into_vec().unwrap();
+        // One decoder for all, so that nothing is left over from the image before.
+        decoder
+            .decode_into(&file(&name), &mut image)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!([image.height as u64, image.width as u64, 3], shape[..], "{name}");
+        assert_eq!(
+            decoder.size(&file(&name)).unwrap(),
+            (image.height, image.width),
+            "{name}"
+        );
+        let differences = image.pixels.iter().zip(&expected).filter(|(a, b)| a != b).count();
+        let worst = image.pixels.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max();
+        assert_eq!(differences, 0, "{name}: worst {worst:?}");
+    }
+}
+
+#[test]
+fn a_photograph_equals_tensorflows_bit_for_bit() {
+    let bytes = fs::read(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/golden/ssd_bccd/raw4_0.jpg"
+    ))
+    .unwrap();
+    let image = decode(&bytes).unwrap();
+    let digest: String = Sha256::digest(&image.pixels)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(
+        digest,
+        "6764fb14f9c35c2ebd3a07d3e369919ce068716541193e277a7876ad1e5ecb36"
+    );
+    let exact = Decoder::new(Options {
+        fast_dct: false,
+        ..Options::default()
+    })
+    .decode(&bytes)
+    .unwrap();
+    assert_ne!(exact.pixels, image.pixels, "the exact DCT is another");
+}
+
+#[test]
+fn truncated_files_are_refused_as_by_tensorflow() {
+    for name in ["rgb420.jpg", "progressive.jpg", "cmyk_adobe.jpg", "stray_bytes.jpg"] {
+        let bytes = file(name);
+        for length in [bytes.len() - 2, bytes.len() - 10, bytes.len() / 2, 3] {
+            assert!(decode(&bytes[..length]).is_err(), "{name} cut to {length} bytes");
+        }
+    }
+    assert_eq!(decode(&file("rgb420.jpg")[..800]), Err(Error::Truncated));
+    let png = file("rgb.png");
+    assert!(matches!(
+        decode(&png[..png.len() / 2]),
+        Err(Error::Damaged { format: "PNG", .. })
+    ));
+}
+
+#[test]
+fn absurd_sizes_are_refused_before_memory_is_taken() {
+    let mut jpeg = file("rgb420.jpg");
+    let at = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap() + 5;
+    jpeg[at..at + 4].copy_from_slice(&[0xFD, 0xE8, 0xFD, 0xE8]);
+    let expected = Error::TooLarge {
+        height: 65000,
+        width: 65000,
+        max_pixels: 1 << 26,
+    };
+    assert_eq!(decode(&jpeg), Err(expected.clone()));
+    assert_eq!(Decoder::new(Options::default()).size(&jpeg), Err(expected));
+    let mut png = file("rgb.png");
+    png[16..24].copy_from_slice(&[0, 0, 0xFD, 0xE8, 0, 0, 0xFD, 0xE8]);
+    assert!(decode(&png).is_err());
+    let small = Options {
+        max_pixels: 100,
+        ..Options::default()
+    };
+    assert!(matches!(
+        Decoder::new(small).decode(&file("rgb.png")),
+        Err(Error::TooLarge {
+            height: 21,
+            width: 34,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn other_formats_are_named() {
+    let message = |bytes: &[u8]| decode(bytes).unwrap_err().to_string();
+    assert!(message(b"GIF89a...").starts_with("the image is a GIF; JPEG and PNG are read"));
+    assert!(message(b"").contains("empty"));
+    assert!(message(b"<html>").contains("3c 68 74 6d 6c 3e"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn damaged_images_never_panic(
+        which in 0_usize..6,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let names = ["rgb420.jpg", "progressive.jpg", "cmyk_adobe.jpg", "rgb.png", "rgb16.png", "palette_transparent.png"];
+        let mut bytes = file(names[which]);
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        let options = Options { max_pixels: 1 << 16, ..Options::default() };
+        if let Ok(image) = Decoder::new(options).decode(&bytes) {
+            prop_assert_eq!(image.pixels.len(), image.height * image.width * 3);
+        }
+    }
+
+    #[test]
+    fn garbage_never_panics(start in 0_usize..2, bytes: Vec<u8>) {
+        let magic: [&[u8]; 2] = [&[0xFF, 0xD8, 0xFF], b"\x89PNG\r\n\x1a\n"];
+        prop_assert!(decode(&[magic[start], &bytes].concat()).is_err());
+    }
+}

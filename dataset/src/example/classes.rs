@@ -1,0 +1,166 @@
+//! Which class ids exist and what they are called.
+
+use std::collections::{BTreeMap, HashMap};
+
+use coati_proto::object_detection::protos::StringIntLabelMap;
+
+/// The classes of a data set: ids from 1 as in label maps, names as in records.
+#[derive(Debug, Clone, Default)]
+pub struct Classes {
+    by_name: HashMap<String, i64>,
+    names: BTreeMap<i64, String>,
+    /// Without a label map every id up to this one is accepted.
+    unnamed_up_to: i64,
+}
+
+/// A label that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    /// The id means background.
+    #[error("label {0} is not allowed: ids start at 1 (0 is the background)")]
+    NotPositive(i64),
+    /// The id is not in the map.
+    #[error("label {id} is not in the label map, which holds {known}")]
+    Id {
+        /// As in the record.
+        id: i64,
+        /// The ids that are.
+        known: String,
+    },
+    /// The name is not in the map.
+    #[error("class {name:?} is not in the label map, which holds {known}")]
+    Name {
+        /// As in the record.
+        name: String,
+        /// The names that are.
+        known: String,
+    },
+}
+
+impl Classes {
+    /// Classes with names. `items` are (id, name, display name or empty); the first of a name counts.
+    pub fn new<'a>(items: impl IntoIterator<Item = (i64, &'a str, &'a str)>) -> Self {
+        let mut classes = Self::default();
+        let mut display = Vec::new();
+        for (id, name, shown) in items {
+            let title = if shown.is_empty() { name } else { shown };
+            classes.names.entry(id).or_insert_with(|| title.to_owned());
+            if !name.is_empty() {
+                classes.by_name.entry(name.to_owned()).or_insert(id);
+            }
+            if !shown.is_empty() {
+                display.push((shown.to_owned(), id));
+            }
+        }
+        // A display name is good too where it is no other class's name.
+        for (shown, id) in display {
+            classes.by_name.entry(shown).or_insert(id);
+        }
+        classes
+    }
+
+    /// The classes of a label map. Items without id are left out: whoever reads the file checks it.
+    pub fn from_label_map(map: &StringIntLabelMap) -> Self {
+        Self::new(
+            map.item
+                .iter()
+                .filter_map(|item| Some((i64::from(item.id?), item.name(), item.display_name()))),
+        )
+    }
+
+    /// Classes without names: ids 1 to `count`.
+    pub fn numbered(count: usize) -> Self {
+        Self {
+            unnamed_up_to: i64::try_from(count).unwrap_or(i64::MAX),
+            ..Self::default()
+        }
+    }
+
+    /// Whether there are names.
+    pub fn has_names(&self) -> bool {
+        !self.by_name.is_empty()
+    }
+
+    /// The id of a class text.
+    pub fn by_name(&self, name: &str) -> Result<i64, Unknown> {
+        self.by_name.get(name).copied().ok_or_else(|| Unknown::Name {
+            name: name.to_owned(),
+            known: listed(self.names.values()),
+        })
+    }
+
+    /// Checks an id.
+    pub fn by_id(&self, id: i64) -> Result<i64, Unknown> {
+        if id < 1 {
+            Err(Unknown::NotPositive(id))
+        } else if id <= self.unnamed_up_to || self.names.contains_key(&id) {
+            Ok(id)
+        } else if self.names.is_empty() {
+            Err(Unknown::Id {
+                id,
+                known: format!("1 to {}", self.unnamed_up_to),
+            })
+        } else {
+            Err(Unknown::Id {
+                id,
+                known: listed(self.names.keys()),
+            })
+        }
+    }
+
+    /// What to call a class in reports: its display name, else its name, else its number.
+    pub fn title(&self, id: i64) -> String {
+        self.names.get(&id).cloned().unwrap_or_else(|| format!("class {id}"))
+    }
+}
+
+fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>) -> String {
+    const SHOWN: usize = 8;
+    let count = items.len();
+    let mut list = items
+        .take(SHOWN)
+        .map(|item| item.to_string())
+        .collect::<Vec<_>>()
+        .join(", ");
+    if count > SHOWN {
+        list.push_str(&format!(" and {} more", count - SHOWN));
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_display_names_find_their_id() {
+        let classes = Classes::new([(1, "/m/01", "cat"), (5, "dog", ""), (6, "/m/02", "dog")]);
+        assert_eq!(classes.by_name("/m/01"), Ok(1));
+        assert_eq!(classes.by_name("cat"), Ok(1));
+        assert_eq!(classes.by_name("dog"), Ok(5), "a name goes before a display name");
+        assert_eq!(
+            (classes.title(1), classes.title(9)),
+            ("cat".to_owned(), "class 9".to_owned())
+        );
+        assert!(classes.has_names() && !Classes::numbered(3).has_names());
+    }
+
+    #[test]
+    fn unknown_labels_say_what_is_known() {
+        let classes = Classes::new([(1, "a", ""), (3, "b", "")]);
+        assert_eq!(classes.by_id(3), Ok(3));
+        assert_eq!(
+            classes.by_id(2).unwrap_err().to_string(),
+            "label 2 is not in the label map, which holds 1, 3"
+        );
+        assert_eq!(
+            classes.by_name("A").unwrap_err().to_string(),
+            "class \"A\" is not in the label map, which holds a, b"
+        );
+        assert!(classes.by_id(0).unwrap_err().to_string().contains("start at 1"));
+        let numbered = Classes::numbered(90);
+        assert_eq!(numbered.by_id(90), Ok(90));
+        assert!(numbered.by_id(91).unwrap_err().to_string().contains("1 to 90"));
+        assert!(numbered.by_id(-1).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! The whole way of real records, against numbers recorded from the reference.
+
+mod bccd;
