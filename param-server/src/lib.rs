@@ -1,1 +1,19 @@
-//! coati-param-server.
+//! Parameter servers: where variables live, how they are updated, and the service around that.
+//!
+//! [`placement`], [`schedule`] and [`optimizer`] are pure; [`store`] holds one server's part of the model and applies
+//! committed steps; [`service`] puts it behind gRPC and [`client`] talks to it. Needs no libtorch.
+
+pub mod client;
+pub mod invariants;
+pub mod optimizer;
+pub mod placement;
+mod pool;
+pub mod schedule;
+pub mod service;
+pub mod store;
+
+pub use client::{PsClient, PsGroup};
+pub use optimizer::OptimizerConfig;
+pub use placement::{Layout, Strategy, plan};
+pub use service::{Handle, Options, serve};
+pub use store::{Admit, Contributor, Store, Tag};

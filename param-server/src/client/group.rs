@@ -1,0 +1,221 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use coati_common::rpc::CHUNK_BYTES;
+use coati_proto::coati::v1;
+use futures::future::{join_all, try_join_all};
+
+use super::{Configuration, Error, PsClient};
+use crate::placement::{Layout, ServerLayout};
+use crate::pool::Pool;
+use crate::store::{Admit, Committed, Contributor, Restored, Saved, Tag};
+
+/// All servers of a placement. Cloning is cheap; clones share the connections.
+#[derive(Clone, Debug)]
+pub struct PsGroup {
+    clients: Vec<PsClient>,
+    layout: Arc<Layout>,
+    placement: Arc<v1::Placement>,
+    /// Chunks on their way out.
+    pool: Arc<Pool>,
+}
+
+impl PsGroup {
+    /// Connects to all servers (`host:port` by index) at the same time, trying until `deadline`.
+    pub async fn connect(
+        placement: v1::Placement,
+        addresses: &[String],
+        job: &v1::JobRef,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
+        let connecting = addresses
+            .iter()
+            .zip(0..)
+            .map(|(address, index)| PsClient::connect(index, address, job.clone(), deadline));
+        Self::new(try_join_all(connecting).await?, placement)
+    }
+
+    /// Of servers that are connected already, by index.
+    pub fn new(clients: Vec<PsClient>, placement: v1::Placement) -> Result<Self, Error> {
+        let layout = Layout::new(&placement)?;
+        if layout.servers().len() != clients.len() {
+            return Err(Error::ServerCount {
+                placed: layout.servers().len(),
+                addresses: clients.len(),
+            });
+        }
+        let (layout, placement) = (Arc::new(layout), Arc::new(placement));
+        Ok(Self {
+            clients,
+            layout,
+            placement,
+            pool: Pool::new(CHUNK_BYTES / 4),
+        })
+    }
+
+    /// Where variables live.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// By index.
+    pub fn clients(&self) -> &[PsClient] {
+        &self.clients
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&PsClient, &ServerLayout)> {
+        self.clients.iter().zip(self.layout.servers())
+    }
+
+    fn check(&self, found: usize) -> Result<(), Error> {
+        let expected = self.layout.flat_len();
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Error::Length { expected, found })
+        }
+    }
+
+    /// Gives all servers the placement and the optimiser (a serialised `object_detection.protos.Optimizer`).
+    pub async fn configure(&self, optimizer: Bytes, max_staleness: u64, limit: Duration) -> Result<(), Error> {
+        let configuration = Configuration {
+            placement: (*self.placement).clone(),
+            optimizer,
+            max_staleness,
+        };
+        try_join_all(
+            self.clients
+                .iter()
+                .map(|client| client.configure(&configuration, limit)),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Sends initial values: the model's flat vector.
+    pub async fn load(&self, flat: &[f32], version: u64, limit: Duration) -> Result<(), Error> {
+        self.check(flat.len())?;
+        let calls = self
+            .pairs()
+            .map(|(client, server)| client.load(server, flat, version, &self.pool, limit));
+        try_join_all(calls).await?;
+        Ok(())
+    }
+
+    /// Lets all servers read checkpoint `prefix`, which they must see under the same path.
+    pub async fn restore(
+        &self,
+        prefix: &str,
+        version: u64,
+        slots_optional: bool,
+        limit: Duration,
+    ) -> Result<Restored, Error> {
+        let calls = self
+            .clients
+            .iter()
+            .map(|client| client.restore(prefix, version, slots_optional, limit));
+        let mut all = Restored::default();
+        for restored in try_join_all(calls).await? {
+            all.tensors += restored.tensors;
+            all.slots_initialised.extend(restored.slots_initialised);
+        }
+        all.slots_initialised.sort();
+        all.slots_initialised.dedup();
+        Ok(all)
+    }
+
+    /// Stages a contribution (gradients and batch statistics in the model's flat vector; constants are not sent) on all
+    /// servers. Too old if it is for one of them.
+    pub async fn push(&self, tag: Tag, flat: &[f32], limit: Duration) -> Result<Admit, Error> {
+        self.check(flat.len())?;
+        let calls = self
+            .pairs()
+            .map(|(client, server)| client.push(server, tag, flat, &self.pool, limit));
+        let admitted = try_join_all(calls).await?;
+        let any = |admit| admitted.contains(&admit).then_some(admit);
+        Ok(any(Admit::TooOld).or(any(Admit::Fresh)).unwrap_or(Admit::Duplicate))
+    }
+
+    /// Receives the values, at `min_version` at least, into the model's flat vector; waits for them until `limit`.
+    /// Returns the oldest version among the servers: they differ only while a commit is under way.
+    pub async fn pull(&self, min_version: u64, limit: Duration, into: &mut [f32]) -> Result<u64, Error> {
+        self.pull_either(min_version, false, limit, into).await
+    }
+
+    /// As [`PsGroup::pull`], with moving averages in place of trainable variables.
+    pub async fn pull_averages(&self, min_version: u64, limit: Duration, into: &mut [f32]) -> Result<u64, Error> {
+        self.pull_either(min_version, true, limit, into).await
+    }
+
+    async fn pull_either(
+        &self,
+        min_version: u64,
+        averages: bool,
+        limit: Duration,
+        into: &mut [f32],
+    ) -> Result<u64, Error> {
+        let found = into.len();
+        let Some(mut pieces) = self.layout.split_mut(into) else {
+            return Err(Error::Length {
+                expected: self.layout.flat_len(),
+                found,
+            });
+        };
+        let calls = self
+            .pairs()
+            .zip(&mut pieces)
+            .map(|((client, server), pieces)| client.pull(server.arena_len, pieces, min_version, averages, limit));
+        let versions = try_join_all(calls).await?;
+        Ok(versions.into_iter().min().unwrap_or(min_version))
+    }
+
+    /// Applies exactly these contributions (in ascending order) to `version` on all servers. Repeat it after a failure:
+    /// servers that have applied it answer the same.
+    pub async fn commit(
+        &self,
+        version: u64,
+        contributors: &[Contributor],
+        drop_others: bool,
+        limit: Duration,
+    ) -> Result<Committed, Error> {
+        let calls = self
+            .clients
+            .iter()
+            .map(|client| client.commit(version, contributors, drop_others, limit));
+        // All of them, even if one fails: the fewer are behind, the better.
+        let mut committed = Committed {
+            version: version + 1,
+            learning_rate: 0.0,
+        };
+        for result in join_all(calls).await {
+            committed = result?;
+        }
+        Ok(committed)
+    }
+
+    /// Lets each server write its data file of checkpoint `prefix` at `version`; returns the entries of all of them, for
+    /// the index.
+    pub async fn save(&self, prefix: &str, version: u64, limit: Duration) -> Result<Saved, Error> {
+        let count = self.clients.len() as u32;
+        let calls = self
+            .clients
+            .iter()
+            .zip(0..)
+            .map(|(client, shard)| client.save(prefix, shard, count, version, limit));
+        let mut all = Saved::default();
+        for saved in try_join_all(calls).await? {
+            all.bytes += saved.bytes;
+            all.tensors.extend(saved.tensors);
+        }
+        Ok(all)
+    }
+
+    /// Tells all servers to leave; tries all, reports the first that did not answer.
+    pub async fn shutdown(&self, reason: &str, limit: Duration) -> Result<(), Error> {
+        for result in join_all(self.clients.iter().map(|client| client.shutdown(reason, limit))).await {
+            result?;
+        }
+        Ok(())
+    }
+}

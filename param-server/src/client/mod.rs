@@ -1,0 +1,53 @@
+//! The callers' side: one server ([`PsClient`]), or all servers of a placement ([`PsGroup`]).
+//!
+//! Every call takes a limit and names the server that did not keep it. Broken connections are tried again within the
+//! limit, for a few seconds: every call may be repeated without harm.
+
+mod group;
+mod single;
+mod transfer;
+
+use coati_common::rpc;
+
+use crate::placement;
+
+pub use group::PsGroup;
+pub use single::{Configuration, PsClient};
+
+/// Why a call on the servers failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A server did not answer, or refused.
+    #[error(transparent)]
+    Rpc(#[from] rpc::Error),
+    /// The placement cannot be used.
+    #[error(transparent)]
+    Placement(#[from] placement::Error),
+    /// The placement is for another number of servers.
+    #[error("the placement is for {placed} parameter servers, {addresses} addresses are given")]
+    ServerCount {
+        /// Of the placement.
+        placed: usize,
+        /// Of the cluster.
+        addresses: usize,
+    },
+    /// A vector that is not the model's flat vector.
+    #[error("the model has {expected} elements, the vector {found}")]
+    Length {
+        /// Of the model.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+}
+
+impl Error {
+    /// The service's own code, where one answered.
+    pub fn code(&self) -> Option<rpc::ErrorCode> {
+        match self {
+            Self::Rpc(error) => error.code(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,223 @@
+use std::time::{Duration, Instant};
+
+use coati_common::rpc::{self, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer};
+use coati_proto::coati::v1;
+use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
+use tonic::Request;
+use tonic::transport::Channel;
+
+use crate::store::{Committed, Contributor, Restored, Saved};
+
+/// Broken connections are tried again for so long: a server that was killed does not come back at once.
+const RETRY_FOR: Duration = Duration::from_secs(3);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Tries again while the connection is broken and time is left.
+pub(super) struct Retry {
+    started: Instant,
+    limit: Duration,
+    pause: Duration,
+}
+
+impl Retry {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            started: Instant::now(),
+            limit,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    pub(super) fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.started.elapsed())
+    }
+
+    /// Pauses, or gives the error back when trying again is useless.
+    pub(super) async fn again(&mut self, error: Error) -> Result<(), Error> {
+        let spent = self.started.elapsed();
+        if error.code() != Some(ErrorCode::Unavailable) || spent + self.pause >= self.limit.min(RETRY_FOR) {
+            return Err(error);
+        }
+        tracing::debug!(%error, "trying again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+/// A request that carries its deadline.
+pub(super) fn timed<T>(message: T, limit: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+macro_rules! unary {
+    ($client:expr, $what:expr, $limit:expr, $method:ident, $request:expr) => {{
+        let (client, request, mut retry) = ($client, $request, Retry::new($limit));
+        loop {
+            let left = retry.left();
+            let mut rpc = client.rpc.clone();
+            let call = rpc.$method(timed(request.clone(), left));
+            match rpc::call(&client.peer, $what, left + rpc::call_headroom(), call).await {
+                Ok(reply) => break Ok(reply),
+                Err(error) => {
+                    if let Err(error) = retry.again(error).await {
+                        break Err(error);
+                    }
+                }
+            }
+        }
+    }};
+}
+
+/// What a server is told before training.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// Where variables live.
+    pub placement: v1::Placement,
+    /// Serialised `object_detection.protos.Optimizer`.
+    pub optimizer: bytes::Bytes,
+    /// 0 is synchronous.
+    pub max_staleness: u64,
+}
+
+/// One parameter server. Cloning is cheap; clones share the connection.
+#[derive(Clone, Debug)]
+pub struct PsClient {
+    pub(super) peer: Peer,
+    pub(super) rpc: ParameterServerClient<Channel>,
+    pub(super) job: v1::JobRef,
+    pub(super) index: u32,
+}
+
+impl PsClient {
+    /// Connects to server `index`, trying until `deadline`.
+    pub async fn connect(index: u32, address: &str, job: v1::JobRef, deadline: Duration) -> Result<Self, Error> {
+        let peer = Peer::ps(index, address);
+        let channel = rpc::connect(&peer, deadline).await?;
+        let rpc = ParameterServerClient::new(channel)
+            .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+            .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+        Ok(Self { peer, rpc, job, index })
+    }
+
+    /// Who this is.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// The same connection, speaking for another incarnation.
+    #[must_use]
+    pub fn with_job(&self, job: v1::JobRef) -> Self {
+        Self { job, ..self.clone() }
+    }
+
+    pub(super) fn job(&self) -> Option<v1::JobRef> {
+        Some(self.job.clone())
+    }
+
+    /// Who it is and in what state; answers before it is configured too.
+    pub async fn status(&self, limit: Duration) -> Result<v1::PsStatusReply, Error> {
+        unary!(self, "status", limit, status, v1::PsStatusRequest {})
+    }
+
+    /// Takes placement and optimiser; repeating it within an incarnation changes nothing.
+    pub async fn configure(&self, configuration: &Configuration, limit: Duration) -> Result<(), Error> {
+        let request = v1::ConfigureRequest {
+            job: self.job(),
+            ps_index: self.index,
+            placement: Some(configuration.placement.clone()),
+            optimizer: configuration.optimizer.clone(),
+            max_staleness: configuration.max_staleness,
+        };
+        unary!(self, "configure", limit, configure, request).map(|_| ())
+    }
+
+    /// Reads its pieces from a checkpoint that it can see under the same path.
+    pub async fn restore(
+        &self,
+        prefix: &str,
+        version: u64,
+        slots_optional: bool,
+        limit: Duration,
+    ) -> Result<Restored, Error> {
+        let request = v1::RestoreRequest {
+            job: self.job(),
+            prefix: prefix.to_owned(),
+            version,
+            slots_optional,
+        };
+        let reply = unary!(self, "restore", limit, restore, request)?;
+        Ok(Restored {
+            tensors: reply.tensors,
+            slots_initialised: reply.slots_initialised,
+        })
+    }
+
+    /// Applies exactly these contributions.
+    pub async fn commit(
+        &self,
+        version: u64,
+        contributors: &[Contributor],
+        drop_others: bool,
+        limit: Duration,
+    ) -> Result<Committed, Error> {
+        let contributors = contributors
+            .iter()
+            .map(|c| v1::Contributor {
+                replica: c.replica,
+                sequence: c.sequence,
+                samples: c.samples,
+            })
+            .collect();
+        let request = v1::CommitRequest {
+            job: self.job(),
+            version,
+            contributors,
+            drop_others,
+        };
+        let what = format!("commit of version {version}");
+        let reply = unary!(self, &what, limit, commit, request)?;
+        Ok(Committed {
+            version: reply.version,
+            learning_rate: reply.learning_rate,
+        })
+    }
+
+    /// Writes its data file (`shard` of `shard_count`) of a checkpoint of `version`.
+    pub async fn save(
+        &self,
+        prefix: &str,
+        shard: u32,
+        shard_count: u32,
+        version: u64,
+        limit: Duration,
+    ) -> Result<Saved, Error> {
+        let request = v1::SaveRequest {
+            job: self.job(),
+            prefix: prefix.to_owned(),
+            shard,
+            shard_count,
+            version,
+        };
+        let reply = unary!(self, "save", limit, save, request)?;
+        Ok(Saved {
+            tensors: reply.tensors,
+            bytes: reply.bytes,
+        })
+    }
+
+    /// Tells it to leave. Not repeated: a server that does not answer has left.
+    pub async fn shutdown(&self, reason: &str, limit: Duration) -> Result<(), Error> {
+        let request = v1::PsShutdownRequest {
+            job: self.job(),
+            reason: reason.to_owned(),
+        };
+        let mut rpc = self.rpc.clone();
+        rpc::call(&self.peer, "shutdown", limit, rpc.shutdown(timed(request, limit)))
+            .await
+            .map(|_| ())
+    }
+}

@@ -1,0 +1,10 @@
+//! The optimisers of the Object Detection API with TensorFlow's arithmetic and slot names.
+
+mod config;
+mod rules;
+
+pub use config::{Error, OptimizerConfig, Rule, Slot};
+pub use rules::{AdamPowers, moving_average, update};
+
+/// Suffix of the exponential moving average that `use_moving_average` keeps of each trainable variable.
+pub const MOVING_AVERAGE: &str = "ExponentialMovingAverage";

@@ -1,0 +1,116 @@
+//! The parameter server's service: a [`Store`] behind gRPC.
+
+mod handlers;
+mod life;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coati_common::rpc::{self, MESSAGE_LIMIT_BYTES};
+use coati_proto::coati::v1::parameter_server_server::ParameterServerServer;
+use tokio::sync::watch;
+
+pub use life::Ended;
+
+use crate::store::{self, Store};
+use handlers::Service;
+use life::Life;
+
+/// What a server needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `host:port`; port 0 picks a free one.
+    pub listen: String,
+    /// This server's number within the cluster.
+    pub index: u32,
+    /// The server ends by itself when nobody calls it for so long, so that it never outlives its job.
+    pub orphan_timeout: Duration,
+    /// Of the engine.
+    pub store: store::Options,
+}
+
+impl Options {
+    /// Server number `index`, listening on `listen`.
+    pub fn new(index: u32, listen: impl Into<String>) -> Self {
+        Self {
+            listen: listen.into(),
+            index,
+            orphan_timeout: Duration::from_secs(120),
+            store: store::Options::default(),
+        }
+    }
+}
+
+/// Requests under way may end for so long after the server was told to leave.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A running server. Dropping all handles does not end it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    address: SocketAddr,
+    life: Arc<Life>,
+    ended: watch::Receiver<Option<Ended>>,
+}
+
+impl Handle {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Asks it to leave; returns at once.
+    pub fn shutdown(&self) {
+        self.life.leave(Ended::Stopped);
+    }
+
+    /// Waits until it has left: told by [`Handle::shutdown`], by the rpc, or orphaned.
+    pub async fn ended(&self) -> Ended {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or(Ended::Stopped),
+            Err(_) => Ended::Failed("the server's task is gone".to_owned()),
+        }
+    }
+}
+
+/// Listens and serves until told to leave. Returns as soon as the port is bound.
+pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
+    let listener = rpc::bind(&options.listen).await?;
+    let life = Arc::new(Life::new());
+    let store = Arc::new(Store::new(options.store));
+    let service = Service::new(options.index, store, Arc::clone(&life));
+    let service = ParameterServerServer::new(service)
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+        .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let (done, ended) = watch::channel(None);
+    let address = listener.address;
+    tracing::info!(%address, ps = options.index, "parameter server listens");
+    let leaving = Arc::clone(&life);
+    let mut serving = tokio::spawn(rpc::server().add_service(service).serve_with_incoming_shutdown(
+        listener.incoming,
+        async move {
+            leaving.left().await;
+        },
+    ));
+    let watched = Arc::clone(&life);
+    tokio::spawn(async move {
+        let reason = tokio::select! {
+            reason = watched.left() => reason,
+            reason = watched.orphaned(options.orphan_timeout) => reason,
+            failed = &mut serving => Ended::Failed(match failed {
+                Ok(Ok(())) => "the listener closed".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            }),
+        };
+        watched.leave(reason.clone());
+        if !serving.is_finished() && tokio::time::timeout(GRACE, &mut serving).await.is_err() {
+            tracing::warn!("requests were still under way when the server left");
+            serving.abort();
+        }
+        tracing::info!(%address, ?reason, "parameter server left");
+        done.send_replace(Some(reason));
+    });
+    Ok(Handle { address, life, ended })
+}

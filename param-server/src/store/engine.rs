@@ -1,0 +1,258 @@
+use std::sync::{Arc, Mutex};
+
+use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_proto::coati::v1;
+use tokio::sync::watch;
+
+use super::ledger::{Admit, Contributor, Ledger, Prepared, Tag};
+use super::model::{Model, threads_for};
+use super::{Snapshot, Status, lock};
+use crate::optimizer::OptimizerConfig;
+use crate::placement::{Layout, ServerLayout};
+use crate::pool::{Buffer, Pool};
+use crate::schedule::learning_rate;
+
+/// What a commit did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Committed {
+    /// Of the variables now.
+    pub version: u64,
+    /// Of the update.
+    pub learning_rate: f32,
+}
+
+/// What waiters see.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Seen {
+    Loading,
+    At(u64),
+    Retired,
+}
+
+impl Seen {
+    pub(crate) fn is_retired(self) -> bool {
+        matches!(self, Self::Retired)
+    }
+
+    pub(crate) fn version(self) -> Option<u64> {
+        match self {
+            Self::At(version) => Some(version),
+            _ => None,
+        }
+    }
+}
+
+/// One incarnation's state. Lock order: model, then ledger.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) job: v1::JobRef,
+    pub(crate) ps: u32,
+    pub(crate) layout: Layout,
+    pub(crate) optimizer: OptimizerConfig,
+    placement: v1::Placement,
+    max_staleness: u64,
+    threads: usize,
+    pub(crate) pool: Arc<Pool>,
+    /// Held for as long as a commit computes.
+    model: Mutex<Option<Model>>,
+    /// Held for moments only.
+    ledger: Mutex<Option<Ledger<Buffer>>>,
+    versions: watch::Sender<Seen>,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        job: v1::JobRef,
+        ps: u32,
+        placement: v1::Placement,
+        layout: Layout,
+        optimizer: OptimizerConfig,
+        max_staleness: u64,
+        threads: usize,
+    ) -> Self {
+        let pool = Pool::new(layout.server(ps).map_or(0, |server| server.pushed_len));
+        Self {
+            job,
+            ps,
+            layout,
+            optimizer,
+            placement,
+            max_staleness,
+            threads,
+            pool,
+            model: Mutex::default(),
+            ledger: Mutex::default(),
+            versions: watch::Sender::new(Seen::Loading),
+        }
+    }
+
+    pub(crate) fn is_configured_as(
+        &self,
+        ps: u32,
+        placement: &v1::Placement,
+        optimizer: &OptimizerConfig,
+        max_staleness: u64,
+    ) -> bool {
+        self.ps == ps
+            && self.placement == *placement
+            && self.optimizer == *optimizer
+            && self.max_staleness == max_staleness
+    }
+
+    pub(crate) fn retire(&self) {
+        self.versions.send_replace(Seen::Retired);
+        *lock(&self.model) = None;
+        *lock(&self.ledger) = None;
+    }
+
+    pub(crate) fn versions(&self) -> watch::Receiver<Seen> {
+        self.versions.subscribe()
+    }
+
+    pub(crate) fn server(&self) -> Result<&ServerLayout, ServiceError> {
+        self.layout
+            .server(self.ps)
+            .ok_or_else(|| ServiceError::new(ErrorCode::Internal, "no layout for this server"))
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        // Not the model's lock: a status must not wait for a commit.
+        let (version, staged) = lock(&self.ledger)
+            .as_ref()
+            .map_or((None, 0), |l| (Some(l.version()), l.staged()));
+        let server = self.layout.server(self.ps);
+        let vectors = self.optimizer.rule.slots().len() + usize::from(self.optimizer.moving_average_decay.is_some());
+        let elements = server.map_or(0, |s| s.arena_len + vectors * s.slotted_len + staged * s.pushed_len);
+        let held_bytes = if version.is_some() { elements as u64 * 4 } else { 0 };
+        Status {
+            job: Some(self.job.clone()),
+            version,
+            held_bytes,
+            staged,
+        }
+    }
+
+    /// Checks that values may be (re)placed: not after training has begun from them.
+    pub(crate) fn check_loadable(&self) -> Result<(), ServiceError> {
+        match lock(&self.ledger).as_ref() {
+            Some(ledger) if ledger.has_committed() => Err(ServiceError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "steps were committed in this incarnation, the variables are at version {}",
+                    ledger.version()
+                ),
+            )
+            .with_hint("begin a new incarnation to replace the variables")),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn load(&self, values: Vec<f32>, version: u64) -> Result<(), ServiceError> {
+        let server = self.server()?;
+        if values.len() != server.arena_len {
+            let message = format!("{} values loaded into an arena of {}", values.len(), server.arena_len);
+            return Err(ServiceError::new(ErrorCode::LayoutMismatch, message));
+        }
+        self.install(Model::new(values, server, &self.optimizer), version)
+    }
+
+    pub(crate) fn install(&self, model: Model, version: u64) -> Result<(), ServiceError> {
+        let mut held = lock(&self.model);
+        self.check_loadable()?;
+        *held = Some(model);
+        *lock(&self.ledger) = Some(Ledger::new(version, self.max_staleness));
+        // Under the model's lock, so that no waiter misses or overtakes a commit.
+        self.announce(version);
+        Ok(())
+    }
+
+    fn announce(&self, version: u64) {
+        self.versions.send_if_modified(|seen| {
+            let changes = !seen.is_retired();
+            if changes {
+                *seen = Seen::At(version);
+            }
+            changes
+        });
+    }
+
+    pub(crate) fn admit(&self, tag: Tag) -> Result<Admit, ServiceError> {
+        lock(&self.ledger).as_ref().ok_or_else(|| self.not_loaded())?.admit(tag)
+    }
+
+    pub(crate) fn stage(&self, tag: Tag, data: Buffer) -> Result<Admit, ServiceError> {
+        let mut ledger = lock(&self.ledger);
+        let outcome = ledger.as_mut().ok_or_else(|| self.not_loaded())?.stage(tag, data);
+        drop(ledger);
+        match outcome {
+            Ok((admit, _unwanted)) => Ok(admit),
+            Err((error, _unwanted)) => Err(error),
+        }
+    }
+
+    pub(crate) fn commit(
+        &self,
+        version: u64,
+        contributors: &[Contributor],
+        drop_others: bool,
+    ) -> Result<Committed, ServiceError> {
+        let mut held = lock(&self.model);
+        let model = held.as_mut().ok_or_else(|| self.not_loaded())?;
+        let server = self.server()?;
+        let prepared = lock(&self.ledger)
+            .as_mut()
+            .ok_or_else(|| self.not_loaded())?
+            .prepare(version, contributors)?;
+        let mut contributions = match prepared {
+            Prepared::Repeat(learning_rate) => {
+                return Ok(Committed {
+                    version: version + 1,
+                    learning_rate,
+                });
+            }
+            Prepared::Apply(contributions) => contributions,
+        };
+        let rate = learning_rate(&self.optimizer.learning_rate, version);
+        let threads = threads_for(server.pushed_len, self.threads);
+        model.apply(server, &self.optimizer, rate, &mut contributions, threads);
+        let released = lock(&self.ledger)
+            .as_mut()
+            .map(|ledger| ledger.applied(version, contributors, rate, drop_others));
+        self.announce(version + 1);
+        drop(held);
+        drop((contributions, released));
+        Ok(Committed {
+            version: version + 1,
+            learning_rate: rate,
+        })
+    }
+
+    pub(crate) fn snapshot(&self, min_version: u64, averages: bool) -> Result<Snapshot, ServiceError> {
+        let (model, version) = self.model()?;
+        if version < min_version {
+            return Err(ServiceError::new(
+                ErrorCode::UnknownVersion,
+                format!("version {min_version} is asked for, the variables are at version {version}"),
+            ));
+        }
+        Snapshot::new(&model, self.server()?, version, averages)
+    }
+
+    /// One consistent state; cheap, as vectors are shared.
+    pub(crate) fn model(&self) -> Result<(Model, u64), ServiceError> {
+        let held = lock(&self.model);
+        let model = held.clone().ok_or_else(|| self.not_loaded())?;
+        let version = lock(&self.ledger)
+            .as_ref()
+            .map(Ledger::version)
+            .ok_or_else(|| self.not_loaded())?;
+        Ok((model, version))
+    }
+
+    fn not_loaded(&self) -> ServiceError {
+        ServiceError::new(
+            ErrorCode::NotConfigured,
+            "this parameter server is configured but holds no values yet",
+        )
+    }
+}

@@ -1,0 +1,342 @@
+//! One server's arenas and how a commit changes them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use coati_common::variables::VariableKind;
+
+use crate::invariants::{self, Invariant};
+use crate::optimizer::{self, AdamPowers, OptimizerConfig, Rule};
+use crate::placement::{Segment, ServerLayout};
+use crate::pool::Buffer;
+
+/// Elements handled at a time: a block of all vectors together stays in the cache.
+const BLOCK: usize = 8 << 10;
+
+/// Smaller arenas are not worth a thread: starting one costs as much as updating some hundred thousand elements.
+const ELEMENTS_PER_THREAD: usize = 2 << 20;
+
+/// How many threads a commit over so many elements is worth, at most `available`.
+pub(crate) fn threads_for(elements: usize, available: usize) -> usize {
+    available.min(elements / ELEMENTS_PER_THREAD).max(1)
+}
+
+/// Values, slots and moving averages of one version. Cloning is cheap; a clone is never changed.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    /// `[arena_len]`
+    pub(crate) values: Arc<Vec<f32>>,
+    /// One for each slot of the rule, `[slotted_len]`.
+    pub(crate) slots: Vec<Arc<Vec<f32>>>,
+    /// `[slotted_len]`, when moving averages are kept.
+    pub(crate) averages: Option<Arc<Vec<f32>>>,
+    pub(crate) powers: Option<AdamPowers>,
+}
+
+impl Model {
+    /// Slots as before the first step, averages equal to the variables.
+    pub(crate) fn new(values: Vec<f32>, server: &ServerLayout, optimizer: &OptimizerConfig) -> Self {
+        let slots = optimizer.rule.slots();
+        let averages = optimizer
+            .moving_average_decay
+            .map(|_| Arc::new(values[..server.slotted_len].to_vec()));
+        Self {
+            slots: slots
+                .iter()
+                .map(|slot| Arc::new(vec![slot.initial; server.slotted_len]))
+                .collect(),
+            averages,
+            powers: AdamPowers::initial(&optimizer.rule),
+            values: Arc::new(values),
+        }
+    }
+
+    /// Applies the weighted mean of `contributions` (`[pushed_len]` and their samples, in order of summation). The
+    /// first contribution's buffer is used for the mean.
+    pub(crate) fn apply(
+        &mut self,
+        server: &ServerLayout,
+        optimizer: &OptimizerConfig,
+        rate: f32,
+        contributions: &mut [(Buffer, u32)],
+        threads: usize,
+    ) {
+        let Some(((mean, first_samples), others)) = contributions.split_first_mut() else {
+            return;
+        };
+        let weights = Weights::new(*first_samples, others.iter().map(|(_, samples)| *samples));
+        let others: Vec<&[f32]> = others.iter().map(|(buffer, _)| buffer.data.as_slice()).collect();
+        invariants::check(
+            Invariant::StagedComplete,
+            mean.data.len() == server.pushed_len && others.iter().all(|o| o.len() == server.pushed_len),
+            || format!("arena of {}, staged {}", server.pushed_len, mean.data.len()),
+        );
+        let (values, slots) = (
+            owned(&mut self.values),
+            self.slots.iter_mut().map(owned).collect::<Vec<_>>(),
+        );
+        let mut slots = slots.into_iter();
+        let step = Step {
+            segments: &server.segments,
+            optimizer,
+            rate,
+            powers: self.powers,
+            weights,
+            others: &others,
+        };
+        let vectors = Vectors {
+            from: 0,
+            mean: &mut mean.data,
+            values: &mut values[..server.pushed_len],
+            first: slots.next().map_or(&mut [], |v| v.as_mut_slice()),
+            second: slots.next().map_or(&mut [], |v| v.as_mut_slice()),
+            averages: self.averages.as_mut().map_or(&mut [], |a| owned(a).as_mut_slice()),
+        };
+        step.run_on(vectors, threads.max(1));
+        self.powers = self.powers.map(|powers| powers.next(&optimizer.rule));
+    }
+}
+
+/// In place when no reader holds the vector, else in a copy.
+fn owned(vector: &mut Arc<Vec<f32>>) -> &mut Vec<f32> {
+    Arc::make_mut(vector)
+}
+
+/// How a weighted mean is formed.
+#[derive(Clone, Debug)]
+enum Weights {
+    /// Plain sum, divided by the number of contributions (as TensorFlow's `ConditionalAccumulator` does).
+    Equal(f32),
+    /// Sum of samples times gradient, divided by all samples.
+    Samples { first: f32, others: Vec<f32>, total: f32 },
+}
+
+impl Weights {
+    fn new(first: u32, others: impl Iterator<Item = u32> + Clone) -> Self {
+        if others.clone().all(|samples| samples == first) {
+            return Self::Equal(others.count() as f32 + 1.0);
+        }
+        let total = others
+            .clone()
+            .fold(u64::from(first), |sum, samples| sum + u64::from(samples));
+        Self::Samples {
+            first: first as f32,
+            others: others.map(|samples| samples as f32).collect(),
+            total: total as f32,
+        }
+    }
+
+    /// `mean` holds the first contribution and receives the mean.
+    fn reduce(&self, mean: &mut [f32], others: &[&[f32]], range: Range<usize>) {
+        match self {
+            Self::Equal(count) => {
+                for other in others {
+                    mean.iter_mut().zip(&other[range.clone()]).for_each(|(m, o)| *m += o);
+                }
+                if *count > 1.0 {
+                    mean.iter_mut().for_each(|m| *m /= count);
+                }
+            }
+            Self::Samples {
+                first,
+                others: weights,
+                total,
+            } => {
+                mean.iter_mut().for_each(|m| *m *= first);
+                for (other, weight) in others.iter().zip(weights) {
+                    mean.iter_mut()
+                        .zip(&other[range.clone()])
+                        .for_each(|(m, o)| *m += o * weight);
+                }
+                mean.iter_mut().for_each(|m| *m /= total);
+            }
+        }
+    }
+}
+
+/// What is the same for all elements of one commit.
+struct Step<'a> {
+    segments: &'a [Segment],
+    optimizer: &'a OptimizerConfig,
+    rate: f32,
+    powers: Option<AdamPowers>,
+    weights: Weights,
+    others: &'a [&'a [f32]],
+}
+
+/// A range of all vectors that begins at arena element `from`. Slots and averages may be shorter (or empty).
+struct Vectors<'a> {
+    from: usize,
+    mean: &'a mut [f32],
+    values: &'a mut [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+    averages: &'a mut [f32],
+}
+
+impl<'a> Vectors<'a> {
+    fn split(self, at: usize) -> (Self, Self) {
+        let cut = |v: &'a mut [f32]| {
+            let at = at.min(v.len());
+            v.split_at_mut(at)
+        };
+        let ((m0, m1), (v0, v1)) = (cut(self.mean), cut(self.values));
+        let ((f0, f1), (s0, s1), (a0, a1)) = (cut(self.first), cut(self.second), cut(self.averages));
+        (
+            Self {
+                from: self.from,
+                mean: m0,
+                values: v0,
+                first: f0,
+                second: s0,
+                averages: a0,
+            },
+            Self {
+                from: self.from + at,
+                mean: m1,
+                values: v1,
+                first: f1,
+                second: s1,
+                averages: a1,
+            },
+        )
+    }
+}
+
+impl Step<'_> {
+    /// Elementwise, so the number of threads does not change the result.
+    fn run_on(&self, mut vectors: Vectors<'_>, threads: usize) {
+        if threads == 1 {
+            return self.run(vectors);
+        }
+        let share = vectors.values.len().div_ceil(threads);
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                let (now, rest) = vectors.split(share);
+                vectors = rest;
+                scope.spawn(move || self.run(now));
+            }
+            self.run(vectors);
+        });
+    }
+
+    fn run(&self, mut vectors: Vectors<'_>) {
+        for segment in self.segments {
+            let end = segment.offset + segment.length;
+            while vectors.from < end && !vectors.values.is_empty() {
+                let count = (end - vectors.from).min(BLOCK).min(vectors.values.len());
+                let (block, rest) = vectors.split(count);
+                self.block(segment.kind, block);
+                vectors = rest;
+            }
+        }
+    }
+
+    fn block(&self, kind: VariableKind, block: Vectors<'_>) {
+        let range = block.from..block.from + block.values.len();
+        match kind {
+            VariableKind::Constant => {}
+            VariableKind::MovingStatistic { decay } => {
+                self.weights.reduce(block.mean, self.others, range);
+                optimizer::moving_average(decay, block.values, block.mean);
+            }
+            VariableKind::Trainable => {
+                self.weights.reduce(block.mean, self.others, range);
+                let rule: &Rule = &self.optimizer.rule;
+                optimizer::update(
+                    rule,
+                    self.rate,
+                    self.powers,
+                    block.mean,
+                    block.values,
+                    block.first,
+                    block.second,
+                );
+                if let Some(decay) = self.optimizer.moving_average_decay {
+                    optimizer::moving_average(decay, block.averages, block.values);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::{Layout, Strategy, plan};
+    use crate::pool::Pool;
+    use crate::schedule::LearningRate;
+    use coati_common::variables::VariableSpec;
+
+    fn spec(name: &str, elements: i64, kind: VariableKind) -> VariableSpec {
+        VariableSpec {
+            name: name.into(),
+            shape: vec![elements],
+            kind,
+        }
+    }
+
+    fn run(threads: usize, samples: &[u32]) -> Vec<f32> {
+        let specs = [
+            spec("w", 100_000, VariableKind::Trainable),
+            spec("m", 50, VariableKind::MovingStatistic { decay: 0.9 }),
+            spec("c", 7, VariableKind::Constant),
+        ];
+        let layout = Layout::new(&plan(&specs, 1, Strategy::Balanced).unwrap()).unwrap();
+        let server = layout.server(0).unwrap();
+        let optimizer = OptimizerConfig {
+            rule: Rule::Adam {
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+            },
+            learning_rate: LearningRate::Constant(0.1),
+            moving_average_decay: Some(0.99),
+        };
+        let values: Vec<f32> = (0..server.arena_len).map(|i| i as f32 * 1e-3).collect();
+        let mut model = Model::new(values, server, &optimizer);
+        let pool = Pool::new(server.pushed_len);
+        let mut contributions: Vec<_> = samples
+            .iter()
+            .enumerate()
+            .map(|(r, &samples)| {
+                let mut buffer = pool.take();
+                buffer
+                    .data
+                    .extend((0..server.pushed_len).map(|i| ((i * 31 + r * 7) % 101) as f32 * 0.01 - 0.5));
+                (buffer, samples)
+            })
+            .collect();
+        model.apply(server, &optimizer, 0.1, &mut contributions, threads);
+        let mut all = model.values.to_vec();
+        all.extend(model.averages.iter().chain(&model.slots).flat_map(|v| v.iter()));
+        all
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let one = run(1, &[8, 8, 3]);
+        assert_eq!(one, run(3, &[8, 8, 3]));
+        assert_eq!(
+            one[100_050..100_057],
+            (100_050..100_057).map(|i| i as f32 * 1e-3).collect::<Vec<_>>()
+        );
+        assert_ne!(
+            one[..100_050],
+            (0..100_050).map(|i| i as f32 * 1e-3).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn equal_samples_are_a_plain_mean_and_one_contribution_is_itself() {
+        let mut mean = vec![1.0, 2.0];
+        Weights::new(5, [5, 5].into_iter()).reduce(&mut mean, &[&[2.0, 4.0], &[6.0, 0.0]], 0..2);
+        assert_eq!(mean, [3.0, 2.0]);
+        let mut one = vec![0.1, f32::MIN_POSITIVE / 2.0];
+        Weights::new(7, [].into_iter()).reduce(&mut one, &[], 0..2);
+        assert_eq!(one, [0.1, f32::MIN_POSITIVE / 2.0]);
+        let mut weighted = vec![1.0];
+        Weights::new(3, [1].into_iter()).reduce(&mut weighted, &[&[5.0]], 0..1);
+        assert_eq!(weighted, [2.0]);
+    }
+}
