@@ -1,1 +1,4 @@
 //! coati-coordinator.
+
+#[cfg(unix)]
+pub mod launcher;

@@ -1,0 +1,322 @@
+//! What to do about the tasks, as a pure function of what happened so far.
+//!
+//! [`State`] holds facts with their instants (who exited when, who answered when, when somebody asked to stop). The cause of
+//! the job's end is the earliest fact that ends it; everything follows from the cause and the clock:
+//!
+//! | cause | told to stop (SIGTERM) | killed |
+//! |---|---|---|
+//! | the master ended in order | the others, if still there after `drain` | `kill` later |
+//! | Ctrl-C, SIGTERM; time limit | the master at once, which writes a checkpoint and ends the job; the others `drain` after it | `stop` after the request |
+//! | a parameter server or the master failed | everybody at once | `failure` after the failure |
+//! | a worker or evaluator failed | the training tasks at once; the parameter servers when the master, which may still write a checkpoint, has ended | `failure` after the failure |
+//! | a task did not answer in time | everybody at once | `failure` after the deadline |
+//!
+//! A second request to stop kills everybody at once, in every case.
+
+mod facts;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use coati_common::cluster::{TaskId, TaskType, duration};
+use coati_common::exit::ExitCode;
+
+pub use self::facts::{Exit, Signal, State, TaskState};
+
+/// Deadlines of a launch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// From the start until master and parameter servers accept connections.
+    pub ready: Duration,
+    /// From the first request to stop until everybody is killed.
+    pub stop: Duration,
+    /// From a failure until everybody else is killed.
+    pub failure: Duration,
+    /// From the master's end until the others are told to stop.
+    pub drain: Duration,
+    /// From being told to stop until being killed, once the master has ended.
+    pub kill: Duration,
+    /// From the start until the job is stopped in order.
+    pub max_running: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            ready: Duration::from_secs(120),
+            stop: Duration::from_secs(60),
+            failure: Duration::from_secs(20),
+            drain: Duration::from_secs(20),
+            kill: Duration::from_secs(5),
+            max_running: None,
+        }
+    }
+}
+
+/// What ends the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The master left in order: with success, interrupted or at its time limit.
+    Ended(ExitCode),
+    /// Somebody asked to stop.
+    Interrupted,
+    /// `maxRunningTime` is over.
+    TimeLimit,
+    /// This task (place in [`State::tasks`]) ended abnormally.
+    Failed(usize),
+    /// This task did not accept connections in time.
+    NotReady(usize),
+}
+
+/// A signal that must be sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    /// Place in [`State::tasks`].
+    pub task: usize,
+    /// What to send to its process group.
+    pub signal: Signal,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// What ends the job and since when; none while it runs.
+    pub cause: Option<(Instant, Cause)>,
+    /// Signals to send now.
+    pub orders: Vec<Order>,
+    /// When to decide again if nothing happens before.
+    pub wake_at: Option<Instant>,
+    /// Set when no task is left.
+    pub exit: Option<ExitCode>,
+    /// Why, in words for the user. Changes only when there is news.
+    pub reason: String,
+}
+
+/// Decides from the facts. Calling it again with the same facts and orders carried out gives no further orders.
+pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
+    let cause = cause(now, state, limits);
+    let schedule = match cause {
+        None => Vec::new(),
+        Some((since, cause)) => (0..state.tasks.len())
+            .map(|index| deadlines(index, since, cause, state, limits))
+            .collect(),
+    };
+    let mut orders = Vec::new();
+    let mut wake_at = if cause.is_none() {
+        running_deadline(state, limits)
+    } else {
+        None
+    };
+    let mut wake = |at: Instant| wake_at = Some(wake_at.map_or(at, |other| other.min(at)));
+    for (index, (task, deadlines)) in state.tasks.iter().zip(&schedule).enumerate() {
+        if task.exit.is_some() {
+            continue;
+        }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(Some(deadlines.kill)) {
+            if task.told != Some(Signal::Kill) {
+                orders.push(Order {
+                    task: index,
+                    signal: Signal::Kill,
+                });
+            }
+            continue;
+        }
+        wake(deadlines.kill);
+        if due(deadlines.terminate) {
+            if task.told.is_none() {
+                orders.push(Order {
+                    task: index,
+                    signal: Signal::Terminate,
+                });
+            }
+        } else if let Some(at) = deadlines.terminate {
+            wake(at);
+        }
+    }
+    let done = state.tasks.iter().all(|task| task.exit.is_some());
+    let exit = cause.filter(|_| done).map(|(_, cause)| exit_code(cause, state));
+    Decision {
+        cause,
+        orders,
+        wake_at,
+        exit,
+        reason: reason(cause, state, limits),
+    }
+}
+
+/// When a task must be told to stop (none: not yet known) and when it must be killed.
+struct Deadlines {
+    terminate: Option<Instant>,
+    kill: Instant,
+}
+
+fn deadlines(index: usize, since: Instant, cause: Cause, state: &State, limits: &Limits) -> Deadlines {
+    let kind = state.tasks.get(index).map_or(TaskType::Worker, |task| task.id.kind);
+    let master_end = state
+        .tasks
+        .iter()
+        .find(|task| task.id == TaskId::MASTER)
+        .and_then(|task| task.exit)
+        .map(|(at, _)| at);
+    let (terminate, kill) = match cause {
+        Cause::Ended(_) => {
+            // Somebody in a hurry does not wait for the others to leave by themselves.
+            let hurry = state.stops.first().copied().filter(|at| *at > since);
+            let terminate = hurry.map_or(since + limits.drain, |at| at.min(since + limits.drain));
+            (Some(terminate), terminate + limits.kill)
+        }
+        Cause::Interrupted | Cause::TimeLimit => {
+            let last = since + limits.stop;
+            if kind == TaskType::Master {
+                (Some(since), last)
+            } else {
+                let terminate = master_end.map(|at| at + limits.drain);
+                (terminate, terminate.map_or(last, |at| last.min(at + limits.kill)))
+            }
+        }
+        Cause::Failed(culprit) => {
+            let culprit = state.tasks.get(culprit).map(|task| task.id.kind);
+            let in_order = matches!(culprit, Some(TaskType::Worker | TaskType::Evaluator));
+            let terminate = if in_order && kind == TaskType::Ps {
+                master_end.map(|at| at.max(since))
+            } else {
+                Some(since)
+            };
+            (terminate, since + limits.failure)
+        }
+        Cause::NotReady(_) => (Some(since), since + limits.failure),
+    };
+    // While tasks are stopping because of a failure there is nothing left to save: one request is enough.
+    let needed = if matches!(cause, Cause::Failed(_) | Cause::NotReady(_)) {
+        1
+    } else {
+        2
+    };
+    let forced = if needed == 1 {
+        state.stops.iter().copied().find(|at| *at > since)
+    } else {
+        state.stops.get(1).copied()
+    };
+    Deadlines {
+        terminate,
+        kill: forced.map_or(kill, |at| kill.min(at)),
+    }
+}
+
+/// The earliest fact that ends the job.
+fn cause(now: Instant, state: &State, limits: &Limits) -> Option<(Instant, Cause)> {
+    let mut causes: Vec<(Instant, Cause)> = Vec::new();
+    if let Some(at) = state.stops.first() {
+        causes.push((*at, Cause::Interrupted));
+    }
+    if let Some(at) = limits.max_running.and_then(|limit| state.started.checked_add(limit)) {
+        causes.push((at, Cause::TimeLimit));
+    }
+    let ready_by = state.started + limits.ready;
+    for (index, task) in state.tasks.iter().enumerate() {
+        let late = |at: Option<Instant>| at.is_none_or(|at| at > ready_by);
+        if task.probed && late(task.ready) && late(task.exit.map(|(at, _)| at)) {
+            causes.push((ready_by, Cause::NotReady(index)));
+        }
+        let Some((at, exit)) = task.exit else { continue };
+        match exit.meaning() {
+            Some(meaning) if task.id == TaskId::MASTER && ends_in_order(meaning) => {
+                causes.push((at, Cause::Ended(meaning)))
+            }
+            // A replica or server that the coordinator sent home leaves with success before the master does.
+            Some(ExitCode::Success) => {}
+            _ => causes.push((at, Cause::Failed(index))),
+        }
+    }
+    // `min_by_key` keeps the first of equals: a request to stop explains an exit at the same instant.
+    causes
+        .into_iter()
+        .filter(|(at, _)| *at <= now)
+        .min_by_key(|(at, _)| *at)
+}
+
+const fn ends_in_order(exit: ExitCode) -> bool {
+    matches!(exit, ExitCode::Success | ExitCode::Interrupted | ExitCode::TimeLimit)
+}
+
+/// The next deadline of a job that runs.
+fn running_deadline(state: &State, limits: &Limits) -> Option<Instant> {
+    let ready = state
+        .tasks
+        .iter()
+        .any(|task| task.probed && task.ready.is_none() && task.exit.is_none())
+        .then(|| state.started + limits.ready);
+    let limit = limits.max_running.and_then(|limit| state.started.checked_add(limit));
+    ready.into_iter().chain(limit).min()
+}
+
+fn exit_code(cause: Cause, state: &State) -> ExitCode {
+    let stopped = |code: ExitCode| match state
+        .tasks
+        .iter()
+        .find(|task| task.id == TaskId::MASTER)
+        .and_then(|task| task.exit)
+    {
+        Some((_, exit)) if exit.is_orderly_stop() => code,
+        // The master crashed on its way out, so the checkpoint that stopping promises may be missing.
+        Some(_) => ExitCode::JobFailure,
+        None => code,
+    };
+    match cause {
+        Cause::Ended(exit) => exit,
+        Cause::Interrupted => stopped(ExitCode::Interrupted),
+        Cause::TimeLimit => stopped(ExitCode::TimeLimit),
+        Cause::Failed(index) => match state.tasks.get(index).and_then(|task| task.exit) {
+            // The task refused its input before it started: repeating the command will not help.
+            Some((_, exit)) if exit.meaning() == Some(ExitCode::UserError) => ExitCode::UserError,
+            _ => ExitCode::JobFailure,
+        },
+        Cause::NotReady(_) => ExitCode::JobFailure,
+    }
+}
+
+fn reason(cause: Option<(Instant, Cause)>, state: &State, limits: &Limits) -> String {
+    let name = |index: usize| {
+        state
+            .tasks
+            .get(index)
+            .map_or_else(String::new, |task| task.id.to_string())
+    };
+    let Some((since, cause)) = cause else {
+        return "running".to_owned();
+    };
+    let again = state.stops.iter().filter(|at| **at > since).count();
+    match cause {
+        Cause::Ended(ExitCode::Success) => "the job is done".to_owned(),
+        Cause::Ended(exit) => format!("the master ended the job ({exit})"),
+        Cause::Interrupted if again > 0 => "asked to stop again: killing every task".to_owned(),
+        Cause::Interrupted => format!(
+            "{}: the master writes a checkpoint and ends the job (at most {}; once more kills it at once)",
+            state.asked_by,
+            duration::format(limits.stop)
+        ),
+        Cause::TimeLimit => format!(
+            "maxRunningTime of {} is over: the master writes a checkpoint and ends the job (at most {})",
+            duration::format(limits.max_running.unwrap_or_default()),
+            duration::format(limits.stop)
+        ),
+        Cause::Failed(index) => {
+            let how = state
+                .tasks
+                .get(index)
+                .and_then(|task| task.exit)
+                .map_or_else(String::new, |(_, exit)| exit.to_string());
+            format!("{} {how}: stopping the other tasks", name(index))
+        }
+        Cause::NotReady(index) => {
+            let address = state.tasks.get(index).map_or("", |task| task.address.as_str());
+            format!(
+                "{} did not answer on {address} within {}: stopping every task",
+                name(index),
+                duration::format(limits.ready)
+            )
+        }
+    }
+}

@@ -1,0 +1,305 @@
+use std::time::{Duration, Instant};
+
+use coati_common::cluster::{TaskId, TaskType};
+use coati_common::exit::ExitCode;
+
+use super::{Cause, Decision, Exit, Limits, Signal, State, TaskState, decide};
+
+const MASTER: usize = 0;
+const WORKER: usize = 1;
+const PS: usize = 2;
+
+/// A job of one master, one worker and one parameter server on a made-up clock.
+struct Job {
+    zero: Instant,
+    state: State,
+    limits: Limits,
+}
+
+impl Job {
+    fn new() -> Self {
+        let zero = Instant::now();
+        let task = |kind: TaskType| TaskState {
+            id: TaskId::new(kind, 0),
+            address: "127.0.0.1:2222".to_owned(),
+            probed: kind.serves(),
+            ready: Some(zero),
+            exit: None,
+            told: None,
+        };
+        let tasks = vec![task(TaskType::Master), task(TaskType::Worker), task(TaskType::Ps)];
+        let seconds = Duration::from_secs;
+        let limits = Limits {
+            ready: seconds(100),
+            stop: seconds(60),
+            failure: seconds(20),
+            drain: seconds(10),
+            kill: seconds(5),
+            max_running: None,
+        };
+        Self {
+            zero,
+            state: State {
+                started: zero,
+                tasks,
+                stops: Vec::new(),
+                asked_by: "Ctrl-C".to_owned(),
+            },
+            limits,
+        }
+    }
+
+    fn at(&self, second: u64) -> Instant {
+        self.zero + Duration::from_secs(second)
+    }
+
+    fn exits(&mut self, second: u64, task: usize, exit: Exit) -> &mut Self {
+        self.state.tasks[task].exit = Some((self.at(second), exit));
+        self
+    }
+
+    fn stop(&mut self, second: u64) -> &mut Self {
+        self.state.stops.push(self.at(second));
+        self
+    }
+
+    fn decide(&self, second: u64) -> Decision {
+        decide(self.at(second), &self.state, &self.limits)
+    }
+
+    /// Decides and carries the orders out; returns them.
+    fn step(&mut self, second: u64) -> Vec<(usize, Signal)> {
+        let decision = self.decide(second);
+        for order in &decision.orders {
+            self.state.tasks[order.task].told = Some(order.signal);
+        }
+        decision.orders.iter().map(|order| (order.task, order.signal)).collect()
+    }
+
+    fn wakes_at(&self, second: u64) -> Option<u64> {
+        self.decide(second)
+            .wake_at
+            .map(|at| at.duration_since(self.zero).as_secs())
+    }
+
+    fn end(&self, second: u64) -> Option<ExitCode> {
+        self.decide(second).exit
+    }
+}
+
+#[test]
+fn a_job_that_runs_is_left_alone() {
+    let mut job = Job::new();
+    assert!(job.step(1_000_000).is_empty());
+    assert_eq!(job.wakes_at(5), None);
+    // A worker that was sent home early is no failure.
+    job.exits(5, WORKER, Exit::Code(0));
+    assert!(job.step(6).is_empty());
+    assert_eq!(job.decide(6).cause, None);
+}
+
+#[test]
+fn after_the_master_the_others_have_a_while_to_leave() {
+    let mut job = Job::new();
+    job.exits(50, MASTER, Exit::Code(0)).exits(51, WORKER, Exit::Code(0));
+    assert!(job.step(52).is_empty());
+    assert_eq!(job.wakes_at(52), Some(60));
+    assert_eq!(job.step(60), [(PS, Signal::Terminate)]);
+    assert!(job.step(61).is_empty(), "one SIGTERM is enough");
+    assert_eq!(job.wakes_at(61), Some(65));
+    assert_eq!(job.step(65), [(PS, Signal::Kill)]);
+    assert_eq!(job.end(65), None);
+    job.exits(66, PS, Exit::Signal(9));
+    assert_eq!(job.end(66), Some(ExitCode::Success));
+    assert_eq!(job.decide(66).reason, "the job is done");
+}
+
+#[test]
+fn the_masters_own_orderly_end_is_the_jobs() {
+    for (code, exit) in [(130, ExitCode::Interrupted), (124, ExitCode::TimeLimit)] {
+        let mut job = Job::new();
+        job.exits(5, MASTER, Exit::Code(code))
+            .exits(5, WORKER, Exit::Code(0))
+            .exits(6, PS, Exit::Code(0));
+        assert_eq!(job.end(6), Some(exit));
+    }
+}
+
+#[test]
+fn a_failed_worker_lets_the_master_write_a_checkpoint_first() {
+    let mut job = Job::new();
+    job.exits(5, WORKER, Exit::Code(1));
+    assert_eq!(job.step(5), [(MASTER, Signal::Terminate)]);
+    job.exits(8, MASTER, Exit::Code(130));
+    assert_eq!(job.step(8), [(PS, Signal::Terminate)]);
+    job.exits(9, PS, Exit::Code(0));
+    let decision = job.decide(9);
+    assert_eq!(decision.cause.map(|(_, cause)| cause), Some(Cause::Failed(WORKER)));
+    assert_eq!(decision.exit, Some(ExitCode::JobFailure));
+    assert_eq!(
+        decision.reason,
+        "worker-0 exited with code 1 (job failure): stopping the other tasks"
+    );
+}
+
+#[test]
+fn a_failed_server_stops_everybody_and_the_stubborn_are_killed() {
+    let mut job = Job::new();
+    job.exits(5, PS, Exit::Signal(11));
+    assert_eq!(job.step(5), [(MASTER, Signal::Terminate), (WORKER, Signal::Terminate)]);
+    assert_eq!(job.wakes_at(5), Some(25));
+    job.exits(6, WORKER, Exit::Code(1));
+    assert!(job.step(24).is_empty());
+    assert_eq!(job.step(25), [(MASTER, Signal::Kill)]);
+    job.exits(25, MASTER, Exit::Signal(9));
+    assert_eq!(
+        job.decide(25).reason,
+        "ps-0 was killed by SIGSEGV: stopping the other tasks"
+    );
+    assert_eq!(job.end(25), Some(ExitCode::JobFailure));
+}
+
+#[test]
+fn the_first_failure_is_the_cause_whoever_fails_later() {
+    let mut job = Job::new();
+    job.exits(7, MASTER, Exit::Code(1))
+        .exits(6, WORKER, Exit::Code(1))
+        .exits(5, PS, Exit::Code(3));
+    assert_eq!(job.decide(10).cause.map(|(_, cause)| cause), Some(Cause::Failed(PS)));
+}
+
+#[test]
+fn a_task_that_refuses_its_input_makes_a_user_error() {
+    let mut job = Job::new();
+    job.exits(1, MASTER, Exit::Code(2))
+        .exits(2, WORKER, Exit::Signal(15))
+        .exits(2, PS, Exit::Signal(15));
+    assert_eq!(job.end(2), Some(ExitCode::UserError));
+}
+
+#[test]
+fn a_request_to_stop_goes_to_the_master_alone() {
+    let mut job = Job::new();
+    job.stop(10);
+    assert_eq!(job.step(10), [(MASTER, Signal::Terminate)]);
+    assert_eq!(job.wakes_at(10), Some(70));
+    assert!(
+        job.decide(10)
+            .reason
+            .starts_with("Ctrl-C: the master writes a checkpoint and ends the job (at most 1m;")
+    );
+    // Its servers leave by the coordinator's word; those that do not are told.
+    job.exits(20, MASTER, Exit::Code(130)).exits(20, WORKER, Exit::Code(0));
+    assert!(job.step(29).is_empty());
+    assert_eq!(job.step(30), [(PS, Signal::Terminate)]);
+    job.exits(31, PS, Exit::Code(0));
+    assert_eq!(job.end(31), Some(ExitCode::Interrupted));
+}
+
+#[test]
+fn everybody_is_killed_when_stopping_takes_too_long() {
+    let mut job = Job::new();
+    job.stop(10);
+    job.step(10);
+    assert!(job.step(69).is_empty());
+    assert_eq!(
+        job.step(70),
+        [(MASTER, Signal::Kill), (WORKER, Signal::Kill), (PS, Signal::Kill)]
+    );
+    assert!(job.step(71).is_empty(), "one SIGKILL is enough");
+    for task in [MASTER, WORKER, PS] {
+        job.exits(71, task, Exit::Signal(9));
+    }
+    assert_eq!(job.end(71), Some(ExitCode::Interrupted));
+}
+
+#[test]
+fn a_second_request_kills_at_once() {
+    let mut job = Job::new();
+    job.stop(10);
+    job.step(10);
+    job.stop(12);
+    assert_eq!(
+        job.step(12),
+        [(MASTER, Signal::Kill), (WORKER, Signal::Kill), (PS, Signal::Kill)]
+    );
+    assert_eq!(job.decide(12).reason, "asked to stop again: killing every task");
+}
+
+#[test]
+fn one_request_kills_what_a_failure_is_already_stopping() {
+    let mut job = Job::new();
+    job.exits(5, PS, Exit::Code(1));
+    job.step(5);
+    job.stop(6);
+    assert_eq!(job.step(6), [(MASTER, Signal::Kill), (WORKER, Signal::Kill)]);
+}
+
+#[test]
+fn a_request_after_the_master_only_hurries_the_others() {
+    let mut job = Job::new();
+    job.exits(5, MASTER, Exit::Code(0));
+    job.step(5);
+    job.stop(6);
+    assert_eq!(job.step(6), [(WORKER, Signal::Terminate), (PS, Signal::Terminate)]);
+    job.exits(7, WORKER, Exit::Signal(15)).exits(7, PS, Exit::Signal(15));
+    assert_eq!(job.end(7), Some(ExitCode::Success));
+}
+
+#[test]
+fn a_master_that_crashes_while_stopping_failed() {
+    let mut job = Job::new();
+    job.stop(10);
+    job.step(10);
+    job.exits(11, MASTER, Exit::Code(1))
+        .exits(12, WORKER, Exit::Code(0))
+        .exits(12, PS, Exit::Code(0));
+    assert_eq!(job.end(12), Some(ExitCode::JobFailure));
+    // Stopped before it could install its handler: nothing was lost, as nothing had begun.
+    job.exits(11, MASTER, Exit::Signal(15));
+    assert_eq!(job.end(12), Some(ExitCode::Interrupted));
+}
+
+#[test]
+fn the_time_limit_stops_in_order_with_its_own_code() {
+    let mut job = Job::new();
+    job.limits.max_running = Some(Duration::from_secs(3600));
+    assert_eq!(job.wakes_at(5), Some(3600));
+    assert!(job.step(3599).is_empty());
+    assert_eq!(job.step(3600), [(MASTER, Signal::Terminate)]);
+    assert!(
+        job.decide(3600)
+            .reason
+            .starts_with("maxRunningTime of 1h is over: the master writes a checkpoint")
+    );
+    job.exits(3605, MASTER, Exit::Code(130))
+        .exits(3605, WORKER, Exit::Code(0))
+        .exits(3605, PS, Exit::Code(0));
+    assert_eq!(job.end(3605), Some(ExitCode::TimeLimit));
+}
+
+#[test]
+fn a_task_that_does_not_answer_is_named() {
+    let mut job = Job::new();
+    job.state.tasks[PS].ready = None;
+    assert_eq!(job.wakes_at(5), Some(100));
+    assert!(job.step(99).is_empty());
+    assert_eq!(
+        job.step(100),
+        [
+            (MASTER, Signal::Terminate),
+            (WORKER, Signal::Terminate),
+            (PS, Signal::Terminate)
+        ]
+    );
+    assert_eq!(
+        job.decide(100).reason,
+        "ps-0 did not answer on 127.0.0.1:2222 within 1m40s: stopping every task"
+    );
+    // It stays the cause when the task ends or answers later.
+    job.state.tasks[PS].ready = Some(job.at(101));
+    job.exits(102, PS, Exit::Signal(15))
+        .exits(102, MASTER, Exit::Code(130))
+        .exits(102, WORKER, Exit::Code(0));
+    assert_eq!(job.end(102), Some(ExitCode::JobFailure));
+}
