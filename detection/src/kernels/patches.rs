@@ -1,0 +1,180 @@
+//! Patches of images and feature maps as rows of a matrix (im2col), and back.
+
+use super::isa::Isa;
+use super::rows::{Activation, activate};
+
+/// A square window over an image with TensorFlow's `SAME` padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    /// Rows and columns of the window.
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
+    /// Input height and width.
+    pub(crate) input: (usize, usize),
+    /// Output height and width.
+    pub(crate) output: (usize, usize),
+    /// Padding before the first row and before the first column; the rest goes after the last.
+    pub(crate) before: (usize, usize),
+}
+
+impl Window {
+    /// `SAME`: the output has `ceil(input / stride)` pixels, and odd padding puts the larger part after.
+    pub(crate) fn same(kernel: usize, stride: usize, input: (usize, usize)) -> Self {
+        let along = |size: usize| {
+            let out = size.div_ceil(stride);
+            let padding = (out.saturating_sub(1) * stride + kernel).saturating_sub(size);
+            (out, padding / 2)
+        };
+        let ((oh, top), (ow, left)) = (along(input.0), along(input.1));
+        Self { kernel, stride, input, output: (oh, ow), before: (top, left) }
+    }
+
+    /// Whether the patches are the input itself.
+    pub(crate) fn pointwise(&self) -> bool {
+        self.kernel == 1 && self.stride == 1
+    }
+
+    /// Output pixels of one image.
+    pub(crate) fn outputs(&self) -> usize {
+        self.output.0 * self.output.1
+    }
+
+    /// Input pixels of one image.
+    pub(crate) fn inputs(&self) -> usize {
+        self.input.0 * self.input.1
+    }
+
+    /// (image, row, column) of an output pixel counted over the batch.
+    fn place(&self, pixel: usize) -> (usize, usize, usize) {
+        let (image, rest) = (pixel / self.outputs(), pixel % self.outputs());
+        (image, rest / self.output.1, rest % self.output.1)
+    }
+}
+
+/// Patches of three-channel images, `multiplier * x + offset` with zero padding after it; rows of `width >= kernel² * 3`, the rest zero.
+///
+/// # Safety
+/// `out` holds `count` rows of `ldo >= width`, `images` the whole batch.
+pub(crate) unsafe fn from_images(
+    window: &Window,
+    (first, count): (usize, usize),
+    images: *const f32,
+    (multiplier, offset): (f32, f32),
+    out: *mut f32,
+    (width, ldo): (usize, usize),
+) {
+    let (h, w) = window.input;
+    let k = window.kernel;
+    for i in 0..count {
+        let (n, oy, ox) = window.place(first + i);
+        unsafe {
+            let row = out.add(i * ldo);
+            let x0 = (ox * window.stride) as isize - window.before.1 as isize;
+            let whole = x0 >= 0 && x0 as usize + k <= w;
+            for ky in 0..k {
+                let to = row.add(ky * k * 3);
+                let iy = (oy * window.stride + ky) as isize - window.before.0 as isize;
+                if iy < 0 || iy as usize >= h {
+                    to.write_bytes(0, k * 3);
+                } else {
+                    let line = images.add((n * h + iy as usize) * w * 3);
+                    if whole {
+                        let from = line.add(x0 as usize * 3);
+                        for j in 0..k * 3 {
+                            *to.add(j) = *from.add(j) * multiplier + offset;
+                        }
+                    } else {
+                        for kx in 0..k {
+                            let ix = x0 + kx as isize;
+                            let inside = ix >= 0 && (ix as usize) < w;
+                            for c in 0..3 {
+                                *to.add(kx * 3 + c) =
+                                    if inside { *line.add(ix as usize * 3 + c) * multiplier + offset } else { 0.0 };
+                            }
+                        }
+                    }
+                }
+            }
+            row.add(k * k * 3).write_bytes(0, width - k * k * 3);
+        }
+    }
+}
+
+/// Patches of an activated feature map: rows `[kernel, kernel, channels]` of `clamp(scale * y + shift)`, zero outside.
+///
+/// # Safety
+/// `y` holds the batch, `out` holds `count` rows of `ldo >= kernel² * channels`.
+pub(crate) unsafe fn from_features(
+    isa: Isa,
+    window: &Window,
+    (first, count): (usize, usize),
+    channels: usize,
+    y: *const f32,
+    act: Activation,
+    out: *mut f32,
+    ldo: usize,
+) {
+    if window.pointwise() {
+        unsafe { activate(isa, count, channels, y.add(first * channels), channels, act, out, ldo) };
+        return;
+    }
+    let (h, w) = window.input;
+    let k = window.kernel;
+    for i in 0..count {
+        let (n, oy, ox) = window.place(first + i);
+        for ky in 0..k {
+            let iy = (oy * window.stride + ky) as isize - window.before.0 as isize;
+            for kx in 0..k {
+                let ix = (ox * window.stride + kx) as isize - window.before.1 as isize;
+                unsafe {
+                    let to = out.add(i * ldo + (ky * k + kx) * channels);
+                    if iy < 0 || ix < 0 || iy as usize >= h || ix as usize >= w {
+                        to.write_bytes(0, channels);
+                    } else {
+                        let from = y.add(((n * h + iy as usize) * w + ix as usize) * channels);
+                        activate(isa, 1, channels, from, channels, act, to, channels);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Gradient of one row of a feature map from the gradients of the patches (`[batch * outputs, kernel, kernel, channels]`, dense).
+///
+/// # Safety
+/// `patches` holds the batch, `out` holds one row of `channels` a pixel.
+pub(crate) unsafe fn gather_row(
+    window: &Window,
+    (image, iy): (usize, usize),
+    channels: usize,
+    patches: *const f32,
+    out: *mut f32,
+) {
+    let k = window.kernel;
+    let (oh, ow) = window.output;
+    unsafe {
+        out.write_bytes(0, window.input.1 * channels);
+        for ky in 0..k {
+            let Some(y) = (iy + window.before.0).checked_sub(ky) else { continue };
+            if y % window.stride != 0 || y / window.stride >= oh {
+                continue;
+            }
+            let oy = y / window.stride;
+            for ix in 0..window.input.1 {
+                for kx in 0..k {
+                    let Some(x) = (ix + window.before.1).checked_sub(kx) else { continue };
+                    if x % window.stride != 0 || x / window.stride >= ow {
+                        continue;
+                    }
+                    let pixel = (image * oh + oy) * ow + x / window.stride;
+                    let from = patches.add(pixel * k * k * channels + (ky * k + kx) * channels);
+                    let to = out.add(ix * channels);
+                    for c in 0..channels {
+                        *to.add(c) += *from.add(c);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The backward pass, layer by layer from the predictors to the image.
+//!
+//! Each layer makes, in one sweep over its rows, the gradient of its weights and the gradient `dz` of the layer that it reads (through that
+//! layer's activation), together with the sums that the gradient of that layer's normalisation needs.
+
+use super::blocks::{ImageBlocks, RowBlocks, leading};
+use super::buffers::{Buffers, dz_place, grow};
+use super::config::Regularizer;
+use super::forward::{Context, activated_row, weight_rows};
+use super::norm;
+use super::plan::{Layer, Operation, Source};
+use super::ring::Ring;
+use crate::kernels::parallel::{Shared, line, scratch};
+use crate::kernels::patches::gather_row;
+use crate::kernels::rows::{Activation, NormGradient, gradient, mask, statistics};
+use crate::kernels::{Isa, depthwise, gemm};
+
+/// Gradients of the outputs.
+#[derive(Clone, Copy)]
+pub(crate) struct OutputGradients<'a> {
+    pub(crate) boxes: &'a [f32],
+    pub(crate) classes: &'a [f32],
+    pub(crate) columns: usize,
+}
+
+/// Where the gradient of a layer's input goes.
+#[derive(Clone, Copy)]
+enum Sink {
+    /// The images need none.
+    Nowhere,
+    /// Kept until the input's other reader adds its own.
+    Side { side: Shared, channels: usize },
+    /// Through the input's activation.
+    Through { through: Through, side: Option<Shared>, dz: Shared, sums: Shared },
+}
+
+/// The layer whose activation a gradient passes.
+#[derive(Clone, Copy)]
+struct Through {
+    y: Shared,
+    at: usize,
+    channels: usize,
+    act: Activation,
+    mean: *const f32,
+}
+
+// SAFETY: the pointers are only read while tasks run.
+unsafe impl Send for Through {}
+unsafe impl Sync for Through {}
+
+impl Sink {
+    /// Begins the sums of block `slot`.
+    ///
+    /// # Safety
+    /// One task a slot.
+    unsafe fn begin(&self, slot: usize) {
+        if let Self::Through { through, sums, .. } = self {
+            let channels = through.channels;
+            unsafe { sums.at(slot * 2 * channels, 2 * channels).write_bytes(0, 2 * channels) };
+        }
+    }
+
+    /// Takes the gradient of input pixels `first..first + count`, rows of `ldd`.
+    ///
+    /// # Safety
+    /// One task a slot and pixel.
+    unsafe fn take(&self, isa: Isa, slot: usize, (first, count): (usize, usize), da: *const f32, ldd: usize) {
+        match self {
+            Self::Nowhere => {}
+            Self::Side { side, channels } => unsafe {
+                let to = side.at(first * channels, count * channels);
+                for row in 0..count {
+                    std::ptr::copy_nonoverlapping(da.add(row * ldd), to.add(row * channels), *channels);
+                }
+            },
+            Self::Through { through, side, dz, sums } => {
+                let channels = through.channels;
+                let (start, len) = (first * channels, count * channels);
+                unsafe {
+                    let side = side.map_or(std::ptr::null(), |side| side.at(start, len).cast_const());
+                    let y = through.y.at(through.at + start, len);
+                    let sums = sums.at(slot * 2 * channels, 2 * channels);
+                    mask(isa, count, channels, da, ldd, side, y, through.act, through.mean, dz.at(start, len), sums);
+                }
+            }
+        }
+    }
+}
+
+impl Context<'_> {
+    /// Computes the gradients of layer `i`'s variables and passes the gradient on to its input.
+    pub(crate) fn layer_backward(&self, i: usize, buffers: &mut Buffers, from: OutputGradients, grads: &mut [f32]) {
+        let layer = &self.plan.layers[i];
+        if layer.head.is_none() {
+            let count = self.batch * layer.window.outputs();
+            let (sums, blocks) = (&buffers.sums[i], buffers.blocks[i]);
+            norm::backward(layer, self.params, sums, blocks, count, &mut buffers.norms[i], grads);
+        }
+        match layer.operation {
+            Operation::Convolution => self.convolution_backward(i, layer, buffers, from, grads),
+            Operation::Depthwise => self.depthwise_backward(i, layer, buffers, grads),
+        }
+    }
+
+    /// Where the input's gradient goes; `slots` blocks will write its sums.
+    fn sink(&self, i: usize, layer: &Layer, buffers: &mut Buffers, slots: usize) -> Sink {
+        let Source::Layer(source) = layer.source else { return Sink::Nowhere };
+        let input = &self.plan.layers[source];
+        let channels = input.padded_outputs();
+        let len = self.batch * input.window.outputs() * channels;
+        // Later layers come first on the way back, so the first reader is the last to contribute.
+        if input.readers.first() != Some(&i) {
+            return Sink::Side { side: Shared::new(&mut buffers.side[source][..len]), channels };
+        }
+        buffers.blocks[source] = slots;
+        grow(&mut buffers.sums[source], slots * 2 * channels);
+        let state = &buffers.norms[source];
+        let through = Through {
+            y: Shared::of(&buffers.y),
+            at: buffers.y_at[source],
+            channels,
+            act: state.activation(input.limits),
+            mean: state.mean().as_ptr(),
+        };
+        let side = (input.readers.len() > 1).then(|| Shared::new(&mut buffers.side[source][..len]));
+        let dz = Shared::new(&mut buffers.dz[dz_place(input, source)][..len]);
+        Sink::Through { through, side, dz, sums: Shared::new(&mut buffers.sums[source]) }
+    }
+
+    fn convolution_backward(
+        &self,
+        i: usize,
+        layer: &Layer,
+        buffers: &mut Buffers,
+        from: OutputGradients,
+        grads: &mut [f32],
+    ) {
+        let (patch, columns, channels) = (layer.patch(), layer.padded_outputs(), layer.padded_inputs());
+        let rows = self.batch * layer.window.outputs();
+        let blocks = RowBlocks::backward(rows, 2 * patch + columns, patch * columns);
+        grow(&mut buffers.partials, blocks.groups * patch * columns);
+        let pointwise = layer.window.pointwise();
+        let images = ImageBlocks::new(self.batch, layer.window.input.0);
+        let wanted = layer.source != Source::Image;
+        let slots = if pointwise { blocks.blocks() } else { images.count() };
+        let sink = self.sink(i, layer, buffers, slots);
+        if wanted {
+            self.pack(layer, buffers, true);
+            if !pointwise {
+                grow(&mut buffers.patches, rows * patch);
+            }
+        }
+        let own_sums = if layer.head.is_some() {
+            grow(&mut buffers.sums[i], blocks.blocks() * 2 * columns);
+            Shared::new(&mut buffers.sums[i])
+        } else {
+            Shared::empty()
+        };
+        let (y, y_at) = (Shared::of(&buffers.y), buffers.y_at[i]);
+        let dz = Shared::of(&buffers.dz[dz_place(layer, i)]);
+        let k = Coefficients(buffers.norms[i].gradient());
+        let reader = self.reader(layer, buffers);
+        let packed = Shared::of(&buffers.packed);
+        let partials = Shared::new(&mut buffers.partials);
+        let patches = Shared::new(&mut buffers.patches);
+        let (lda, ldd) = (leading(patch), leading(columns));
+        self.pool.each(blocks.groups, |group| {
+            let sizes = [line(blocks.block * lda), line(blocks.block * ldd), line(blocks.block * lda)];
+            scratch(sizes.iter().sum(), |memory| {
+                let (a, rest) = memory.split_at_mut(sizes[0]);
+                let (dy, da) = rest.split_at_mut(sizes[1]);
+                let (a, dy, da) = (a.as_mut_ptr(), dy.as_mut_ptr(), da.as_mut_ptr());
+                // SAFETY: groups have their own rows, partial gradients and slots.
+                unsafe {
+                    let partial = partials.at(group * patch * columns, patch * columns);
+                    for block in 0..blocks.blocks_per_group {
+                        let slot = group * blocks.blocks_per_group + block;
+                        let range = blocks.at(group, block);
+                        let (first, count) = (range.start, range.len());
+                        if pointwise {
+                            sink.begin(slot);
+                        }
+                        if layer.head.is_some() {
+                            let sums = own_sums.at(slot * 2 * columns, 2 * columns);
+                            sums.write_bytes(0, 2 * columns);
+                            self.head_rows(layer, (first, count), from, dy, ldd);
+                            statistics(self.isa, count, columns, dy, ldd, sums);
+                        } else {
+                            let (start, len) = (first * columns, count * columns);
+                            let (dz, y) = (dz.at(start, len), y.at(y_at + start, len));
+                            gradient(self.isa, count, columns, dz, y, k.get(), dy, ldd);
+                        }
+                        if count == 0 {
+                            if block == 0 {
+                                partial.write_bytes(0, patch * columns);
+                            }
+                            continue;
+                        }
+                        reader.read(self, (first, count), a, lda);
+                        gemm::tn(self.isa, count, patch, columns, a, lda, dy, ldd, partial, columns, block > 0);
+                        if !wanted {
+                            continue;
+                        }
+                        let b = packed.at(0, patch * columns);
+                        if pointwise {
+                            gemm::nn(self.isa, count, columns, patch, dy, ldd, b, da, lda, false);
+                            sink.take(self.isa, slot, (first, count), da, lda);
+                        } else {
+                            let to = patches.at(first * patch, count * patch);
+                            gemm::nn(self.isa, count, columns, patch, dy, ldd, b, to, patch, false);
+                        }
+                    }
+                }
+            });
+        });
+        if wanted && !pointwise {
+            let (height, width) = layer.window.input;
+            self.pool.each(images.count(), |task| {
+                let (image, range) = images.at(task);
+                scratch(width * channels, |memory| {
+                    // SAFETY: tasks have their own rows and slots.
+                    unsafe {
+                        sink.begin(task);
+                        let all = patches.at(0, rows * patch);
+                        for iy in range {
+                            gather_row(&layer.window, (image, iy), channels, all, memory.as_mut_ptr());
+                            let first = (image * height + iy) * width;
+                            sink.take(self.isa, task, (first, width), memory.as_ptr(), channels);
+                        }
+                    }
+                });
+            });
+        }
+        if layer.head.is_some() {
+            head_biases(layer, &buffers.sums[i], blocks.blocks(), grads);
+        }
+        self.weights_from(layer, &buffers.partials, blocks.groups, grads);
+    }
+
+    /// Sums the groups' partial gradients in order, adds the regulariser's, and writes them in the variables' own layout.
+    fn weights_from(&self, layer: &Layer, partials: &[f32], groups: usize, grads: &mut [f32]) {
+        let (patch, columns) = (layer.patch(), layer.padded_outputs());
+        let part = patch * columns;
+        for weights in &layer.weights {
+            let rows: Vec<(usize, usize)> = weight_rows(layer, weights).collect();
+            let params = &self.params[weights.offset..weights.offset + rows.len() * weights.columns];
+            let out = Shared::new(&mut grads[weights.offset..weights.offset + rows.len() * weights.columns]);
+            let step = (16_384 / weights.columns.max(1)).max(1);
+            self.pool.each(rows.len().div_ceil(step), |task| {
+                for &(k, at) in &rows[task * step..((task + 1) * step).min(rows.len())] {
+                    let start = k * weights.columns;
+                    // SAFETY: each row of the variable belongs to one task.
+                    let out = unsafe {
+                        std::slice::from_raw_parts_mut(out.at(start, weights.columns), weights.columns)
+                    };
+                    let from = at * columns + weights.first;
+                    out.copy_from_slice(&partials[from..from + weights.columns]);
+                    for group in 1..groups {
+                        let from = group * part + from;
+                        let partial = &partials[from..from + weights.columns];
+                        out.iter_mut().zip(partial).for_each(|(sum, x)| *sum += x);
+                    }
+                    penalise(weights.regularizer, &params[start..start + weights.columns], out);
+                }
+            });
+        }
+    }
+
+    /// Output gradients of a predictor's pixels, as rows of its matrix.
+    ///
+    /// # Safety
+    /// `out` holds `count` rows of `ldo`.
+    unsafe fn head_rows(
+        &self,
+        layer: &Layer,
+        (first, count): (usize, usize),
+        from: OutputGradients,
+        out: *mut f32,
+        ldo: usize,
+    ) {
+        let Some(head) = layer.head else { return };
+        let pixels = layer.window.outputs();
+        let columns = layer.padded_outputs();
+        for i in 0..count {
+            let anchor = self.anchor(head, first + i, pixels);
+            // SAFETY: the caller's promise.
+            let row = unsafe { std::slice::from_raw_parts_mut(out.add(i * ldo), columns) };
+            row[layer.outputs..].fill(0.0);
+            for (weights, (source, width)) in layer.weights.iter().zip([(from.boxes, 4), (from.classes, from.columns)]) {
+                let start = anchor * width;
+                row[weights.first..weights.first + weights.columns].copy_from_slice(&source[start..start + weights.columns]);
+            }
+        }
+    }
+
+    fn depthwise_backward(&self, i: usize, layer: &Layer, buffers: &mut Buffers, grads: &mut [f32]) {
+        let Source::Layer(source) = layer.source else { return };
+        let channels = layer.padded_outputs();
+        let window = layer.window;
+        let stride = window.stride;
+        self.dense_taps(layer, buffers, stride == 1);
+        let ((h, w), (oh, ow)) = (window.input, window.output);
+        let (top, left) = (window.before.0 as isize, window.before.1);
+        let columns = ((ow - 1) * stride + 3).max(left + w);
+        let blocks = ImageBlocks::new(self.batch, oh);
+        let sink = self.sink(i, layer, buffers, blocks.count());
+        grow(&mut buffers.partials, blocks.count() * 9 * channels);
+        let (y, x_at, y_at) = (Shared::of(&buffers.y), buffers.y_at[source], buffers.y_at[i]);
+        let act = buffers.norms[source].activation(self.plan.layers[source].limits);
+        let dz = Shared::of(&buffers.dz[dz_place(layer, i)]);
+        let k = Coefficients(buffers.norms[i].gradient());
+        let taps = Shared::of(&buffers.dense);
+        let partials = Shared::new(&mut buffers.partials);
+        // One column of zeros on either side of a gradient row.
+        let gradient_columns = ow + 2;
+        self.pool.each(blocks.count(), |task| {
+            let (n, range) = blocks.at(task);
+            let sizes = [
+                line(Ring::elements(columns * channels)),
+                line(Ring::elements(gradient_columns * channels)),
+                w * channels,
+            ];
+            scratch(sizes.iter().sum(), |memory| {
+                let (inputs, rest) = memory.split_at_mut(sizes[0]);
+                let (outputs, da) = rest.split_at_mut(sizes[1]);
+                let da = da.as_mut_ptr();
+                // SAFETY: tasks have their own rows of `dz`, partial gradients and slots.
+                unsafe {
+                    sink.begin(task);
+                    let weights = taps.at(0, 9 * channels).cast_const();
+                    let partial = partials.at(task * 9 * channels, 9 * channels);
+                    partial.write_bytes(0, 9 * channels);
+                    let mut inputs = Ring::new(inputs.as_mut_ptr(), columns * channels);
+                    let mut outputs = Ring::new(outputs.as_mut_ptr(), gradient_columns * channels);
+                    let mut output_row = |oy: isize| {
+                        outputs.row(oy, oh, |oy, to| {
+                            let (start, len) = ((n * oh + oy) * ow * channels, ow * channels);
+                            to.write_bytes(0, channels);
+                            let (dz, y) = (dz.at(start, len), y.at(y_at + start, len));
+                            gradient(self.isa, ow, channels, dz, y, k.get(), to.add(channels), channels);
+                            to.add((ow + 1) * channels).write_bytes(0, channels);
+                        })
+                    };
+                    let last = range.end;
+                    for oy in range {
+                        let first = (oy * stride) as isize - top;
+                        let input_rows = [0, 1, 2].map(|j| {
+                            inputs.row(first + j, h, |iy, to| {
+                                let from = y.at(x_at + (n * h + iy) * w * channels, w * channels);
+                                activated_row(self.isa, (from, w), channels, act, to, (left, columns));
+                            })
+                        });
+                        let here = output_row(oy as isize);
+                        let dy = here.add(channels);
+                        depthwise::weights_gradient(self.isa, stride, ow, channels, input_rows, dy, partial);
+                        let pixel = |iy: usize| (n * h + iy) * w;
+                        if stride == 1 {
+                            let rows = [-1, 0, 1].map(|j| output_row(oy as isize + j));
+                            depthwise::row(self.isa, 1, w, channels, rows, weights, da);
+                            sink.take(self.isa, task, (pixel(oy), w), da, channels);
+                            continue;
+                        }
+                        // With stride 2 row `2 oy - top` is reached by taps 0 of `oy` and 2 of `oy - 1`, the next by tap 1 of `oy`. Past
+                        // the last output row there may be one more input row, reached by tap 2 alone.
+                        let before = if oy > 0 { output_row(oy as isize - 1) } else { std::ptr::null() };
+                        let tap = |ky: usize| weights.add(ky * 3 * channels);
+                        let none = (std::ptr::null(), std::ptr::null());
+                        let mut steps = vec![(first, (here, tap(0)), (before, tap(2))), (first + 1, (here, tap(1)), none)];
+                        if oy + 1 == oh && oy + 1 == last {
+                            steps.push((first + 2, none, (here, tap(2))));
+                        }
+                        for (iy, one, two) in steps {
+                            if iy >= 0 && (iy as usize) < h {
+                                let iy = iy as usize;
+                                depthwise::input_gradient_stride2(self.isa, w, left, channels, one, two, da);
+                                sink.take(self.isa, task, (pixel(iy), w), da, channels);
+                            }
+                        }
+                    }
+                }
+            });
+        });
+        let Some(weights) = layer.weights.first() else { return };
+        for tap in 0..9 {
+            let at = weights.offset + tap * layer.outputs;
+            let out = &mut grads[at..at + layer.outputs];
+            let mut totals = vec![0.0_f64; layer.outputs];
+            for task in 0..blocks.count() {
+                let from = (task * 9 + tap) * channels;
+                let partial = &buffers.partials[from..from + layer.outputs];
+                totals.iter_mut().zip(partial).for_each(|(total, &x)| *total += f64::from(x));
+            }
+            out.iter_mut().zip(totals).for_each(|(out, total)| *out = total as f32);
+            penalise(weights.regularizer, &self.params[at..at + layer.outputs], out);
+        }
+    }
+}
+
+/// Coefficients that tasks on other threads read.
+#[derive(Clone, Copy)]
+struct Coefficients(NormGradient);
+
+impl Coefficients {
+    fn get(&self) -> NormGradient {
+        self.0
+    }
+}
+
+/// Adds a regulariser's gradient.
+fn penalise(regularizer: Regularizer, params: &[f32], grads: &mut [f32]) {
+    match regularizer {
+        Regularizer::None => {}
+        Regularizer::L1 { weight } => {
+            for (grad, &w) in grads.iter_mut().zip(params) {
+                // The derivative of |w| at 0 counts as 0.
+                *grad += if w == 0.0 { 0.0 } else { weight * w.signum() };
+            }
+        }
+        Regularizer::L2 { weight } => grads.iter_mut().zip(params).for_each(|(grad, w)| *grad += weight * w),
+    }
+}
+
+fn head_biases(layer: &Layer, sums: &[f32], blocks: usize, grads: &mut [f32]) {
+    let columns = layer.padded_outputs();
+    for weights in &layer.weights {
+        let Some(bias) = weights.bias else { continue };
+        for j in 0..weights.columns {
+            let column = weights.first + j;
+            let total: f64 = (0..blocks).map(|block| f64::from(sums[block * 2 * columns + column])).sum();
+            grads[bias + j] = total as f32;
+        }
+    }
+}

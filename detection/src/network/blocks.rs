@@ -1,0 +1,124 @@
+//! How a layer is cut into tasks. Everything here depends on shapes alone, never on the number of threads: that is what makes results equal
+//! bit for bit on any number of them.
+
+use std::ops::Range;
+
+/// Rows of a matrix product cut into blocks that stay in a core's second-level cache, in groups that are tasks of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowBlocks {
+    pub(crate) rows: usize,
+    pub(crate) groups: usize,
+    pub(crate) blocks_per_group: usize,
+    /// Rows of a block; the last of a group may be smaller.
+    pub(crate) block: usize,
+    group: usize,
+}
+
+/// Elements of a block's operands together.
+const BLOCK_ELEMENTS: usize = 112 * 1024;
+/// Elements of all partial weight gradients of a layer together.
+const PARTIAL_ELEMENTS: usize = 2 * 1024 * 1024;
+
+impl RowBlocks {
+    fn new(rows: usize, groups: usize, width: usize) -> Self {
+        let groups = groups.clamp(1, rows.max(1));
+        let group = rows.div_ceil(groups).max(1);
+        let limit = (BLOCK_ELEMENTS / width.max(1)).clamp(24, 384);
+        let blocks_per_group = group.div_ceil(limit);
+        let block = group.div_ceil(blocks_per_group).next_multiple_of(4);
+        Self { rows, groups, blocks_per_group: group.div_ceil(block), block, group }
+    }
+
+    /// For a forward pass: each block is a task; `width` is the sum of both operands' columns.
+    pub(crate) fn forward(rows: usize, width: usize) -> Self {
+        let limit = (BLOCK_ELEMENTS / width.max(1)).clamp(24, 384);
+        let tasks = rows.div_ceil(limit).max(rows.div_ceil(48).min(8));
+        // A multiple of eight, so that the last round of tasks finds all threads busy.
+        let tasks = if tasks > 8 { tasks.next_multiple_of(8) } else { tasks };
+        Self::new(rows, tasks, width)
+    }
+
+    /// For a backward pass: each group sums its own part of a weight gradient of `weights` elements.
+    pub(crate) fn backward(rows: usize, width: usize, weights: usize) -> Self {
+        let groups = (PARTIAL_ELEMENTS / weights.max(1)).clamp(2, 32).min(rows.div_ceil(48));
+        Self::new(rows, groups, width)
+    }
+
+    /// Blocks of all groups, counting those that turn out empty.
+    pub(crate) fn blocks(&self) -> usize {
+        self.groups * self.blocks_per_group
+    }
+
+    /// Rows of block `block` of group `group`.
+    pub(crate) fn at(&self, group: usize, block: usize) -> Range<usize> {
+        let end = ((group + 1) * self.group).min(self.rows);
+        let start = (group * self.group + block * self.block).min(end);
+        start..(start + self.block).min(end)
+    }
+}
+
+/// Rows of images cut into tasks of whole rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ImageBlocks {
+    rows: usize,
+    parts: usize,
+    batch: usize,
+}
+
+impl ImageBlocks {
+    /// At least some thirty tasks where the images have rows enough.
+    pub(crate) fn new(batch: usize, rows: usize) -> Self {
+        Self { rows, parts: 32_usize.div_ceil(batch.max(1)).min(rows.div_ceil(5)).max(1), batch }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.batch * self.parts
+    }
+
+    /// (image, rows) of a task.
+    pub(crate) fn at(&self, task: usize) -> (usize, Range<usize>) {
+        let (image, part) = (task / self.parts, task % self.parts);
+        (image, self.rows * part / self.parts..self.rows * (part + 1) / self.parts)
+    }
+}
+
+/// A leading dimension for `width` columns (a multiple of 16) that spreads rows over the cache's sets.
+pub(crate) fn leading(width: usize) -> usize {
+    if (width / 16).is_multiple_of(2) { width + 16 } else { width }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_every_row_once() {
+        for rows in [1, 2, 7, 47, 48, 200, 800, 2888, 11_552, 180_000] {
+            for width in [32, 96, 1024, 2048, 6000] {
+                for blocks in [RowBlocks::forward(rows, width), RowBlocks::backward(rows, width, width * 64)] {
+                    let mut next = 0;
+                    for group in 0..blocks.groups {
+                        for block in 0..blocks.blocks_per_group {
+                            let range = blocks.at(group, block);
+                            assert!(range.len() <= blocks.block);
+                            if !range.is_empty() {
+                                assert_eq!(range.start, next);
+                                next = range.end;
+                            }
+                        }
+                    }
+                    assert_eq!(next, rows, "{blocks:?}");
+                }
+            }
+        }
+        for (batch, rows) in [(1, 1), (1, 150), (8, 19), (3, 7), (40, 150)] {
+            let blocks = ImageBlocks::new(batch, rows);
+            let mut seen = vec![0; batch * rows];
+            for task in 0..blocks.count() {
+                let (image, range) = blocks.at(task);
+                range.for_each(|row| seen[image * rows + row] += 1);
+            }
+            assert!(seen.iter().all(|&n| n == 1));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What a network keeps from step to step, so that a step allocates nothing large.
+
+use super::error::Error;
+use super::plan::{Layer, Plan};
+use crate::kernels::rows::{Activation, NormGradient};
+
+/// Normalisation of one layer, per stored channel; channels added as padding are zero throughout.
+#[derive(Debug, Default)]
+pub(crate) struct NormState {
+    /// `scale`, `shift`, `mean`, `inverse standard deviation`, `batch mean`, `unbiased batch variance`, `k1`, `k2`, `k3`.
+    parts: [Vec<f32>; 9],
+}
+
+macro_rules! parts {
+    ($($name:ident $mutable:ident = $index:literal),*) => {
+        $(
+            pub(crate) fn $name(&self) -> &[f32] {
+                &self.parts[$index]
+            }
+            pub(crate) fn $mutable(&mut self) -> &mut [f32] {
+                &mut self.parts[$index]
+            }
+        )*
+    };
+}
+
+impl NormState {
+    fn new(channels: usize) -> Self {
+        Self { parts: std::array::from_fn(|_| vec![0.0; channels]) }
+    }
+
+    parts!(
+        scale scale_mut = 0,
+        shift shift_mut = 1,
+        mean mean_mut = 2,
+        inverse inverse_mut = 3,
+        batch_mean batch_mean_mut = 4,
+        batch_variance batch_variance_mut = 5,
+        k1 k1_mut = 6,
+        k2 k2_mut = 7,
+        k3 k3_mut = 8
+    );
+
+    pub(crate) fn activation(&self, (lo, hi): (f32, f32)) -> Activation {
+        Activation { scale: self.scale().as_ptr(), shift: self.shift().as_ptr(), lo, hi }
+    }
+
+    pub(crate) fn gradient(&self) -> NormGradient {
+        NormGradient {
+            k1: self.k1().as_ptr(),
+            k2: self.k2().as_ptr(),
+            k3: self.k3().as_ptr(),
+            mean: self.mean().as_ptr(),
+        }
+    }
+}
+
+/// All buffers. Their sizes only grow.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    pub(crate) norms: Vec<NormState>,
+    /// Raw outputs of the layers, one after the other; predictors have none.
+    pub(crate) y: Vec<f32>,
+    /// Where each layer's begins.
+    pub(crate) y_at: Vec<usize>,
+    /// Gradients after normalisation: of the trunk's even and odd layers, then of the predictors' even and odd layers.
+    pub(crate) dz: [Vec<f32>; 4],
+    /// Gradient that a feature map gets from its predictor, before the activation.
+    pub(crate) side: Vec<Vec<f32>>,
+    /// Per-block sums of a layer: of its statistics on the way forward, of its gradient on the way back.
+    pub(crate) sums: Vec<Vec<f32>>,
+    /// How many blocks wrote them.
+    pub(crate) blocks: Vec<usize>,
+    /// A layer's weights with padded channels.
+    pub(crate) dense: Vec<f32>,
+    pub(crate) packed: Vec<f32>,
+    /// Parts of a layer's weight gradient, and gradients of its patches.
+    pub(crate) partials: Vec<f32>,
+    pub(crate) patches: Vec<f32>,
+}
+
+/// Makes a buffer at least so long.
+pub(crate) fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        // Nothing of the old contents is needed: a fresh zeroed block costs no copy.
+        *buffer = Vec::new();
+        *buffer = vec![0.0; len];
+    }
+}
+
+fn elements(layer: &Layer, batch: usize) -> Option<usize> {
+    batch.checked_mul(layer.window.outputs())?.checked_mul(layer.padded_outputs())
+}
+
+impl Buffers {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let count = plan.layers.len();
+        Self {
+            norms: plan.layers.iter().map(|layer| NormState::new(layer.padded_outputs())).collect(),
+            side: vec![Vec::new(); count],
+            sums: vec![Vec::new(); count],
+            blocks: vec![0; count],
+            ..Self::default()
+        }
+    }
+
+    /// Makes room for a forward pass over `batch` images.
+    pub(crate) fn for_forward(&mut self, plan: &Plan, batch: usize) -> Result<(), Error> {
+        let mut total = 0_usize;
+        self.y_at.clear();
+        for layer in &plan.layers {
+            self.y_at.push(total);
+            let own = if layer.head.is_some() { Some(0) } else { elements(layer, batch) };
+            let end = own.and_then(|own| total.checked_add(own.next_multiple_of(1024)));
+            total = end.filter(|&end| end < isize::MAX as usize / 16).ok_or(Error::TooLarge { batch })?;
+        }
+        grow(&mut self.y, total);
+        Ok(())
+    }
+
+    /// Makes room for a backward pass over as many images.
+    pub(crate) fn for_backward(&mut self, plan: &Plan, batch: usize) -> Result<(), Error> {
+        let mut largest = [0; 4];
+        for (i, layer) in plan.layers.iter().enumerate().filter(|(_, layer)| layer.head.is_none()) {
+            let own = elements(layer, batch).ok_or(Error::TooLarge { batch })?;
+            let place = dz_place(layer, i);
+            largest[place] = largest[place].max(own);
+            if layer.readers.len() > 1 {
+                grow(&mut self.side[i], own);
+            }
+        }
+        for (buffer, len) in self.dz.iter_mut().zip(largest) {
+            grow(buffer, len);
+        }
+        Ok(())
+    }
+}
+
+/// Which of [`Buffers::dz`] holds the gradient of layer `i`: neighbours never share one.
+pub(crate) fn dz_place(layer: &Layer, i: usize) -> usize {
+    if layer.trunk { i % 2 } else { 2 + i % 2 }
+}

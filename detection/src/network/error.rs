@@ -1,0 +1,54 @@
+/// Why a network was not made or does not accept what it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The image is too small for the chain of strides.
+    #[error("image size {height} x {width}: each side must be at least {least} pixels\nhint: set image_resizer.fixed_shape_resizer")]
+    ImageSize {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// The least that is accepted.
+        least: usize,
+    },
+    /// The number of feature maps is not that of this feature extractor.
+    #[error("{found} feature maps: ssd_mobilenet_v1 has 2 to 6\nhint: ssd_anchor_generator.num_layers is the number of feature maps")]
+    FeatureMaps {
+        /// What was asked for.
+        found: usize,
+    },
+    /// A setting outside what makes sense.
+    #[error("{setting} is {value}: {expected}")]
+    Setting {
+        /// The setting's name in the configuration.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A slice of the wrong length.
+    #[error("{what} has {found} elements, {expected} are needed ({why})")]
+    Length {
+        /// Which argument.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// What it should be.
+        expected: usize,
+        /// How that is made up.
+        why: String,
+    },
+    /// `backward` without `forward(…, Mode::Train)` just before.
+    #[error("a backward pass needs the forward pass in training mode just before it")]
+    NoForward,
+    /// The network does not fit in memory.
+    #[error("a batch of {batch} images needs more memory than can be addressed\nhint: use a smaller batch_size or image")]
+    TooLarge {
+        /// Images.
+        batch: usize,
+    },
+    /// Compute threads.
+    #[error(transparent)]
+    Kernels(#[from] crate::kernels::Error),
+}

@@ -1,0 +1,303 @@
+//! The forward pass, layer by layer.
+
+use super::blocks::{ImageBlocks, RowBlocks, leading};
+use super::buffers::{Buffers, grow};
+use super::norm;
+use super::plan::{Head, Layer, Operation, Plan, Source, Weights};
+use super::ring::Ring;
+use crate::kernels::parallel::{Pool, Shared, line, scratch};
+use crate::kernels::patches::{from_features, from_images};
+use crate::kernels::rows::statistics;
+use crate::kernels::{CHANNEL_BLOCK, Isa, depthwise, gemm};
+
+/// What every layer needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) pool: &'a Pool,
+    pub(crate) isa: Isa,
+    pub(crate) params: &'a [f32],
+    pub(crate) images: &'a [f32],
+    /// `multiplier * x + offset` on the way in.
+    pub(crate) input: (f32, f32),
+    pub(crate) batch: usize,
+    /// Whether batch norm uses the batch's statistics.
+    pub(crate) training: bool,
+}
+
+/// Boxes and classes as the predictors write them.
+#[derive(Clone, Copy)]
+pub(crate) struct Outputs {
+    pub(crate) boxes: Shared,
+    pub(crate) classes: Shared,
+    /// Columns of a class prediction: classes and background.
+    pub(crate) columns: usize,
+}
+
+impl Context<'_> {
+    /// Whether a layer normalises with the batch's own statistics.
+    fn takes_statistics(&self, layer: &Layer) -> bool {
+        self.training && layer.norm.is_some_and(|norm| norm.train)
+    }
+
+    pub(crate) fn layer(&self, i: usize, buffers: &mut Buffers, outputs: Outputs) {
+        let layer = &self.plan.layers[i];
+        match layer.operation {
+            Operation::Convolution => self.convolution(i, layer, buffers, outputs),
+            Operation::Depthwise => self.depthwise(i, layer, buffers),
+        }
+        if layer.head.is_some() {
+            return;
+        }
+        let count = self.batch * layer.window.outputs();
+        if self.takes_statistics(layer) {
+            let (sums, blocks) = (&buffers.sums[i], buffers.blocks[i]);
+            norm::from_batch(layer, self.params, sums, blocks, count, &mut buffers.norms[i]);
+        } else {
+            norm::from_moving(layer, self.params, &mut buffers.norms[i]);
+        }
+    }
+
+    fn convolution(&self, i: usize, layer: &Layer, buffers: &mut Buffers, outputs: Outputs) {
+        let (patch, columns) = (layer.patch(), layer.padded_outputs());
+        self.pack(layer, buffers, false);
+        let rows = self.batch * layer.window.outputs();
+        let blocks = RowBlocks::forward(rows, patch + columns);
+        buffers.blocks[i] = blocks.blocks();
+        grow(&mut buffers.sums[i], blocks.blocks() * 2 * columns);
+        let statistics_wanted = self.takes_statistics(layer);
+        let sums = Shared::new(&mut buffers.sums[i]);
+        let (y, y_at) = (Shared::new(&mut buffers.y), buffers.y_at[i]);
+        let reader = self.reader(layer, buffers);
+        let packed = Shared::of(&buffers.packed);
+        let lda = leading(patch);
+        self.pool.each(blocks.groups, |group| {
+            scratch(line(blocks.block * lda) + blocks.block * columns, |memory| {
+                for block in 0..blocks.blocks_per_group {
+                    let range = blocks.at(group, block);
+                    let (first, count) = (range.start, range.len());
+                    let (a, rest) = memory.split_at_mut(line(blocks.block * lda));
+                    // SAFETY: blocks are disjoint ranges of rows of `y` and slots of `sums`; the input was written by earlier layers.
+                    unsafe {
+                        let slot = sums.at((group * blocks.blocks_per_group + block) * 2 * columns, 2 * columns);
+                        slot.write_bytes(0, 2 * columns);
+                        if count == 0 {
+                            continue;
+                        }
+                        reader.read(self, (first, count), a.as_mut_ptr(), lda);
+                        let b = packed.at(0, patch * columns);
+                        let a = a.as_ptr();
+                        if let Some(head) = layer.head {
+                            let out = rest.as_mut_ptr();
+                            gemm::nn(self.isa, count, patch, columns, a, lda, b, out, columns, false);
+                            self.place(layer, head, (first, count), rest, outputs);
+                        } else {
+                            let out = y.at(y_at + first * columns, count * columns);
+                            gemm::nn(self.isa, count, patch, columns, a, lda, b, out, columns, false);
+                            if statistics_wanted {
+                                statistics(self.isa, count, columns, out, columns, slot);
+                            }
+                        }
+                    }
+                }
+            });
+        });
+    }
+
+    /// Adds biases and puts a block of a predictor's rows where they belong.
+    ///
+    /// # Safety
+    /// No other task writes these rows.
+    unsafe fn place(
+        &self,
+        layer: &Layer,
+        head: Head,
+        (first, count): (usize, usize),
+        rows: &[f32],
+        outputs: Outputs,
+    ) {
+        let pixels = layer.window.outputs();
+        let columns = layer.padded_outputs();
+        for (i, row) in rows.chunks_exact(columns).take(count).enumerate() {
+            let anchor = self.anchor(head, first + i, pixels);
+            for (weights, (to, width)) in layer.weights.iter().zip([(outputs.boxes, 4), (outputs.classes, outputs.columns)]) {
+                let from = &row[weights.first..weights.first + weights.columns];
+                // SAFETY: each pixel has its own anchors.
+                let out = unsafe {
+                    std::slice::from_raw_parts_mut(to.at(anchor * width, weights.columns), weights.columns)
+                };
+                match weights.bias {
+                    Some(bias) => {
+                        let bias = &self.params[bias..bias + weights.columns];
+                        out.iter_mut().zip(from).zip(bias).for_each(|((out, x), b)| *out = x + b);
+                    }
+                    None => out.copy_from_slice(from),
+                }
+            }
+        }
+    }
+
+    /// Index of a pixel's first anchor in the outputs.
+    pub(crate) fn anchor(&self, head: Head, pixel: usize, pixels: usize) -> usize {
+        pixel / pixels * self.plan.anchors + head.first + pixel % pixels * head.anchors
+    }
+
+    /// Packs a layer's weights as the right operand of a product: `[patch, columns]`, or its transpose.
+    pub(crate) fn pack(&self, layer: &Layer, buffers: &mut Buffers, transposed: bool) {
+        let (patch, columns) = (layer.patch(), layer.padded_outputs());
+        grow(&mut buffers.packed, patch * columns);
+        let area = layer.window.kernel * layer.window.kernel;
+        let exact = layer.weights.len() == 1 && area * layer.inputs == patch && layer.outputs == columns;
+        let source = if exact {
+            &self.params[layer.weights[0].offset..layer.weights[0].offset + patch * columns]
+        } else {
+            grow(&mut buffers.dense, patch * columns);
+            let dense = &mut buffers.dense[..patch * columns];
+            dense.fill(0.0);
+            for weights in &layer.weights {
+                for (k, to) in weight_rows(layer, weights) {
+                    let from = weights.offset + k * weights.columns;
+                    let at = to * columns + weights.first;
+                    dense[at..at + weights.columns].copy_from_slice(&self.params[from..from + weights.columns]);
+                }
+            }
+            &*dense
+        };
+        let source = Shared::of(source);
+        let packed = Shared::new(&mut buffers.packed);
+        let (k, n) = if transposed { (columns, patch) } else { (patch, columns) };
+        let strides = if transposed { (1, columns) } else { (columns, 1) };
+        self.pool.each(n.div_ceil(gemm::panel_width(self.isa)), |panel| {
+            // SAFETY: panels are disjoint.
+            unsafe { gemm::pack_panel(self.isa, panel, (k, n), source.at(0, k * n), strides, packed.at(0, k * n)) };
+        });
+    }
+
+    /// How a layer's input is read.
+    pub(crate) fn reader<'b>(&self, layer: &'b Layer, buffers: &Buffers) -> Reader<'b> {
+        let features = match layer.source {
+            Source::Image => None,
+            Source::Layer(source) => {
+                let from = &self.plan.layers[source];
+                Some((buffers.y_at[source], buffers.norms[source].activation(from.limits)))
+            }
+        };
+        Reader { layer, features, y: Shared::of(&buffers.y) }
+    }
+
+    fn depthwise(&self, i: usize, layer: &Layer, buffers: &mut Buffers) {
+        let Source::Layer(source) = layer.source else { return };
+        let channels = layer.padded_outputs();
+        self.dense_taps(layer, buffers, false);
+        let window = layer.window;
+        let ((h, w), (oh, ow)) = (window.input, window.output);
+        let (top, left) = (window.before.0 as isize, window.before.1);
+        let columns = ((ow - 1) * window.stride + 3).max(left + w);
+        let blocks = ImageBlocks::new(self.batch, oh);
+        buffers.blocks[i] = blocks.count();
+        grow(&mut buffers.sums[i], blocks.count() * 2 * channels);
+        let statistics_wanted = self.takes_statistics(layer);
+        let sums = Shared::new(&mut buffers.sums[i]);
+        let y = Shared::new(&mut buffers.y);
+        let (x_at, y_at) = (buffers.y_at[source], buffers.y_at[i]);
+        let act = buffers.norms[source].activation(self.plan.layers[source].limits);
+        let taps = Shared::of(&buffers.dense);
+        self.pool.each(blocks.count(), |task| {
+            let (n, rows) = blocks.at(task);
+            scratch(Ring::elements(columns * channels), |memory| {
+                // SAFETY: tasks write disjoint rows of `y` and slots of `sums`; the input is complete.
+                unsafe {
+                    let slot = sums.at(task * 2 * channels, 2 * channels);
+                    slot.write_bytes(0, 2 * channels);
+                    let weights = taps.at(0, 9 * channels);
+                    let mut ring = Ring::new(memory.as_mut_ptr(), columns * channels);
+                    for oy in rows {
+                        let first = (oy * window.stride) as isize - top;
+                        let window_rows = [0, 1, 2].map(|j| {
+                            ring.row(first + j, h, |iy, to| {
+                                let from = y.at(x_at + (n * h + iy) * w * channels, w * channels);
+                                activated_row(self.isa, (from, w), channels, act, to, (left, columns));
+                            })
+                        });
+                        let out = y.at(y_at + (n * oh + oy) * ow * channels, ow * channels);
+                        depthwise::row(self.isa, window.stride, ow, channels, window_rows, weights, out);
+                        if statistics_wanted {
+                            statistics(self.isa, ow, channels, out, channels, slot);
+                        }
+                    }
+                }
+            });
+        });
+    }
+
+    /// Copies a depthwise layer's weights to `buffers.dense` as `[3, 3, stored channels]`, mirrored if asked.
+    pub(crate) fn dense_taps(&self, layer: &Layer, buffers: &mut Buffers, mirrored: bool) {
+        let channels = layer.padded_outputs();
+        grow(&mut buffers.dense, 9 * channels);
+        let dense = &mut buffers.dense[..9 * channels];
+        dense.fill(0.0);
+        let Some(weights) = layer.weights.first() else { return };
+        for tap in 0..9 {
+            let read = if mirrored { 8 - tap } else { tap };
+            let from = weights.offset + read * layer.outputs;
+            dense[tap * channels..tap * channels + layer.outputs].copy_from_slice(&self.params[from..from + layer.outputs]);
+        }
+    }
+}
+
+/// Rows of a weight variable, and the rows of the padded matrix that they go to.
+pub(crate) fn weight_rows(layer: &Layer, weights: &Weights) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let (inputs, stored) = (layer.inputs, layer.padded_inputs());
+    let rows = if weights.columns == 0 { 0 } else { layer.window.kernel * layer.window.kernel * inputs };
+    (0..rows).map(move |row| (row, row / inputs * stored + row % inputs))
+}
+
+/// One row of an image, activated, with `left` columns of zeros before it and as many after it as make `columns`.
+///
+/// # Safety
+/// `from` holds `width` pixels, `to` holds `columns`.
+pub(crate) unsafe fn activated_row(
+    isa: Isa,
+    (from, width): (*const f32, usize),
+    channels: usize,
+    act: crate::kernels::rows::Activation,
+    to: *mut f32,
+    (left, columns): (usize, usize),
+) {
+    unsafe {
+        to.write_bytes(0, left * channels);
+        crate::kernels::rows::activate(isa, width, channels, from, channels, act, to.add(left * channels), channels);
+        to.add((left + width) * channels).write_bytes(0, (columns - left - width) * channels);
+    }
+}
+
+/// Reads blocks of a layer's input as rows of patches.
+pub(crate) struct Reader<'a> {
+    layer: &'a Layer,
+    features: Option<(usize, crate::kernels::rows::Activation)>,
+    y: Shared,
+}
+
+impl Reader<'_> {
+    /// Writes the patches of output pixels `first..first + count` to rows of `lda`.
+    ///
+    /// # Safety
+    /// `out` holds `count` rows; nobody writes the input meanwhile.
+    pub(crate) unsafe fn read(&self, context: &Context, (first, count): (usize, usize), out: *mut f32, lda: usize) {
+        let window = &self.layer.window;
+        unsafe {
+            match self.features {
+                None => {
+                    let images = context.images.as_ptr();
+                    from_images(window, (first, count), images, context.input, out, (self.layer.patch(), lda));
+                }
+                Some((at, act)) => {
+                    let channels = self.layer.padded_inputs();
+                    debug_assert!(channels.is_multiple_of(CHANNEL_BLOCK));
+                    let y = self.y.at(at, context.batch * window.inputs() * channels);
+                    from_features(context.isa, window, (first, count), channels, y, act, out, lda);
+                }
+            }
+        }
+    }
+}

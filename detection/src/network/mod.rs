@@ -1,0 +1,281 @@
+//! SSD with MobileNet v1, forward and backward on CPUs.
+//!
+//! A [`Network`] is a function of a flat parameter vector (the concatenation of [`Network::variables`]) and of images: it owns no
+//! parameters, only the memory of a step, which it keeps from one step to the next. Results do not depend on the number of threads.
+
+mod backward;
+mod blocks;
+mod buffers;
+mod config;
+mod error;
+mod forward;
+mod init;
+mod norm;
+mod plan;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::time::Instant;
+
+pub use config::{
+    Activation, BatchNorm, FanMode, Hyperparams, Initializer, InputRange, MIN_IMAGE_SIZE, NetworkConfig, PredictorConfig,
+    Regularizer,
+};
+pub use error::Error;
+
+use crate::kernels::parallel::Shared;
+use crate::kernels::{Isa, Pool};
+use backward::OutputGradients;
+use buffers::Buffers;
+use coati_common::variables::VariableSpec;
+use forward::Context;
+use plan::{Operation, Plan};
+
+/// Whether batch norm uses the batch's statistics and the network keeps what [`Network::backward`] needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Training.
+    Train,
+    /// Inference: moving statistics.
+    Eval,
+}
+
+/// Raw predictions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outputs {
+    /// `[batch, anchors, 4]`
+    pub box_encodings: Vec<f32>,
+    /// `[batch, anchors, num_classes + 1]`; column 0 is the background.
+    pub class_logits: Vec<f32>,
+}
+
+/// Seconds that a layer took in the last forward and backward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerTime {
+    /// The layer's variable scope.
+    pub name: String,
+    /// `convolution`, `pointwise`, `depthwise` or `predictor`.
+    pub kind: &'static str,
+    /// Multiplications with additions in the forward pass for one image.
+    pub multiply_adds: u64,
+    /// Elements of its output for one image.
+    pub outputs: u64,
+    /// Forward pass.
+    pub forward_s: f64,
+    /// Backward pass.
+    pub backward_s: f64,
+}
+
+/// The flat range of a layer's variables and their gradients, as soon as they are complete.
+pub type Progress<'a> = &'a mut (dyn FnMut(Range<usize>, &[f32]) + Send);
+
+/// An SSD MobileNet v1. See the module.
+#[derive(Debug)]
+pub struct Network {
+    plan: Plan,
+    pool: Pool,
+    isa: Isa,
+    buffers: Buffers,
+    times: Vec<LayerTime>,
+    size: (usize, usize),
+    columns: usize,
+    input: (f32, f32),
+    /// Images of the last forward pass, if it was in training mode; their pixels are needed once more by the first layer.
+    images: Option<Vec<f32>>,
+}
+
+impl Network {
+    /// Lays out the network and starts its threads; memory is taken by the first step.
+    pub fn new(config: &NetworkConfig) -> Result<Self, Error> {
+        Self::with_isa(config, Isa::detect())
+    }
+
+    /// As [`Network::new`], on a given instruction set.
+    pub fn with_isa(config: &NetworkConfig, isa: Isa) -> Result<Self, Error> {
+        let plan = plan::plan(config)?;
+        let pool = Pool::new(config.threads.unwrap_or_else(Pool::default_threads))?;
+        let times = plan.layers.iter().map(layer_time).collect();
+        let input = match config.input {
+            InputRange::Bytes => (2.0 / 255.0, -1.0),
+            InputRange::Normalised => (1.0, 0.0),
+        };
+        Ok(Self {
+            buffers: Buffers::new(&plan),
+            plan,
+            pool,
+            isa,
+            times,
+            size: (config.image_height, config.image_width),
+            columns: config.num_classes + 1,
+            input,
+            images: None,
+        })
+    }
+
+    /// The variables in declared order, which is the order in which the reference creates them.
+    pub fn variables(&self) -> &[VariableSpec] {
+        &self.plan.variables
+    }
+
+    /// Elements of the flat vector.
+    pub fn elements(&self) -> usize {
+        self.plan.elements
+    }
+
+    /// First values of all variables; depends on the variables' names and the seed alone.
+    pub fn init_values(&self, seed: u64) -> Vec<f32> {
+        init::values(&self.plan, seed)
+    }
+
+    /// (height, width) of each feature map.
+    pub fn feature_map_shapes(&self) -> Vec<(usize, usize)> {
+        self.plan.feature_maps.clone()
+    }
+
+    /// Anchors of all feature maps together.
+    pub fn anchors(&self) -> usize {
+        self.plan.anchors
+    }
+
+    /// Columns of the class predictions: classes and background.
+    pub fn class_columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Number of compute threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Where the time of the last step went.
+    pub fn layer_times(&self) -> &[LayerTime] {
+        &self.times
+    }
+
+    /// Predictions for `images` (`[batch, height, width, 3]`, values as [`NetworkConfig::input`] says).
+    pub fn forward(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
+        let (height, width) = self.size;
+        let image = height * width * 3;
+        self.expect("params", params.len(), self.plan.elements, "all variables")?;
+        let batch = (images.len() / image).max(1);
+        self.expect("images", images.len(), batch * image, "batch x height x width x 3")?;
+        let mut kept = self.images.take().unwrap_or_default();
+        self.buffers.for_forward(&self.plan, batch)?;
+        let anchors = batch * self.plan.anchors;
+        let mut outputs =
+            Outputs { box_encodings: vec![0.0; anchors * 4], class_logits: vec![0.0; anchors * self.columns] };
+        let Self { plan, pool, isa, buffers, times, .. } = self;
+        let training = mode == Mode::Train;
+        let context = Context { plan, pool, isa: *isa, params, images, input: self.input, batch, training };
+        let to = forward::Outputs {
+            boxes: Shared::new(&mut outputs.box_encodings),
+            classes: Shared::new(&mut outputs.class_logits),
+            columns: self.columns,
+        };
+        pool.enter(|| {
+            for (i, time) in times.iter_mut().enumerate() {
+                let start = Instant::now();
+                context.layer(i, buffers, to);
+                time.forward_s = start.elapsed().as_secs_f64();
+            }
+        });
+        if training {
+            kept.clear();
+            kept.extend_from_slice(images);
+            self.images = Some(kept);
+        }
+        Ok(outputs)
+    }
+
+    /// Gradients of the loss whose gradients with respect to the outputs of the forward pass just before are `d_box` and `d_class`.
+    ///
+    /// Writes every element of `grads` (flat): for trainable variables the gradient of loss plus [`Network::regularization`], for moving
+    /// statistics the batch's mean and unbiased variance, for constants 0. `params` must be those of the forward pass.
+    pub fn backward(
+        &mut self,
+        params: &[f32],
+        d_box: &[f32],
+        d_class: &[f32],
+        grads: &mut [f32],
+    ) -> Result<(), Error> {
+        self.backward_with(params, d_box, d_class, grads, &mut |_, _| {})
+    }
+
+    /// As [`Network::backward`]; `progress` is told of each layer as soon as its gradients are complete, from the predictors to the image.
+    pub fn backward_with(
+        &mut self,
+        params: &[f32],
+        d_box: &[f32],
+        d_class: &[f32],
+        grads: &mut [f32],
+        progress: Progress,
+    ) -> Result<(), Error> {
+        let Some(images) = self.images.take() else { return Err(Error::NoForward) };
+        let batch = images.len() / (self.size.0 * self.size.1 * 3);
+        let anchors = batch * self.plan.anchors;
+        self.expect("params", params.len(), self.plan.elements, "all variables")?;
+        self.expect("grads", grads.len(), self.plan.elements, "all variables")?;
+        self.expect("d_box", d_box.len(), anchors * 4, "batch x anchors x 4")?;
+        self.expect("d_class", d_class.len(), anchors * self.columns, "batch x anchors x (num_classes + 1)")?;
+        self.buffers.for_backward(&self.plan, batch)?;
+        let Self { plan, pool, isa, buffers, times, .. } = self;
+        let context = Context { plan, pool, isa: *isa, params, images: &images, input: self.input, batch, training: true };
+        let from = OutputGradients { boxes: d_box, classes: d_class, columns: self.columns };
+        pool.enter(|| {
+            for (i, time) in times.iter_mut().enumerate().rev() {
+                let start = Instant::now();
+                context.layer_backward(i, buffers, from, grads);
+                time.backward_s = start.elapsed().as_secs_f64();
+                let done = plan.layers[i].flat.clone();
+                progress(done.clone(), &grads[done]);
+            }
+        });
+        self.images = Some(images);
+        Ok(())
+    }
+
+    /// The penalty on the weights: the regularisers' sum over convolution and depthwise weights.
+    pub fn regularization(&self, params: &[f32]) -> Result<f32, Error> {
+        self.expect("params", params.len(), self.plan.elements, "all variables")?;
+        let mut total = 0.0;
+        for layer in &self.plan.layers {
+            let inputs = if layer.operation == Operation::Depthwise { 1 } else { layer.inputs };
+            for weights in &layer.weights {
+                let len = layer.window.kernel * layer.window.kernel * inputs * weights.columns;
+                let values = params[weights.offset..weights.offset + len].iter().map(|&w| f64::from(w));
+                total += match weights.regularizer {
+                    Regularizer::None => 0.0,
+                    Regularizer::L1 { weight } => f64::from(weight) * values.map(f64::abs).sum::<f64>(),
+                    Regularizer::L2 { weight } => 0.5 * f64::from(weight) * values.map(|w| w * w).sum::<f64>(),
+                };
+            }
+        }
+        Ok(total as f32)
+    }
+
+    #[allow(clippy::unused_self)]
+    fn expect(&self, what: &'static str, found: usize, expected: usize, why: &str) -> Result<(), Error> {
+        if found == expected { Ok(()) } else { Err(Error::Length { what, found, expected, why: why.to_owned() }) }
+    }
+}
+
+fn layer_time(layer: &plan::Layer) -> LayerTime {
+    let window = layer.window;
+    let inputs = if layer.operation == Operation::Depthwise { 1 } else { layer.inputs };
+    let outputs = (window.outputs() * layer.outputs) as u64;
+    LayerTime {
+        name: layer.name.clone(),
+        kind: match layer.operation {
+            _ if layer.head.is_some() => "predictor",
+            Operation::Depthwise => "depthwise",
+            Operation::Convolution if window.pointwise() => "pointwise",
+            Operation::Convolution => "convolution",
+        },
+        multiply_adds: outputs * (window.kernel * window.kernel * inputs) as u64,
+        outputs,
+        forward_s: 0.0,
+        backward_s: 0.0,
+    }
+}

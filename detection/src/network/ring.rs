@@ -1,0 +1,45 @@
+//! The last few rows of an image, prepared for a window that slides down it.
+
+/// Rows with horizontal padding, filled on demand; a row outside the image is zero.
+pub(crate) struct Ring {
+    slots: *mut f32,
+    zero: *const f32,
+    /// Elements of a row with its padding.
+    stride: usize,
+    held: [usize; 3],
+}
+
+/// No row.
+const NONE: usize = usize::MAX;
+
+impl Ring {
+    /// Elements of scratch that a ring of rows of `stride` elements needs.
+    pub(crate) fn elements(stride: usize) -> usize {
+        4 * stride
+    }
+
+    /// # Safety
+    /// `memory` holds [`Ring::elements`] and outlives the ring.
+    pub(crate) unsafe fn new(memory: *mut f32, stride: usize) -> Self {
+        let zero = memory.wrapping_add(3 * stride);
+        unsafe {
+            zero.write_bytes(0, stride);
+        }
+        Self { slots: memory, zero, stride, held: [NONE; 3] }
+    }
+
+    /// Row `row` of an image of `height` rows. `fill` writes it, at most once while it stays in the ring.
+    pub(crate) fn row(&mut self, row: isize, height: usize, fill: impl FnOnce(usize, *mut f32)) -> *const f32 {
+        if row < 0 || row as usize >= height {
+            return self.zero;
+        }
+        let row = row as usize;
+        let slot = row % 3;
+        let to = self.slots.wrapping_add(slot * self.stride);
+        if self.held[slot] != row {
+            fill(row, to);
+            self.held[slot] = row;
+        }
+        to
+    }
+}

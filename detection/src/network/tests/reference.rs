@@ -1,0 +1,243 @@
+//! The same network in libtorch, float64, differentiated automatically: the judge of the kernels.
+
+use tch::{Kind, Tensor};
+
+use super::super::plan::{Layer, Operation, Plan, Source, Weights, plan};
+use super::super::{
+    Activation, BatchNorm, Hyperparams, InputRange, Mode, Network, NetworkConfig, PredictorConfig, Regularizer,
+};
+use super::{noise, pictures, relative_error, small};
+
+struct Reference {
+    plan: Plan,
+    params: Vec<Tensor>,
+    starts: Vec<usize>,
+}
+
+impl Reference {
+    fn new(config: &NetworkConfig, params: &[f32]) -> Self {
+        let plan = plan(config).unwrap();
+        let mut starts = Vec::new();
+        let mut tensors = Vec::new();
+        let mut at = 0;
+        for spec in &plan.variables {
+            let values = Tensor::from_slice(&params[at..at + spec.elements()]).to_kind(Kind::Double);
+            tensors.push(values.reshape(&spec.shape[..]).set_requires_grad(true));
+            starts.push(at);
+            at += spec.elements();
+        }
+        Self { plan, params: tensors, starts }
+    }
+
+    fn at(&self, offset: usize) -> &Tensor {
+        &self.params[self.starts.binary_search(&offset).unwrap()]
+    }
+
+    fn convolution(&self, layer: &Layer, weights: &Weights, x: &Tensor) -> Tensor {
+        let window = layer.window;
+        let after = |out: usize, size: usize, before: usize| {
+            ((out - 1) * window.stride + window.kernel).saturating_sub(size).saturating_sub(before) as i64
+        };
+        let (top, left) = window.before;
+        let bottom = after(window.output.0, window.input.0, top);
+        let right = after(window.output.1, window.input.1, left);
+        let x = x.constant_pad_nd([left as i64, right, top as i64, bottom]);
+        let depthwise = layer.operation == Operation::Depthwise;
+        let order: [i64; 4] = if depthwise { [2, 3, 0, 1] } else { [3, 2, 0, 1] };
+        let groups = if depthwise { layer.inputs as i64 } else { 1 };
+        let stride = window.stride as i64;
+        x.conv2d(&self.at(weights.offset).permute(order), None::<Tensor>, [stride, stride], [0, 0], [1, 1], groups)
+    }
+
+    /// Outputs `[batch, anchors, 4]`, `[batch, anchors, columns]`, and each layer's (mean, unbiased variance).
+    fn forward(&self, images: &Tensor, columns: i64, training: bool) -> (Tensor, Tensor, Vec<(usize, Tensor, Tensor)>) {
+        let batch = images.size()[0];
+        let mut features: Vec<Tensor> = Vec::new();
+        let (mut boxes, mut classes, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in &self.plan.layers {
+            let x = match layer.source {
+                Source::Image => images.shallow_clone(),
+                Source::Layer(source) => features[source].shallow_clone(),
+            };
+            if layer.head.is_some() {
+                for (weights, (to, width)) in layer.weights.iter().zip([(&mut boxes, 4), (&mut classes, columns)]) {
+                    let bias = self.at(weights.bias.unwrap()).reshape([1, -1, 1, 1]);
+                    let y = self.convolution(layer, weights, &x) + bias;
+                    to.push(y.permute([0, 2, 3, 1]).reshape([batch, -1, width]));
+                }
+                features.push(Tensor::new());
+                continue;
+            }
+            let mut y = self.convolution(layer, &layer.weights[0], &x);
+            if let Some(bias) = layer.weights[0].bias {
+                y = y + self.at(bias).reshape([1, -1, 1, 1]);
+            }
+            if let Some(norm) = layer.norm {
+                let per_channel = |t: &Tensor| t.reshape([1, -1, 1, 1]);
+                let (mean, variance) = if training && norm.train {
+                    let mean = y.mean_dim([0_i64, 2, 3].as_slice(), true, None);
+                    let variance = (&y - &mean).square().mean_dim([0_i64, 2, 3].as_slice(), true, None);
+                    let n = (batch as usize * layer.window.outputs()) as f64;
+                    statistics.push((norm.mean, mean.flatten(0, -1), mean.flatten(0, -1) * 0.0));
+                    statistics.push((norm.variance, variance.flatten(0, -1) * (n / (n - 1.0).max(1.0)), Tensor::new()));
+                    (mean, variance)
+                } else {
+                    (per_channel(self.at(norm.mean)).detach(), per_channel(self.at(norm.variance)).detach())
+                };
+                y = (y - mean) / (variance + f64::from(norm.epsilon)).sqrt();
+                if let Some(gamma) = norm.gamma {
+                    y = y * per_channel(self.at(gamma));
+                }
+                if let Some(beta) = norm.beta {
+                    y = y + per_channel(self.at(beta));
+                }
+            }
+            let (lo, hi) = layer.limits;
+            features.push(y.clamp(f64::from(lo), f64::from(hi)));
+        }
+        (Tensor::cat(&boxes, 1), Tensor::cat(&classes, 1), statistics)
+    }
+
+    fn penalty(&self) -> Tensor {
+        let mut total = Tensor::from(0.0_f64);
+        for weights in self.plan.layers.iter().flat_map(|layer| &layer.weights) {
+            total = total
+                + match weights.regularizer {
+                    Regularizer::None => continue,
+                    Regularizer::L1 { weight } => self.at(weights.offset).abs().sum(Kind::Double) * f64::from(weight),
+                    Regularizer::L2 { weight } => {
+                        self.at(weights.offset).square().sum(Kind::Double) * (0.5 * f64::from(weight))
+                    }
+                };
+        }
+        total
+    }
+}
+
+fn floats(t: &Tensor) -> Vec<f32> {
+    Vec::try_from(t.detach().flatten(0, -1).to_kind(Kind::Float)).unwrap()
+}
+
+/// Compares outputs and gradients of one step; scrambles the parameters so that nothing sits at a special value.
+fn agrees(config: &NetworkConfig, batch: usize, tolerance: f64) {
+    for isa in crate::kernels::Isa::available() {
+        agrees_on(config, batch, tolerance, isa);
+    }
+}
+
+fn agrees_on(config: &NetworkConfig, batch: usize, tolerance: f64, isa: crate::kernels::Isa) {
+    let mut network = Network::with_isa(config, isa).unwrap();
+    let mut params = network.init_values(3);
+    for (p, x) in params.iter_mut().zip(noise(network.elements(), 9)) {
+        *p += 0.1 * p.abs().max(0.2) * x;
+    }
+    let images = pictures(batch, config, 5);
+    let outputs = network.forward(&params, &images, Mode::Train).unwrap();
+    let d_box: Vec<f32> = noise(outputs.box_encodings.len(), 11);
+    let d_class: Vec<f32> = noise(outputs.class_logits.len(), 12);
+    let mut grads = vec![f32::NAN; params.len()];
+    let mut order = Vec::new();
+    network.backward_with(&params, &d_box, &d_class, &mut grads, &mut |range, _| order.push(range)).unwrap();
+    order.sort_by_key(|range| range.start);
+    assert!(order.windows(2).all(|pair| pair[0].end == pair[1].start), "every variable is reported once");
+    assert_eq!(order.last().unwrap().end, params.len());
+
+    let reference = Reference::new(config, &params);
+    let columns = network.class_columns() as i64;
+    let shape = [batch as i64, config.image_height as i64, config.image_width as i64, 3];
+    let mut x = Tensor::from_slice(&images).to_kind(Kind::Double).reshape(shape).permute([0, 3, 1, 2]);
+    if config.input == InputRange::Bytes {
+        x = x * (2.0 / 255.0) - 1.0;
+    }
+    let (boxes, classes, statistics) = reference.forward(&x, columns, true);
+    let errors = [
+        relative_error(&outputs.box_encodings, &floats(&boxes)),
+        relative_error(&outputs.class_logits, &floats(&classes)),
+    ];
+    assert!(errors.iter().all(|&e| e < tolerance), "{isa:?} outputs {errors:?}");
+
+    let cotangent = |values: &[f32], like: &Tensor| Tensor::from_slice(values).to_kind(Kind::Double).view_as(like);
+    let loss = (&boxes * cotangent(&d_box, &boxes)).sum(Kind::Double)
+        + (&classes * cotangent(&d_class, &classes)).sum(Kind::Double)
+        + reference.penalty();
+    loss.backward();
+    for (spec, (&start, tensor)) in reference.plan.variables.iter().zip(reference.starts.iter().zip(&reference.params)) {
+        let found = &grads[start..start + spec.elements()];
+        let statistic = statistics.iter().find(|(at, _, _)| *at == start);
+        let expected = match statistic {
+            Some((_, value, _)) => floats(value),
+            None if tensor.grad().defined() => floats(&tensor.grad()),
+            None => vec![0.0; spec.elements()],
+        };
+        let error = relative_error(found, &expected);
+        let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        assert!(error < tolerance || largest < 1e-6 && error * f64::from(largest) < 1e-6, "{isa:?} {}: {error} of {largest}", spec.name);
+    }
+
+    let outputs = network.forward(&params, &images, Mode::Eval).unwrap();
+    let (boxes, classes, _) = reference.forward(&x, columns, false);
+    assert!(relative_error(&outputs.box_encodings, &floats(&boxes)) < tolerance);
+    assert!(relative_error(&outputs.class_logits, &floats(&classes)) < tolerance);
+}
+
+/// Without batch statistics: their gradients through maps of one pixel are too ill-conditioned to compare closely.
+fn frozen(hyper: Hyperparams) -> Hyperparams {
+    let norm = BatchNorm { train: false, epsilon: 0.001, center: true, scale: true, decay: 0.9 };
+    Hyperparams { batch_norm: Some(norm), ..hyper }
+}
+
+#[test]
+fn two_maps_with_batch_statistics() {
+    let config = NetworkConfig { anchors_per_location: vec![3, 6], ..small(0.25, (129, 160)) };
+    agrees(&config, 2, 2e-3);
+}
+
+#[test]
+fn channels_that_fill_no_vector() {
+    let config = NetworkConfig { anchors_per_location: vec![2, 5], min_depth: 3, ..small(0.3, (97, 131)) };
+    agrees(&config, 3, 2e-3);
+}
+
+#[test]
+fn all_maps_with_frozen_statistics() {
+    let base = small(0.25, (96, 160));
+    let config = NetworkConfig { base: frozen(base.base.clone()), extra: frozen(base.extra.clone()), ..base };
+    agrees(&config, 2, 1e-3);
+}
+
+#[test]
+fn biases_and_plain_activations() {
+    let base = small(0.25, (65, 49));
+    let bare = Hyperparams { batch_norm: None, activation: Activation::Relu, ..base.base.clone() };
+    let linear = Hyperparams {
+        batch_norm: None,
+        activation: Activation::None,
+        regularizer: Regularizer::L1 { weight: 0.001 },
+        ..base.base.clone()
+    };
+    agrees(&NetworkConfig { base: bare, extra: linear, input: InputRange::Normalised, ..base }, 3, 1e-3);
+}
+
+#[test]
+fn wide_predictors_after_more_layers() {
+    let base = small(0.25, (100, 70));
+    let hyper = frozen(base.predictor.hyperparams.clone());
+    let predictor = PredictorConfig {
+        hyperparams: hyper,
+        kernel_size: 3,
+        num_layers_before_predictor: 2,
+        min_depth: 12,
+        max_depth: 24,
+        class_prediction_bias_init: -1.5,
+    };
+    let config = NetworkConfig { base: frozen(base.base.clone()), extra: frozen(base.extra.clone()), predictor, ..base };
+    agrees(&config, 2, 1e-3);
+}
+
+#[test]
+fn batch_norm_without_scale_or_center() {
+    let base = small(0.25, (129, 97));
+    let norm = BatchNorm { decay: 0.9, epsilon: 0.01, center: false, scale: false, train: true };
+    let hyper = Hyperparams { batch_norm: Some(norm), regularizer: Regularizer::None, ..base.base.clone() };
+    agrees(&NetworkConfig { base: hyper, anchors_per_location: vec![3, 6], ..base }, 2, 2e-3);
+}
