@@ -42,5 +42,7 @@ pub fn data_path(prefix: &Path, shard: u32, shard_count: u32) -> PathBuf {
 
 /// Number of elements of a shape; `None` when a dimension is negative or the product overflows.
 pub(crate) fn elements(shape: &[i64]) -> Option<u64> {
-    shape.iter().try_fold(1u64, |product, &size| product.checked_mul(u64::try_from(size).ok()?))
+    shape
+        .iter()
+        .try_fold(1u64, |product, &size| product.checked_mul(u64::try_from(size).ok()?))
 }

@@ -53,12 +53,22 @@ fn hint(error: &io::Error) -> &'static str {
 
 /// Makes an [`Error`] of an [`io::Error`].
 pub(crate) fn error<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> Error + 'a {
-    move |source| Error { path: path.to_owned(), action, bytes: None, source }
+    move |source| Error {
+        path: path.to_owned(),
+        action,
+        bytes: None,
+        source,
+    }
 }
 
 /// As [`error`], for a known number of bytes.
 pub(crate) fn sized_error<'a>(path: &'a Path, action: &'static str, bytes: u64) -> impl Fn(io::Error) -> Error + 'a {
-    move |source| Error { path: path.to_owned(), action, bytes: Some(bytes), source }
+    move |source| Error {
+        path: path.to_owned(),
+        action,
+        bytes: Some(bytes),
+        source,
+    }
 }
 
 /// `path` with `suffix` appended to its last component.
@@ -102,7 +112,9 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
 
 /// Makes names in a folder last.
 pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(error(path, "sync"))
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(error(path, "sync"))
 }
 
 /// Removes a file; one that is already gone is fine.

@@ -21,7 +21,10 @@ pub struct Options {
 impl Default for Options {
     /// `tf.train.Saver`'s: the newest five, and practically none besides.
     fn default() -> Self {
-        Self { max_to_keep: 5, keep_every_n_hours: 10_000.0 }
+        Self {
+            max_to_keep: 5,
+            keep_every_n_hours: 10_000.0,
+        }
     }
 }
 
@@ -54,17 +57,27 @@ pub struct Decision {
 /// As the reference's `_MaybeDeleteOldCheckpoints`: of those in excess, one that was saved more than
 /// `keep_every_n_hours` after `last_preserved` stays, and the clock moves on by exactly that.
 pub fn decide(known: &[Known], last_preserved: f64, options: Options) -> Decision {
-    let excess = if options.max_to_keep == 0 { 0 } else { known.len().saturating_sub(options.max_to_keep) };
+    let excess = if options.max_to_keep == 0 {
+        0
+    } else {
+        known.len().saturating_sub(options.max_to_keep)
+    };
     let (old, listed) = known.split_at(excess);
-    let mut decision =
-        Decision { listed: listed.to_vec(), delete: Vec::new(), preserve: Vec::new(), last_preserved };
+    let mut decision = Decision {
+        listed: listed.to_vec(),
+        delete: Vec::new(),
+        preserve: Vec::new(),
+        last_preserved,
+    };
     let period = options.keep_every_n_hours.max(0.0) * 3600.0;
     for checkpoint in old {
         if !checkpoint.ours {
             decision.preserve.push((checkpoint.clone(), "not written by this job"));
         } else if checkpoint.time > decision.last_preserved + period {
             decision.last_preserved += period;
-            decision.preserve.push((checkpoint.clone(), "keep_checkpoint_every_n_hours"));
+            decision
+                .preserve
+                .push((checkpoint.clone(), "keep_checkpoint_every_n_hours"));
         } else {
             decision.delete.push(checkpoint.clone());
         }
@@ -89,13 +102,28 @@ pub fn update(model_dir: &Path, prefix: &Path, now: f64, options: Options) -> Re
         }
         let ours = manifest::path(&listed_prefix).exists();
         let time = listed.time.unwrap_or_else(|| saved_at(&listed_prefix));
-        known.push(Known { path: listed.path, time, ours });
+        known.push(Known {
+            path: listed.path,
+            time,
+            ours,
+        });
     }
-    known.push(Known { path: name.clone(), time: now, ours: manifest::path(prefix).exists() });
+    known.push(Known {
+        path: name.clone(),
+        time: now,
+        ours: manifest::path(prefix).exists(),
+    });
 
     let decision = decide(&known, old.last_preserved.unwrap_or(now), options);
-    let all = decision.listed.iter().map(|known| Listed { path: known.path.clone(), time: Some(known.time) });
-    let state = State { latest: name, all: all.collect(), last_preserved: Some(decision.last_preserved) };
+    let all = decision.listed.iter().map(|known| Listed {
+        path: known.path.clone(),
+        time: Some(known.time),
+    });
+    let state = State {
+        latest: name,
+        all: all.collect(),
+        last_preserved: Some(decision.last_preserved),
+    };
     state.write(model_dir)?;
     for known in &decision.delete {
         let deleted = resolve(model_dir, &known.path);
@@ -106,8 +134,13 @@ pub fn update(model_dir: &Path, prefix: &Path, now: f64, options: Options) -> Re
 }
 
 fn saved_at(prefix: &Path) -> f64 {
-    let modified = index_path(prefix).metadata().and_then(|metadata| metadata.modified()).ok();
-    modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
+    let modified = index_path(prefix)
+        .metadata()
+        .and_then(|metadata| metadata.modified())
+        .ok();
+    modified
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Deletes a checkpoint's files: manifest first, so that it does not count while it goes, then index, then data.
@@ -123,12 +156,33 @@ pub fn delete(prefix: &Path) -> Result<(), state::Error> {
 
 /// Data files, what was left under temporary names, and TensorFlow's graph.
 fn other_files(prefix: &Path) -> Result<Vec<PathBuf>, files::Error> {
+    let mut paths = files_of(prefix)?;
+    paths.push(with_suffix(prefix, ".meta"));
+    Ok(paths)
+}
+
+/// Data files under their final names, whatever their count says.
+pub(crate) fn data_files(prefix: &Path) -> Result<Vec<PathBuf>, files::Error> {
+    let mut paths = files_of(prefix)?;
+    let start = with_suffix(prefix, ".data-");
+    paths.retain(|path| {
+        let path = path.as_os_str().as_encoded_bytes();
+        path.starts_with(start.as_os_str().as_encoded_bytes()) && !path.ends_with(b".tmp")
+    });
+    Ok(paths)
+}
+
+/// All files that belong to a checkpoint by their names.
+fn files_of(prefix: &Path) -> Result<Vec<PathBuf>, files::Error> {
     let model_dir = folder(prefix);
     let wanted = prefix.file_name().unwrap_or_default();
-    let mut paths = vec![with_suffix(prefix, ".meta")];
+    let mut paths = Vec::new();
     for entry in fs::read_dir(model_dir).map_err(files::error(model_dir, "list"))? {
         let name = entry.map_err(files::error(model_dir, "list"))?.file_name();
-        let belongs = name.to_str().and_then(state::prefix_of).is_some_and(|stem| stem == wanted);
+        let belongs = name
+            .to_str()
+            .and_then(state::prefix_of)
+            .is_some_and(|stem| stem == wanted);
         if belongs {
             paths.push(model_dir.join(name));
         }
@@ -153,7 +207,8 @@ pub fn clean(model_dir: &Path) -> Result<Vec<PathBuf>, state::Error> {
 
 /// `model.ckpt-N`
 fn is_ours(name: &str) -> bool {
-    name.strip_prefix("model.ckpt-").is_some_and(|step| step.parse::<u64>().is_ok())
+    name.strip_prefix("model.ckpt-")
+        .is_some_and(|step| step.parse::<u64>().is_ok())
 }
 
 #[cfg(test)]
@@ -161,7 +216,14 @@ mod tests {
     use super::*;
 
     fn saved(hours: &[f64]) -> Vec<Known> {
-        hours.iter().map(|&hour| Known { path: format!("model.ckpt-{hour}"), time: hour * 3600.0, ours: true }).collect()
+        hours
+            .iter()
+            .map(|&hour| Known {
+                path: format!("model.ckpt-{hour}"),
+                time: hour * 3600.0,
+                ours: true,
+            })
+            .collect()
     }
 
     fn names(known: &[Known]) -> Vec<&str> {
@@ -170,10 +232,27 @@ mod tests {
 
     #[test]
     fn the_newest_stay() {
-        let decision = decide(&saved(&[1.0, 2.0, 3.0, 4.0]), 0.0, Options { max_to_keep: 3, ..Options::default() });
+        let decision = decide(
+            &saved(&[1.0, 2.0, 3.0, 4.0]),
+            0.0,
+            Options {
+                max_to_keep: 3,
+                ..Options::default()
+            },
+        );
         assert_eq!(names(&decision.delete), ["model.ckpt-1"]);
-        assert_eq!(names(&decision.listed), ["model.ckpt-2", "model.ckpt-3", "model.ckpt-4"]);
-        let all = decide(&saved(&[1.0, 2.0]), 0.0, Options { max_to_keep: 0, ..Options::default() });
+        assert_eq!(
+            names(&decision.listed),
+            ["model.ckpt-2", "model.ckpt-3", "model.ckpt-4"]
+        );
+        let all = decide(
+            &saved(&[1.0, 2.0]),
+            0.0,
+            Options {
+                max_to_keep: 0,
+                ..Options::default()
+            },
+        );
         assert_eq!(all.listed.len(), 2);
         assert_eq!(Options::default().max_to_keep, 5);
     }
@@ -181,7 +260,10 @@ mod tests {
     /// Saves every half hour for six hours, keeps two, and one every two hours: what `tf.train.Saver` leaves behind.
     #[test]
     fn one_every_n_hours_stays_for_good() {
-        let options = Options { max_to_keep: 2, keep_every_n_hours: 2.0 };
+        let options = Options {
+            max_to_keep: 2,
+            keep_every_n_hours: 2.0,
+        };
         let (mut listed, mut last, mut preserved, mut deleted) = (Vec::new(), 0.0, Vec::new(), 0);
         for half in 1..=12 {
             listed.extend(saved(&[f64::from(half) / 2.0]));
@@ -199,7 +281,14 @@ mod tests {
     fn what_others_wrote_is_never_deleted() {
         let mut known = saved(&[1.0, 2.0]);
         known[0].ours = false;
-        let decision = decide(&known, 0.0, Options { max_to_keep: 1, ..Options::default() });
+        let decision = decide(
+            &known,
+            0.0,
+            Options {
+                max_to_keep: 1,
+                ..Options::default()
+            },
+        );
         assert!(decision.delete.is_empty());
         assert_eq!(decision.preserve[0].0.path, "model.ckpt-1");
     }

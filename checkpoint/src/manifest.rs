@@ -135,17 +135,27 @@ impl Manifest {
             #[serde(default)]
             software_version: String,
         }
-        let json = |source| Error::Json { path: path.clone(), source };
+        let json = |source| Error::Json {
+            path: path.clone(),
+            source,
+        };
         let head: Head = serde_json::from_slice(&bytes).map_err(json)?;
         if head.version > VERSION {
-            return Err(Error::Version { path, found: head.version, software: head.software_version });
+            return Err(Error::Version {
+                path,
+                found: head.version,
+                software: head.software_version,
+            });
         }
         serde_json::from_slice(&bytes).map(Some).map_err(json)
     }
 
     /// The file's content.
     pub(crate) fn encode(&self, path: &Path) -> Result<Vec<u8>, Error> {
-        let mut bytes = serde_json::to_vec_pretty(self).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        let mut bytes = serde_json::to_vec_pretty(self).map_err(|source| Error::Json {
+            path: path.to_owned(),
+            source,
+        })?;
         bytes.push(b'\n');
         Ok(bytes)
     }
@@ -170,7 +180,10 @@ impl Manifest {
 impl DataPosition {
     /// Records that committed steps have used.
     pub fn records_seen(&self) -> u64 {
-        let open = self.open.iter().fold(0u64, |sum, range| sum.saturating_add(range.count));
+        let open = self
+            .open
+            .iter()
+            .fold(0u64, |sum, range| sum.saturating_add(range.count));
         self.position.saturating_sub(open)
     }
 }

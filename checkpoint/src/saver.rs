@@ -42,7 +42,10 @@ fn write_both(
     let mut paths: Vec<PathBuf> = data.collect();
     bundle::write_index(prefix, shard_count, tensors)?;
     paths.insert(0, index_path(prefix));
-    manifest.files = paths.iter().map(|path| saved_file(path, path)).collect::<Result<_, _>>()?;
+    manifest.files = paths
+        .iter()
+        .map(|path| saved_file(path, path))
+        .collect::<Result<_, _>>()?;
     manifest.write(prefix)?;
     Ok(manifest)
 }
@@ -50,7 +53,10 @@ fn write_both(
 /// A file's entry in the manifest; `written` is where it lies now.
 fn saved_file(path: &Path, written: &Path) -> Result<SavedFile, files::Error> {
     let bytes = fs::metadata(written).map_err(files::error(written, "stat"))?.len();
-    Ok(SavedFile { name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes })
+    Ok(SavedFile {
+        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        bytes,
+    })
 }
 
 /// Saves a checkpoint from one process, in one data file: `tensors`, the int64 scalars `integers` (`global_step` among
@@ -78,6 +84,9 @@ pub fn save(
 
     // From here on nothing needs space. The old manifest goes first, the new one comes last.
     files::remove(&targets[2])?;
+    for path in keep::data_files(prefix)?.iter().filter(|path| **path != targets[0]) {
+        files::remove(path)?;
+    }
     let count = if with_manifest { 3 } else { 2 };
     for (from, to) in temporary.iter().zip(&targets).take(count) {
         files::rename(from, to)?;
@@ -98,8 +107,12 @@ fn prepare(
         Integer(i64),
     }
     // In order of their names, as TensorFlow's `Saver` does.
-    let floats = tensors.iter().map(|&(name, shape, values)| (name, Values::Floats(shape, values)));
-    let mut all: Vec<_> = floats.chain(integers.iter().map(|&(name, value)| (name, Values::Integer(value)))).collect();
+    let floats = tensors
+        .iter()
+        .map(|&(name, shape, values)| (name, Values::Floats(shape, values)));
+    let mut all: Vec<_> = floats
+        .chain(integers.iter().map(|&(name, value)| (name, Values::Integer(value))))
+        .collect();
     all.sort_by_key(|&(name, _)| name);
     let mut data = DataFileWriter::create_at(temporary[0].clone(), 0)?;
     for (name, values) in all {
@@ -113,7 +126,10 @@ fn prepare(
     let index = bundle::encode_index(&targets[1], 1, &saved, manifest.is_some())?;
     files::write_synced(&temporary[1], &index)?;
     let Some(mut manifest) = manifest else { return Ok(false) };
-    manifest.files = vec![saved_file(&targets[1], &temporary[1])?, saved_file(&targets[0], &temporary[0])?];
+    manifest.files = vec![
+        saved_file(&targets[1], &temporary[1])?,
+        saved_file(&targets[0], &temporary[0])?,
+    ];
     files::write_synced(&temporary[2], &manifest.encode(&targets[2])?)?;
     Ok(true)
 }

@@ -73,7 +73,9 @@ pub fn report(path: &Path) -> Result<Report, state::Error> {
         return Ok(describe(folder(path), std::slice::from_ref(&checkpoint), Some(&reader)));
     }
     let found = state::survey(path)?;
-    let latest = state::latest(path)?.map(|latest| Reader::open(&latest.prefix)).transpose()?;
+    let latest = state::latest(path)?
+        .map(|latest| Reader::open(&latest.prefix))
+        .transpose()?;
     Ok(describe(path, &found, latest.as_ref()))
 }
 
@@ -102,7 +104,12 @@ fn summary(checkpoint: &Checkpoint) -> Summary {
     };
     let manifest = checkpoint.manifest.as_ref();
     let bytes = match manifest {
-        Some(manifest) => Some(manifest.files.iter().fold(0, |sum: u64, file| sum.saturating_add(file.bytes))),
+        Some(manifest) => Some(
+            manifest
+                .files
+                .iter()
+                .fold(0, |sum: u64, file| sum.saturating_add(file.bytes)),
+        ),
         None if condition == "complete" => foreign_bytes(&checkpoint.prefix),
         None => None,
     };

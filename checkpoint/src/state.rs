@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 pub use file::{Listed, State, resolve, state_path};
-pub(crate) use survey::{examine, prefix_of};
 pub use survey::{Checkpoint, Condition, survey};
+pub(crate) use survey::{examine, prefix_of};
 
 use crate::manifest::{self, Manifest};
 use crate::{bundle, files};
@@ -61,15 +61,24 @@ pub fn latest(model_dir: &Path) -> Result<Option<Latest>, Error> {
     let state = State::read(model_dir)?;
     let state_time = modified(&state_path(model_dir));
     let listed = |checkpoint: &Checkpoint| {
-        state.as_ref().is_some_and(|state| state.all.iter().any(|listed| resolve(model_dir, &listed.path) == checkpoint.prefix))
+        state.as_ref().is_some_and(|state| {
+            state
+                .all
+                .iter()
+                .any(|listed| resolve(model_dir, &listed.path) == checkpoint.prefix)
+        })
     };
     let named = state.as_ref().and_then(|state| {
         let prefix = resolve(model_dir, &state.latest);
-        complete.iter().find(|checkpoint| checkpoint.prefix == prefix).cloned().or_else(|| {
-            // The state may name a checkpoint in another folder.
-            let elsewhere = examine(&prefix);
-            (elsewhere.condition == Condition::Complete).then_some(elsewhere)
-        })
+        complete
+            .iter()
+            .find(|checkpoint| checkpoint.prefix == prefix)
+            .cloned()
+            .or_else(|| {
+                // The state may name a checkpoint in another folder.
+                let elsewhere = examine(&prefix);
+                (elsewhere.condition == Condition::Complete).then_some(elsewhere)
+            })
     });
     let newest = match &named {
         None => complete.last(),

@@ -54,7 +54,11 @@ impl EventWriter {
     /// Starts `DIR/events.out.tfevents.SECONDS.HOST[SUFFIX]` (the folder is made if need be). The suffix tells files of
     /// one host apart, `.eval` for example.
     pub fn create(dir: &Path, suffix: &str) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|source| Error { path: dir.to_owned(), action: "create", source })?;
+        fs::create_dir_all(dir).map_err(|source| Error {
+            path: dir.to_owned(),
+            action: "create",
+            source,
+        })?;
         let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().replace('/', "_"));
         let host = host.unwrap_or_else(|_| "localhost".to_owned());
         let seconds = now().as_secs();
@@ -66,10 +70,19 @@ impl EventWriter {
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => break (path, file),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < NAME_ATTEMPTS => attempt += 1,
-                Err(source) => return Err(Error { path, action: "create", source }),
+                Err(source) => {
+                    return Err(Error {
+                        path,
+                        action: "create",
+                        source,
+                    });
+                }
             }
         };
-        let mut writer = Self { path, records: Writer::new(BufWriter::new(file)) };
+        let mut writer = Self {
+            path,
+            records: Writer::new(BufWriter::new(file)),
+        };
         writer.event(0, event::What::FileVersion("brain.Event:2".to_owned()))?;
         writer.flush()?;
         Ok(writer)
@@ -87,7 +100,9 @@ impl EventWriter {
 
     /// Writes several numbers of one step as one event.
     pub fn scalars(&mut self, step: u64, values: &[(&str, f32)]) -> Result<(), Error> {
-        let values = values.iter().map(|&(tag, number)| tagged(tag, value::Value::SimpleValue(number)));
+        let values = values
+            .iter()
+            .map(|&(tag, number)| tagged(tag, value::Value::SimpleValue(number)));
         self.summary(step, values.collect())
     }
 
@@ -103,8 +118,12 @@ impl EventWriter {
 
     /// Writes an RGB picture, encoded as PNG (JPEG works too); width and height in pixels.
     pub fn image_png(&mut self, tag: &str, step: u64, width: u32, height: u32, bytes: Vec<u8>) -> Result<(), Error> {
-        let image =
-            Image { height: height as i32, width: width as i32, colorspace: 3, encoded_image_string: bytes };
+        let image = Image {
+            height: height as i32,
+            width: width as i32,
+            colorspace: 3,
+            encoded_image_string: bytes,
+        };
         self.summary(step, vec![tagged(tag, value::Value::Image(image))])
     }
 
@@ -116,10 +135,19 @@ impl EventWriter {
             string_val: vec![text.as_bytes().to_vec()],
             ..TensorProto::default()
         };
-        let plugin = PluginData { plugin_name: "text".to_owned(), content: Vec::new() };
-        let metadata =
-            SummaryMetadata { plugin_data: Some(plugin), data_class: DATA_CLASS_TENSOR, ..SummaryMetadata::default() };
-        let value = Value { metadata: Some(metadata), ..tagged(tag, value::Value::Tensor(tensor)) };
+        let plugin = PluginData {
+            plugin_name: "text".to_owned(),
+            content: Vec::new(),
+        };
+        let metadata = SummaryMetadata {
+            plugin_data: Some(plugin),
+            data_class: DATA_CLASS_TENSOR,
+            ..SummaryMetadata::default()
+        };
+        let value = Value {
+            metadata: Some(metadata),
+            ..tagged(tag, value::Value::Tensor(tensor))
+        };
         self.summary(step, vec![value])
     }
 
@@ -133,17 +161,31 @@ impl EventWriter {
     }
 
     fn event(&mut self, step: u64, what: event::What) -> Result<(), Error> {
-        let event = Event { wall_time: now().as_secs_f64(), step: step as i64, what: Some(what) };
-        self.records.write(&event.encode_to_vec()).map_err(|source| self.error(source))
+        let event = Event {
+            wall_time: now().as_secs_f64(),
+            step: step as i64,
+            what: Some(what),
+        };
+        self.records
+            .write(&event.encode_to_vec())
+            .map_err(|source| self.error(source))
     }
 
     fn error(&self, source: io::Error) -> Error {
-        Error { path: self.path.clone(), action: "write", source }
+        Error {
+            path: self.path.clone(),
+            action: "write",
+            source,
+        }
     }
 }
 
 fn tagged(tag: &str, value: value::Value) -> Value {
-    Value { tag: tag.to_owned(), value: Some(value), ..Value::default() }
+    Value {
+        tag: tag.to_owned(),
+        value: Some(value),
+        ..Value::default()
+    }
 }
 
 fn now() -> Duration {
@@ -156,26 +198,39 @@ mod tests {
     use crate::tfrecord::Reader;
 
     fn events(path: &Path) -> Vec<Event> {
-        Reader::open(path).unwrap().map(|record| Event::decode(record.unwrap().as_slice()).unwrap()).collect()
+        Reader::open(path)
+            .unwrap()
+            .map(|record| Event::decode(record.unwrap().as_slice()).unwrap())
+            .collect()
     }
 
     #[test]
     fn a_file_starts_with_its_version_and_holds_what_was_written() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(&dir.path().join("eval_0"), ".eval").unwrap();
-        writer.scalars(7, &[("Loss/total", 1.5), ("learning_rate", 0.1)]).unwrap();
+        writer
+            .scalars(7, &[("Loss/total", 1.5), ("learning_rate", 0.1)])
+            .unwrap();
         writer.text("config", 0, "**hi**").unwrap();
         let path = writer.path().to_owned();
         assert_eq!(events(&path).len(), 1, "nothing but the version before a flush");
         writer.flush().unwrap();
 
         let name = path.file_name().unwrap().to_str().unwrap();
-        assert!(name.starts_with("events.out.tfevents.") && name.ends_with(".eval"), "{name}");
+        assert!(
+            name.starts_with("events.out.tfevents.") && name.ends_with(".eval"),
+            "{name}"
+        );
         let events = events(&path);
-        assert_eq!(events[0].what, Some(event::What::FileVersion("brain.Event:2".to_owned())));
+        assert_eq!(
+            events[0].what,
+            Some(event::What::FileVersion("brain.Event:2".to_owned()))
+        );
         assert!(events.iter().all(|event| event.wall_time > 1.6e9));
         assert_eq!(events[1].step, 7);
-        let Some(event::What::Summary(summary)) = &events[1].what else { panic!("{:?}", events[1]) };
+        let Some(event::What::Summary(summary)) = &events[1].what else {
+            panic!("{:?}", events[1])
+        };
         assert_eq!(summary.value[0], tagged("Loss/total", value::Value::SimpleValue(1.5)));
         assert_eq!(summary.value[1].tag, "learning_rate");
     }
@@ -183,8 +238,9 @@ mod tests {
     #[test]
     fn files_of_the_same_second_do_not_meet() {
         let dir = tempfile::tempdir().unwrap();
-        let paths: std::collections::BTreeSet<_> =
-            (0..5).map(|_| EventWriter::create(dir.path(), "").unwrap().path().to_owned()).collect();
+        let paths: std::collections::BTreeSet<_> = (0..5)
+            .map(|_| EventWriter::create(dir.path(), "").unwrap().path().to_owned())
+            .collect();
         assert_eq!(paths.len(), 5);
     }
 

@@ -51,7 +51,12 @@ fn decode_header(header: [u8; HEADER_BYTES as usize], location: impl Fn() -> Loc
     if stored == computed {
         return Ok(u64::from_le_bytes(length));
     }
-    Err(Error::LengthCrc { location: location(), stored, computed, gzip: header.starts_with(&[0x1f, 0x8b]) })
+    Err(Error::LengthCrc {
+        location: location(),
+        stored,
+        computed,
+        gzip: header.starts_with(&[0x1f, 0x8b]),
+    })
 }
 
 #[cfg(test)]

@@ -34,7 +34,14 @@ impl DataFileWriter {
     pub(crate) fn create_at(path: PathBuf, shard: u32) -> Result<Self, Error> {
         let file = File::create(&path).map_err(files::error(&path, "create"))?;
         let buffer = Vec::with_capacity(PIECE_BYTES);
-        Ok(Self { path, file: Some(file), buffer, shard, offset: 0, tensors: Vec::new() })
+        Ok(Self {
+            path,
+            file: Some(file),
+            buffer,
+            shard,
+            offset: 0,
+            tensors: Vec::new(),
+        })
     }
 
     /// The file being written.
@@ -55,7 +62,13 @@ impl DataFileWriter {
         slice: Option<&Slice>,
         chunks: impl IntoIterator<Item = &'a [f32]>,
     ) -> Result<(), Error> {
-        self.append(name, DataType::DtFloat, shape, slice, chunks.into_iter().map(bytemuck::cast_slice))
+        self.append(
+            name,
+            DataType::DtFloat,
+            shape,
+            slice,
+            chunks.into_iter().map(bytemuck::cast_slice),
+        )
     }
 
     /// Appends an int64 tensor, `global_step` for example.
@@ -71,8 +84,17 @@ impl DataFileWriter {
         slice: Option<&Slice>,
         chunks: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<(), Error> {
-        const { assert!(cfg!(target_endian = "little"), "data files are written from memory as it is") };
-        let refuse = |what: String| Error::Tensor { path: self.path.clone(), name: name.to_owned(), what };
+        const {
+            assert!(
+                cfg!(target_endian = "little"),
+                "data files are written from memory as it is"
+            )
+        };
+        let refuse = |what: String| Error::Tensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            what,
+        };
         if name.is_empty() || name.starts_with('\0') {
             return Err(refuse("a name must not be empty or start with a zero byte".to_owned()));
         }
@@ -94,7 +116,11 @@ impl DataFileWriter {
         let written = self.offset - offset;
         if written != wanted {
             let what = format!("{written} bytes given, shape {stored_shape:?} takes {wanted}");
-            return Err(Error::Tensor { path: self.path.clone(), name: name.to_owned(), what });
+            return Err(Error::Tensor {
+                path: self.path.clone(),
+                name: name.to_owned(),
+                what,
+            });
         }
         let (slice_start, slice_length) =
             slice.map_or_else(Default::default, |slice| (slice.start.clone(), slice.length.clone()));
@@ -136,7 +162,8 @@ impl DataFileWriter {
     pub fn finish(mut self) -> Result<Vec<SavedTensor>, Error> {
         self.flush(self.buffer.len() as u64)?;
         if let Some(file) = &self.file {
-            file.sync_all().map_err(files::sized_error(&self.path, "sync", self.offset))?;
+            file.sync_all()
+                .map_err(files::sized_error(&self.path, "sync", self.offset))?;
         }
         self.file = None;
         Ok(std::mem::take(&mut self.tensors))

@@ -79,7 +79,10 @@ pub(super) struct Parsed {
 
 /// Checks an entry; the error says what is wrong with it.
 pub(super) fn parse(name: &str, entry: &BundleEntryProto, shard_count: i32) -> Result<Parsed, String> {
-    let shape = entry.shape.as_ref().map_or_else(Vec::new, |shape| shape.dim.iter().map(|dim| dim.size).collect());
+    let shape = entry
+        .shape
+        .as_ref()
+        .map_or_else(Vec::new, |shape| shape.dim.iter().map(|dim| dim.size).collect());
     let count = elements(&shape).ok_or_else(|| format!("impossible shape {shape:?}"))?;
     let dtype = DataType::try_from(entry.dtype).unwrap_or(DataType::DtInvalid);
 
@@ -96,12 +99,27 @@ pub(super) fn parse(name: &str, entry: &BundleEntryProto, shard_count: i32) -> R
     }
     if let (true, Some(bytes)) = (whole, dtype_bytes(dtype)) {
         if count.checked_mul(bytes) != Some(size) {
-            return Err(format!("shape {shape:?} of {} does not take {size} bytes", dtype_name(dtype)));
+            return Err(format!(
+                "shape {shape:?} of {} does not take {size} bytes",
+                dtype_name(dtype)
+            ));
         }
     }
-    offset.checked_add(size).ok_or_else(|| format!("offset {offset} and size {size} overflow"))?;
-    let place = Place { shard: entry.shard_id as u32, offset, size, crc: entry.crc32c };
-    Ok(Parsed { dtype, shape, place, slices })
+    offset
+        .checked_add(size)
+        .ok_or_else(|| format!("offset {offset} and size {size} overflow"))?;
+    let place = Place {
+        shard: entry.shard_id as u32,
+        offset,
+        size,
+        crc: entry.crc32c,
+    };
+    Ok(Parsed {
+        dtype,
+        shape,
+        place,
+        slices,
+    })
 }
 
 fn parse_slice(name: &str, slice: &TensorSliceProto, shape: &[i64]) -> Result<(Slice, Vec<u8>), String> {
@@ -109,10 +127,21 @@ fn parse_slice(name: &str, slice: &TensorSliceProto, shape: &[i64]) -> Result<(S
     let stored: Vec<StoredExtent> = slice
         .extent
         .iter()
-        .map(|extent| (extent.start, extent.has_length.map_or(-1, |HasLength::Length(length)| length)))
+        .map(|extent| {
+            (
+                extent.start,
+                extent.has_length.map_or(-1, |HasLength::Length(length)| length),
+            )
+        })
         .collect();
-    let length = stored.iter().zip(shape).map(|(&(_, length), &size)| if length == -1 { size } else { length });
-    let box_ = Slice { start: stored.iter().map(|&(start, _)| start).collect(), length: length.collect() };
+    let length = stored
+        .iter()
+        .zip(shape)
+        .map(|(&(_, length), &size)| if length == -1 { size } else { length });
+    let box_ = Slice {
+        start: stored.iter().map(|&(start, _)| start).collect(),
+        length: length.collect(),
+    };
     match box_.complaint(shape) {
         Some(what) => Err(what),
         None => Ok((box_, key::encode(name, &stored))),
@@ -123,20 +152,34 @@ fn parse_slice(name: &str, slice: &TensorSliceProto, shape: &[i64]) -> Result<(S
 pub(super) fn shape_proto(shape: &[i64]) -> TensorShapeProto {
     use coati_proto::tensorflow::tensor_shape_proto::Dim;
     let dim = shape.iter().map(|&size| Dim { size, ..Dim::default() }).collect();
-    TensorShapeProto { dim, unknown_rank: false }
+    TensorShapeProto {
+        dim,
+        unknown_rank: false,
+    }
 }
 
 /// The slice message and its key, every extent with its length, as TensorFlow's own `Saver` writes them.
 pub(super) fn slice_proto(name: &str, slice: &Slice) -> (TensorSliceProto, Vec<u8>) {
     use coati_proto::tensorflow::tensor_slice_proto::Extent;
     let extents: Vec<StoredExtent> = slice.start.iter().copied().zip(slice.length.iter().copied()).collect();
-    let extent = extents.iter().map(|&(start, length)| Extent { start, has_length: Some(HasLength::Length(length)) });
-    (TensorSliceProto { extent: extent.collect() }, key::encode(name, &extents))
+    let extent = extents.iter().map(|&(start, length)| Extent {
+        start,
+        has_length: Some(HasLength::Length(length)),
+    });
+    (
+        TensorSliceProto {
+            extent: extent.collect(),
+        },
+        key::encode(name, &extents),
+    )
 }
 
 /// The slice that a saved tensor is, if it is not whole.
 pub(super) fn saved_slice(saved: &SavedTensor) -> Option<Slice> {
-    let slice = Slice { start: saved.slice_start.clone(), length: saved.slice_length.clone() };
+    let slice = Slice {
+        start: saved.slice_start.clone(),
+        length: saved.slice_length.clone(),
+    };
     let stored_whole = slice.start.is_empty() && slice.length.is_empty();
     (!stored_whole && !slice.is_whole(&saved.shape)).then_some(slice)
 }

@@ -25,8 +25,16 @@ pub(super) const MAX_SHARDS: i32 = 100_000;
 
 impl Header {
     pub(super) fn new(shard_count: i32, needs_manifest: bool) -> Self {
-        let version = VersionDef { producer: VERSION, ..VersionDef::default() };
-        Self { num_shards: shard_count, endianness: 0, version: Some(version), needs_manifest }
+        let version = VersionDef {
+            producer: VERSION,
+            ..VersionDef::default()
+        };
+        Self {
+            num_shards: shard_count,
+            endianness: 0,
+            version: Some(version),
+            needs_manifest,
+        }
     }
 
     /// What is wrong with it, if anything.
@@ -37,7 +45,9 @@ impl Header {
         } else if !(1..=MAX_SHARDS).contains(&self.num_shards) {
             Some(format!("{} data files, 1 to {MAX_SHARDS} expected", self.num_shards))
         } else if min_consumer > VERSION {
-            Some(format!("needs a reader of version {min_consumer}, this one knows {VERSION}"))
+            Some(format!(
+                "needs a reader of version {min_consumer}, this one knows {VERSION}"
+            ))
         } else {
             None
         }

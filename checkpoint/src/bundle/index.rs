@@ -40,12 +40,19 @@ pub(crate) fn encode(
     let mut pairs: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     let header = Header::new(i32::try_from(shard_count).unwrap_or(i32::MAX), needs_manifest);
     if let Some(what) = header.complaint() {
-        return Err(Error::Table { path: path.to_owned(), what });
+        return Err(Error::Table {
+            path: path.to_owned(),
+            what,
+        });
     }
     pairs.insert(Vec::new(), header.encode_to_vec());
     let mut partitioned: BTreeMap<&str, Vec<(Slice, &SavedTensor)>> = BTreeMap::new();
     for tensor in tensors {
-        let refuse = |what: String| Error::Tensor { path: path.to_owned(), name: tensor.name.clone(), what };
+        let refuse = |what: String| Error::Tensor {
+            path: path.to_owned(),
+            name: tensor.name.clone(),
+            what,
+        };
         if tensor.shard >= shard_count {
             return Err(refuse(format!("in data file {} of {shard_count}", tensor.shard)));
         }
@@ -57,7 +64,10 @@ pub(crate) fn encode(
             Some(slice) => (slice_proto(&tensor.name, slice).1, slice.length.clone()),
             None => (tensor.name.clone().into_bytes(), tensor.shape.clone()),
         };
-        if pairs.insert(key, entry(tensor, &stored_shape).encode_to_vec()).is_some() {
+        if pairs
+            .insert(key, entry(tensor, &stored_shape).encode_to_vec())
+            .is_some()
+        {
             return Err(refuse("given twice, or its name is empty".to_owned()));
         }
         if let Some(slice) = slice {
@@ -68,7 +78,11 @@ pub(crate) fn encode(
         let whole = merge(path, name, slices)?;
         if pairs.insert(name.as_bytes().to_vec(), whole.encode_to_vec()).is_some() {
             let what = "given both whole and in slices".to_owned();
-            return Err(Error::Tensor { path: path.to_owned(), name: name.to_owned(), what });
+            return Err(Error::Tensor {
+                path: path.to_owned(),
+                name: name.to_owned(),
+                what,
+            });
         }
     }
 
@@ -94,10 +108,22 @@ fn entry(tensor: &SavedTensor, stored_shape: &[i64]) -> BundleEntryProto {
 /// The entry of a whole tensor that lies in slices, which must make it up exactly.
 fn merge(path: &Path, name: &str, mut slices: Vec<(Slice, &SavedTensor)>) -> Result<BundleEntryProto, Error> {
     slices.sort_by(|(a, _), (b, _)| a.start.cmp(&b.start));
-    let first = slices.first().map_or_else(SavedTensor::default, |(_, tensor)| (*tensor).clone());
-    if let Some((_, other)) = slices.iter().find(|(_, other)| other.shape != first.shape || other.dtype != first.dtype) {
-        let what = format!("its slices disagree on the shape: {:?} and {:?}", first.shape, other.shape);
-        return Err(Error::Tensor { path: path.to_owned(), name: name.to_owned(), what });
+    let first = slices
+        .first()
+        .map_or_else(SavedTensor::default, |(_, tensor)| (*tensor).clone());
+    if let Some((_, other)) = slices
+        .iter()
+        .find(|(_, other)| other.shape != first.shape || other.dtype != first.dtype)
+    {
+        let what = format!(
+            "its slices disagree on the shape: {:?} and {:?}",
+            first.shape, other.shape
+        );
+        return Err(Error::Tensor {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            what,
+        });
     }
     let boxes: Vec<&Slice> = slices.iter().map(|(slice, _)| slice).collect();
     check_cover(path, name, &first.shape, &boxes)?;
@@ -114,12 +140,21 @@ fn merge(path: &Path, name: &str, mut slices: Vec<(Slice, &SavedTensor)>) -> Res
 pub(super) fn check_cover(path: &Path, name: &str, shape: &[i64], slices: &[&Slice]) -> Result<(), Error> {
     if slices.len() > MAX_SLICES {
         let what = format!("{} slices, at most {MAX_SLICES} are supported", slices.len());
-        return Err(Error::Tensor { path: path.to_owned(), name: name.to_owned(), what });
+        return Err(Error::Tensor {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            what,
+        });
     }
     for (index, first) in slices.iter().enumerate() {
         if let Some(second) = slices[index + 1..].iter().find(|second| first.overlaps(second)) {
             let (first, second) = ((*first).clone(), (*second).clone());
-            return Err(Error::Overlap { path: path.to_owned(), name: name.to_owned(), first, second });
+            return Err(Error::Overlap {
+                path: path.to_owned(),
+                name: name.to_owned(),
+                first,
+                second,
+            });
         }
     }
     let covered = slices.iter().map(|slice| slice.elements()).sum();
@@ -127,5 +162,11 @@ pub(super) fn check_cover(path: &Path, name: &str, shape: &[i64], slices: &[&Sli
     if covered == elements {
         return Ok(());
     }
-    Err(Error::Incomplete { path: path.to_owned(), name: name.to_owned(), shape: shape.to_vec(), covered, elements })
+    Err(Error::Incomplete {
+        path: path.to_owned(),
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        covered,
+        elements,
+    })
 }

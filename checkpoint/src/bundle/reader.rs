@@ -52,20 +52,34 @@ impl Reader {
     pub fn open(prefix: &Path) -> Result<Self, Error> {
         let path = index_path(prefix);
         let bytes = fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::NoCheckpoint { prefix: prefix.to_owned(), hint: hint(prefix) },
+            io::ErrorKind::NotFound => Error::NoCheckpoint {
+                prefix: prefix.to_owned(),
+                hint: hint(prefix),
+            },
             _ => Error::File(files::error(&path, "read")(source)),
         })?;
-        let broken = |what| Error::Table { path: path.clone(), what };
+        let broken = |what| Error::Table {
+            path: path.clone(),
+            what,
+        };
         let mut pairs: BTreeMap<_, _> = table::parse(&bytes).map_err(broken)?.into_iter().collect();
-        let header = pairs.remove(&Vec::new()).ok_or_else(|| broken("it has no header".to_owned()))?;
+        let header = pairs
+            .remove(&Vec::new())
+            .ok_or_else(|| broken("it has no header".to_owned()))?;
         let header = Header::decode(header.as_slice()).map_err(|error| broken(format!("header: {error}")))?;
         if let Some(what) = header.complaint() {
             return Err(broken(what));
         }
         let shard_count = header.num_shards;
         let read = |name: &str, key: &[u8]| -> Result<Parsed, Error> {
-            let refuse = |what| Error::Entry { path: path.clone(), name: name.to_owned(), what };
-            let value = pairs.get(key).ok_or_else(|| refuse("one of its slices has no entry".to_owned()))?;
+            let refuse = |what| Error::Entry {
+                path: path.clone(),
+                name: name.to_owned(),
+                what,
+            };
+            let value = pairs
+                .get(key)
+                .ok_or_else(|| refuse("one of its slices has no entry".to_owned()))?;
             let value = BundleEntryProto::decode(value.as_slice()).map_err(|error| refuse(error.to_string()))?;
             entry::parse(name, &value, shard_count).map_err(refuse)
         };
@@ -80,7 +94,11 @@ impl Reader {
                 let part = read(name, key)?;
                 if part.shape != slice.length || part.dtype != whole.dtype {
                     let what = format!("slice {slice} is stored as shape {:?}", part.shape);
-                    return Err(Error::Entry { path, name: name.to_owned(), what });
+                    return Err(Error::Entry {
+                        path,
+                        name: name.to_owned(),
+                        what,
+                    });
                 }
                 places.push(part.place);
             }
@@ -91,7 +109,12 @@ impl Reader {
                 check_cover(&path, name, &whole.shape, &slices)?;
             }
             let slices = whole.slices.into_iter().map(|(slice, _)| slice).collect();
-            let entry = Entry { name: name.to_owned(), dtype: whole.dtype, shape: whole.shape, slices };
+            let entry = Entry {
+                name: name.to_owned(),
+                dtype: whole.dtype,
+                shape: whole.shape,
+                slices,
+            };
             tensors.insert(name.to_owned(), Tensor { entry, places });
         }
         Ok(Self {
@@ -155,7 +178,10 @@ impl Reader {
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>, Error> {
         if self.find(name)?.entry.dtype == DataType::DtInt32 {
             let bytes = self.read_raw(name)?;
-            let values = bytes.chunks_exact(4).filter_map(|four| four.try_into().ok()).map(i32::from_le_bytes);
+            let values = bytes
+                .chunks_exact(4)
+                .filter_map(|four| four.try_into().ok())
+                .map(i32::from_le_bytes);
             return Ok(values.map(i64::from).collect());
         }
         let tensor = self.typed(name, DataType::DtInt64, "int64")?;
@@ -193,7 +219,11 @@ impl Reader {
     fn find(&self, name: &str) -> Result<&Tensor, Error> {
         self.tensors.get(name).ok_or_else(|| {
             let prefix = self.prefix.clone();
-            Error::NoTensor { prefix, name: name.to_owned(), nearest: nearest(name, self.tensors.keys()) }
+            Error::NoTensor {
+                prefix,
+                name: name.to_owned(),
+                nearest: nearest(name, self.tensors.keys()),
+            }
         })
     }
 
@@ -203,13 +233,23 @@ impl Reader {
             return Ok(tensor);
         }
         let (prefix, name, dtype) = (self.prefix.clone(), name.to_owned(), tensor.entry.dtype);
-        Err(Error::Type { prefix, name, dtype, wanted })
+        Err(Error::Type {
+            prefix,
+            name,
+            dtype,
+            wanted,
+        })
     }
 
     fn element_bytes(&self, tensor: &Tensor) -> Result<u64, Error> {
         dtype_bytes(tensor.entry.dtype).ok_or_else(|| {
             let (prefix, name, dtype) = (self.prefix.clone(), tensor.entry.name.clone(), tensor.entry.dtype);
-            Error::Type { prefix, name, dtype, wanted: "numbers" }
+            Error::Type {
+                prefix,
+                name,
+                dtype,
+                wanted: "numbers",
+            }
         })
     }
 
@@ -219,9 +259,18 @@ impl Reader {
         let elements = tensor.entry.elements();
         if start.checked_add(length).is_none_or(|end| end > elements) {
             let (prefix, name) = (self.prefix.clone(), tensor.entry.name.clone());
-            return Err(Error::Range { prefix, name, start, length, elements });
+            return Err(Error::Range {
+                prefix,
+                name,
+                start,
+                length,
+                elements,
+            });
         }
-        tensor.places.iter().try_for_each(|&place| self.check_place(tensor, place).map(drop))
+        tensor
+            .places
+            .iter()
+            .try_for_each(|&place| self.check_place(tensor, place).map(drop))
     }
 
     fn check_place(&self, tensor: &Tensor, place: Place) -> Result<Arc<Shard>, Error> {
@@ -230,7 +279,13 @@ impl Reader {
             return Ok(shard);
         }
         let (offset, size, found) = (place.offset, place.size, shard.bytes);
-        Err(Error::ShortData { path: shard.path.clone(), name: tensor.entry.name.clone(), offset, size, found })
+        Err(Error::ShortData {
+            path: shard.path.clone(),
+            name: tensor.entry.name.clone(),
+            offset,
+            size,
+            found,
+        })
     }
 
     fn shard(&self, number: u32) -> Result<Arc<Shard>, Error> {
@@ -260,7 +315,9 @@ impl Reader {
         for (slice, &place) in tensor.entry.slices.iter().zip(&tensor.places) {
             let mut runs = slice.runs(shape);
             runs.retain(|run| run.full < end && run.full + run.length > start);
-            let (Some(first), Some(last)) = (runs.first(), runs.last()) else { continue };
+            let (Some(first), Some(last)) = (runs.first(), runs.last()) else {
+                continue;
+            };
             // Only from the first to the last element that is wanted, which for a slice of rows is nothing but them.
             let from = first.slice + start.saturating_sub(first.full);
             let to = last.slice + last.length.min(end - last.full);
@@ -283,7 +340,10 @@ impl Reader {
         let io = files::sized_error(&shard.path, "read", place.size);
         let verified = || self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if verified().contains(&place) {
-            return shard.file.read_exact_at(out, place.offset + skip).map_err(|error| io(error).into());
+            return shard
+                .file
+                .read_exact_at(out, place.offset + skip)
+                .map_err(|error| io(error).into());
         }
 
         let (wanted_from, wanted_to) = (skip, skip + out.len() as u64);
@@ -291,7 +351,10 @@ impl Reader {
         let (mut crc, mut at) = (0, 0);
         while at < place.size {
             // Pieces end where the wanted part starts and ends, so that it is read straight to where it belongs.
-            let stop = [wanted_from, wanted_to, place.size].into_iter().find(|&stop| stop > at).unwrap_or(place.size);
+            let stop = [wanted_from, wanted_to, place.size]
+                .into_iter()
+                .find(|&stop| stop > at)
+                .unwrap_or(place.size);
             let count = (stop - at).min(PIECE_BYTES as u64) as usize;
             let piece = if at >= wanted_from && at < wanted_to {
                 let from = (at - wanted_from) as usize;
@@ -308,7 +371,14 @@ impl Reader {
         if computed != place.crc {
             let (path, name) = (shard.path.clone(), tensor.entry.name.clone());
             let (offset, size, stored) = (place.offset, place.size, place.crc);
-            return Err(Error::DataCrc { path, name, offset, size, stored, computed });
+            return Err(Error::DataCrc {
+                path,
+                name,
+                offset,
+                size,
+                stored,
+                computed,
+            });
         }
         verified().insert(place);
         Ok(())
@@ -340,7 +410,12 @@ fn hint(prefix: &Path) -> String {
 fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a String>) -> Option<String> {
     let score = |other: &str| {
         let front = name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-        let back = name.bytes().rev().zip(other.bytes().rev()).take_while(|(a, b)| a == b).count();
+        let back = name
+            .bytes()
+            .rev()
+            .zip(other.bytes().rev())
+            .take_while(|(a, b)| a == b)
+            .count();
         (front + back).min(name.len().min(other.len()))
     };
     let best = names.max_by_key(|other| (score(other), std::cmp::Reverse(other.len().abs_diff(name.len()))))?;
@@ -354,8 +429,14 @@ mod tests {
     #[test]
     fn a_near_miss_finds_its_name() {
         let names = ["FeatureExtractor/Conv2d_0/weights", "BoxPredictor_0/biases"].map(str::to_owned);
-        assert_eq!(nearest("FeatureExtractor/Conv2d_0/weight", names.iter()), Some(names[0].clone()));
-        assert_eq!(nearest("model/FeatureExtractor/Conv2d_0/weights", names.iter()), Some(names[0].clone()));
+        assert_eq!(
+            nearest("FeatureExtractor/Conv2d_0/weight", names.iter()),
+            Some(names[0].clone())
+        );
+        assert_eq!(
+            nearest("model/FeatureExtractor/Conv2d_0/weights", names.iter()),
+            Some(names[0].clone())
+        );
         assert_eq!(nearest("zzz", names.iter()), None);
     }
 }

@@ -27,7 +27,10 @@ pub(super) struct Run {
 impl Slice {
     /// The box that is the whole tensor.
     pub fn whole(shape: &[i64]) -> Self {
-        Self { start: vec![0; shape.len()], length: shape.to_vec() }
+        Self {
+            start: vec![0; shape.len()],
+            length: shape.to_vec(),
+        }
     }
 
     /// Number of elements.
@@ -43,11 +46,19 @@ impl Slice {
     /// Says why this is no part of a tensor of this shape, if it is not.
     pub(super) fn complaint(&self, shape: &[i64]) -> Option<String> {
         if self.start.len() != shape.len() || self.length.len() != shape.len() {
-            return Some(format!("slice {self} has not the {} dimensions of shape {shape:?}", shape.len()));
+            return Some(format!(
+                "slice {self} has not the {} dimensions of shape {shape:?}",
+                shape.len()
+            ));
         }
-        let fits = self.start.iter().zip(&self.length).zip(shape).all(|((&start, &length), &size)| {
-            start >= 0 && length > 0 && start.checked_add(length).is_some_and(|end| end <= size)
-        });
+        let fits = self
+            .start
+            .iter()
+            .zip(&self.length)
+            .zip(shape)
+            .all(|((&start, &length), &size)| {
+                start >= 0 && length > 0 && start.checked_add(length).is_some_and(|end| end <= size)
+            });
         (!fits).then(|| format!("slice {self} is not within shape {shape:?}"))
     }
 
@@ -63,11 +74,19 @@ impl Slice {
     /// Contiguous runs in C order. The slice must lie within `shape`.
     pub(super) fn runs(&self, shape: &[i64]) -> Vec<Run> {
         // Dimensions after the last one that is cut belong to one run together with it.
-        let cut = (0..shape.len()).rev().find(|&axis| self.length[axis] != shape[axis]).unwrap_or(0);
+        let cut = (0..shape.len())
+            .rev()
+            .find(|&axis| self.length[axis] != shape[axis])
+            .unwrap_or(0);
         let stride = |axis: usize| shape[axis + 1..].iter().product::<i64>() as u64;
         let length = self.length.iter().skip(cut).product::<i64>() as u64;
         let count = self.length.iter().take(cut).product::<i64>() as u64;
-        let base: u64 = self.start.iter().enumerate().map(|(axis, &start)| start as u64 * stride(axis)).sum();
+        let base: u64 = self
+            .start
+            .iter()
+            .enumerate()
+            .map(|(axis, &start)| start as u64 * stride(axis))
+            .sum();
         let run = |number: u64| {
             let mut rest = number;
             let mut full = base;
@@ -76,7 +95,11 @@ impl Slice {
                 full += rest % size * stride(axis);
                 rest /= size;
             }
-            Run { slice: number * length, full, length }
+            Run {
+                slice: number * length,
+                full,
+                length,
+            }
         };
         (0..count).map(run).collect()
     }
@@ -98,8 +121,12 @@ impl fmt::Display for Slice {
 ///
 /// Empty when the run is empty or not within the tensor.
 pub fn flat_range_slices(shape: &[i64], start: u64, length: u64) -> Vec<Slice> {
-    let Some(total) = elements(shape) else { return Vec::new() };
-    let Some(end) = start.checked_add(length).filter(|&end| end <= total && length > 0) else { return Vec::new() };
+    let Some(total) = elements(shape) else {
+        return Vec::new();
+    };
+    let Some(end) = start.checked_add(length).filter(|&end| end <= total && length > 0) else {
+        return Vec::new();
+    };
     let mut slices = Vec::new();
     let mut at = start;
     while at < end {
@@ -143,11 +170,32 @@ mod tests {
 
     #[test]
     fn runs_follow_c_order() {
-        let slice = Slice { start: vec![1, 2, 0], length: vec![2, 2, 5] };
-        let run = |slice, full| Run { slice, full, length: 10 };
+        let slice = Slice {
+            start: vec![1, 2, 0],
+            length: vec![2, 2, 5],
+        };
+        let run = |slice, full| Run {
+            slice,
+            full,
+            length: 10,
+        };
         assert_eq!(slice.runs(&[3, 4, 5]), [run(0, 30), run(10, 50)]);
-        assert_eq!(Slice::whole(&[3, 4]).runs(&[3, 4]), [Run { slice: 0, full: 0, length: 12 }]);
-        assert_eq!(Slice::whole(&[]).runs(&[]), [Run { slice: 0, full: 0, length: 1 }]);
+        assert_eq!(
+            Slice::whole(&[3, 4]).runs(&[3, 4]),
+            [Run {
+                slice: 0,
+                full: 0,
+                length: 12
+            }]
+        );
+        assert_eq!(
+            Slice::whole(&[]).runs(&[]),
+            [Run {
+                slice: 0,
+                full: 0,
+                length: 1
+            }]
+        );
     }
 
     #[test]

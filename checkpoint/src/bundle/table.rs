@@ -54,7 +54,10 @@ mod tests {
             assert_eq!(take_varint(&mut bytes.as_slice()), Some(value));
             assert_eq!(take_varint(&mut &bytes[..bytes.len() - 1]), None);
         }
-        assert_eq!(take_varint(&mut [0xff; 9].iter().copied().chain([2]).collect::<Vec<_>>().as_slice()), None);
+        assert_eq!(
+            take_varint(&mut [0xff; 9].iter().copied().chain([2]).collect::<Vec<_>>().as_slice()),
+            None
+        );
     }
 
     fn build(pairs: &[(Vec<u8>, Vec<u8>)], block_bytes: usize) -> Vec<u8> {

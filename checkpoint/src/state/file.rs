@@ -55,12 +55,16 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(files::error(&path, "read"))?,
         };
-        Self::parse(&String::from_utf8_lossy(&text)).map(Some).map_err(|what| Error::State { path, what })
+        Self::parse(&String::from_utf8_lossy(&text))
+            .map(Some)
+            .map_err(|what| Error::State { path, what })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
         let pool = DescriptorPool::decode(coati_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
-        let descriptor = pool.get_message_by_name("tensorflow.CheckpointState").ok_or("no descriptor")?;
+        let descriptor = pool
+            .get_message_by_name("tensorflow.CheckpointState")
+            .ok_or("no descriptor")?;
         let message = DynamicMessage::parse_text_format(descriptor, text).map_err(|error| error.to_string())?;
         let state: CheckpointState = message.transcode_to().map_err(|error| error.to_string())?;
         if state.model_checkpoint_path.is_empty() {
@@ -71,7 +75,12 @@ impl State {
         let last_preserved = Some(state.last_preserved_timestamp).filter(|&time| time != 0.0);
         Ok(Self {
             latest: state.model_checkpoint_path,
-            all: all.map(|path| Listed { path, time: times.next() }).collect(),
+            all: all
+                .map(|path| Listed {
+                    path,
+                    time: times.next(),
+                })
+                .collect(),
             last_preserved,
         })
     }
@@ -120,7 +129,10 @@ mod tests {
 
     #[test]
     fn text_is_what_tensorflow_writes() {
-        let listed = |path: &str, time| Listed { path: path.to_owned(), time };
+        let listed = |path: &str, time| Listed {
+            path: path.to_owned(),
+            time,
+        };
         let mut state = State {
             latest: "model.ckpt-3".to_owned(),
             all: vec![listed("model.ckpt-2", None), listed("model.ckpt-3", None)],
@@ -139,7 +151,10 @@ mod tests {
     #[test]
     fn odd_names_survive() {
         let latest = "a \"quoted\" \\ ü\n/model.ckpt-1".to_owned();
-        let state = State { latest, ..State::default() };
+        let state = State {
+            latest,
+            ..State::default()
+        };
         assert_eq!(State::parse(&state.text()).unwrap(), state);
         assert!(state.text().contains(r#"\"quoted\" \\ \303\274\012"#));
     }
@@ -147,6 +162,10 @@ mod tests {
     #[test]
     fn nonsense_says_where() {
         assert!(State::parse("").unwrap_err().contains("names no checkpoint"));
-        assert!(State::parse("model_checkpoint: \"x\"").unwrap_err().contains("model_checkpoint"));
+        assert!(
+            State::parse("model_checkpoint: \"x\"")
+                .unwrap_err()
+                .contains("model_checkpoint")
+        );
     }
 }

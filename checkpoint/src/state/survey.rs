@@ -80,7 +80,12 @@ pub(crate) fn step_of(name: &str) -> Option<u64> {
 pub(crate) fn examine(prefix: &Path) -> Checkpoint {
     let name = prefix.file_name().unwrap_or_default().to_string_lossy();
     let named_step = step_of(&name);
-    let make = |step, manifest, condition| Checkpoint { prefix: prefix.to_owned(), step, manifest, condition };
+    let make = |step, manifest, condition| Checkpoint {
+        prefix: prefix.to_owned(),
+        step,
+        manifest,
+        condition,
+    };
     let broken = |what: String| make(named_step.unwrap_or(0), None, Condition::Broken(what));
     match Manifest::read(prefix) {
         Err(error) => return broken(error.to_string()),
@@ -99,14 +104,23 @@ pub(crate) fn examine(prefix: &Path) -> Checkpoint {
         Ok(reader) if reader.needs_manifest() => make(named_step.unwrap_or(0), None, Condition::Unfinished),
         Ok(reader) => match reader.check_files() {
             Err(error) => broken(error.to_string()),
-            Ok(_) => make(named_step.unwrap_or_else(|| stored_step(&reader)), None, Condition::Complete),
+            Ok(_) => make(
+                named_step.unwrap_or_else(|| stored_step(&reader)),
+                None,
+                Condition::Complete,
+            ),
         },
     }
 }
 
 fn stored_step(reader: &Reader) -> u64 {
-    let stored = reader.entry("global_step").and_then(|entry| reader.read_i64(&entry.name).ok());
-    stored.and_then(|values| values.first().copied()).and_then(|step| u64::try_from(step).ok()).unwrap_or(0)
+    let stored = reader
+        .entry("global_step")
+        .and_then(|entry| reader.read_i64(&entry.name).ok());
+    stored
+        .and_then(|values| values.first().copied())
+        .and_then(|step| u64::try_from(step).ok())
+        .unwrap_or(0)
 }
 
 /// What is wrong with the files that a manifest names.
@@ -118,7 +132,11 @@ fn missing(prefix: &Path, manifest: &Manifest) -> Option<String> {
         let path = folder(prefix).join(&file.name);
         match files::size(&path) {
             Ok(Some(bytes)) if bytes == file.bytes => None,
-            Ok(Some(bytes)) => Some(format!("{}: {bytes} bytes, the manifest says {}", path.display(), file.bytes)),
+            Ok(Some(bytes)) => Some(format!(
+                "{}: {bytes} bytes, the manifest says {}",
+                path.display(),
+                file.bytes
+            )),
             Ok(None) => Some(format!("{}: is missing", path.display())),
             Err(error) => Some(error.to_string()),
         }

@@ -27,8 +27,13 @@ impl Histogram {
     pub fn of(values: &[f64]) -> Self {
         let limits = limits();
         let mut counts = vec![0; limits.len()];
-        let mut histogram =
-            Self { range: (f64::MAX, -f64::MAX), count: 0, sum: 0.0, sum_squares: 0.0, buckets: Vec::new() };
+        let mut histogram = Self {
+            range: (f64::MAX, -f64::MAX),
+            count: 0,
+            sum: 0.0,
+            sum_squares: 0.0,
+            buckets: Vec::new(),
+        };
         for &value in values.iter().filter(|value| value.is_finite()) {
             let bucket = limits.partition_point(|&limit| limit <= value).min(limits.len() - 1);
             counts[bucket] += 1;
@@ -41,7 +46,11 @@ impl Histogram {
             histogram.range = (0.0, 0.0);
         }
         // Only from the first to the last bucket that holds anything, with the one before as the lower limit.
-        let first = counts.iter().position(|&count| count > 0).unwrap_or(0).saturating_sub(1);
+        let first = counts
+            .iter()
+            .position(|&count| count > 0)
+            .unwrap_or(0)
+            .saturating_sub(1);
         let last = counts.iter().rposition(|&count| count > 0).unwrap_or(0);
         histogram.buckets = limits.into_iter().zip(counts).take(last + 1).skip(first).collect();
         histogram
@@ -62,8 +71,9 @@ impl Histogram {
 
 /// Upper limits of the default buckets: powers of 1.1 on both sides of zero.
 fn limits() -> Vec<f64> {
-    let positive: Vec<f64> =
-        std::iter::successors(Some(SMALLEST), |limit| Some(limit * GROWTH)).take_while(|&limit| limit < LARGEST).collect();
+    let positive: Vec<f64> = std::iter::successors(Some(SMALLEST), |limit| Some(limit * GROWTH))
+        .take_while(|&limit| limit < LARGEST)
+        .collect();
     let negative = positive.iter().rev().map(|limit| -limit);
     std::iter::once(-f64::MAX)
         .chain(negative)
@@ -97,6 +107,9 @@ mod tests {
     fn nothing_is_fine_too() {
         let histogram = Histogram::of(&[]);
         assert_eq!((histogram.count, histogram.range), (0, (0.0, 0.0)));
-        assert_eq!(histogram.to_proto().bucket.len(), histogram.to_proto().bucket_limit.len());
+        assert_eq!(
+            histogram.to_proto().bucket.len(),
+            histogram.to_proto().bucket_limit.len()
+        );
     }
 }

@@ -16,7 +16,11 @@ pub struct Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: record {} at byte {}", self.file, self.record, self.offset)
+        write!(
+            formatter,
+            "{}: record {} at byte {}",
+            self.file, self.record, self.offset
+        )
     }
 }
 

@@ -24,14 +24,27 @@ pub fn index_file(path: &Path) -> Result<Vec<RecordSpan>, Error> {
 /// Reads one record's data and checks its CRC. Any number of threads may share `file`; `path` and the record's index
 /// `number` are for errors.
 pub fn read_at(file: &File, path: &Path, number: u64, span: RecordSpan) -> Result<Vec<u8>, Error> {
-    let location = || Location { file: path.display().to_string(), record: number, offset: span.offset };
-    let io_error = |source| Error::Io { location: location(), action: "read", source };
+    let location = || Location {
+        file: path.display().to_string(),
+        record: number,
+        offset: span.offset,
+    };
+    let io_error = |source| Error::Io {
+        location: location(),
+        action: "read",
+        source,
+    };
     // The file may have become shorter since it was indexed; do not reserve memory for what is gone.
     let size = file.metadata().map_err(io_error)?.len();
     let wanted = span.length.saturating_add(FOOTER_BYTES);
     let start = span.offset.saturating_add(HEADER_BYTES);
     if start.saturating_add(wanted) > size {
-        return Err(Error::Truncated { location: location(), part: "data", wanted, found: size.saturating_sub(start) });
+        return Err(Error::Truncated {
+            location: location(),
+            part: "data",
+            wanted,
+            found: size.saturating_sub(start),
+        });
     }
     let mut data = vec![0; wanted as usize];
     file.read_exact_at(&mut data, start).map_err(io_error)?;
@@ -39,7 +52,12 @@ pub fn read_at(file: &File, path: &Path, number: u64, span: RecordSpan) -> Resul
     let stored = u32::from_le_bytes(footer.try_into().unwrap_or_default());
     let computed = masked_crc32c(&data);
     if stored != computed {
-        return Err(Error::DataCrc { location: location(), length: span.length, stored, computed });
+        return Err(Error::DataCrc {
+            location: location(),
+            length: span.length,
+            stored,
+            computed,
+        });
     }
     Ok(data)
 }
@@ -57,7 +75,11 @@ impl IndexedFile {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = open(path)?;
         let spans = walk(&file, path)?;
-        Ok(Self { path: path.to_owned(), file, spans })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            spans,
+        })
     }
 
     /// The file's path.
@@ -88,34 +110,67 @@ impl IndexedFile {
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    let location = || Location { file: path.display().to_string(), record: 0, offset: 0 };
-    File::open(path).map_err(|source| Error::Io { location: location(), action: "open", source })
+    let location = || Location {
+        file: path.display().to_string(),
+        record: 0,
+        offset: 0,
+    };
+    File::open(path).map_err(|source| Error::Io {
+        location: location(),
+        action: "open",
+        source,
+    })
 }
 
 fn walk(file: &File, path: &Path) -> Result<Vec<RecordSpan>, Error> {
     let mut spans: Vec<RecordSpan> = Vec::new();
     let mut offset = 0;
-    let at = |record: usize, offset| Location { file: path.display().to_string(), record: record as u64, offset };
-    let io_error = |location| move |source: io::Error| Error::Io { location, action: "read", source };
+    let at = |record: usize, offset| Location {
+        file: path.display().to_string(),
+        record: record as u64,
+        offset,
+    };
+    let io_error = |location| {
+        move |source: io::Error| Error::Io {
+            location,
+            action: "read",
+            source,
+        }
+    };
     let size = file.metadata().map_err(io_error(at(0, 0)))?.len();
     while offset < size {
         let record = spans.len();
         let left = size - offset;
         if left < HEADER_BYTES {
             let location = at(record, offset);
-            return Err(Error::Truncated { location, part: "header", wanted: HEADER_BYTES, found: left });
+            return Err(Error::Truncated {
+                location,
+                part: "header",
+                wanted: HEADER_BYTES,
+                found: left,
+            });
         }
         let mut header = [0; HEADER_BYTES as usize];
-        file.read_exact_at(&mut header, offset).map_err(io_error(at(record, offset)))?;
+        file.read_exact_at(&mut header, offset)
+            .map_err(io_error(at(record, offset)))?;
         let length = decode_header(header, || at(record, offset))?;
         let room = (left - HEADER_BYTES).saturating_sub(FOOTER_BYTES);
         if length > room {
-            return Err(Error::TooLong { location: at(record, offset), length, left: room });
+            return Err(Error::TooLong {
+                location: at(record, offset),
+                length,
+                left: room,
+            });
         }
         if left - HEADER_BYTES - length < FOOTER_BYTES {
             let location = at(record, offset);
             let wanted = length + FOOTER_BYTES;
-            return Err(Error::Truncated { location, part: "data", wanted, found: left - HEADER_BYTES });
+            return Err(Error::Truncated {
+                location,
+                part: "data",
+                wanted,
+                found: left - HEADER_BYTES,
+            });
         }
         spans.push(RecordSpan { offset, length });
         offset += HEADER_BYTES + length + FOOTER_BYTES;

@@ -26,19 +26,37 @@ impl Reader<BufReader<File>> {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = path.display().to_string();
         let fail = |action| {
-            let location = Location { file: file.clone(), record: 0, offset: 0 };
-            move |source| Error::Io { location, action, source }
+            let location = Location {
+                file: file.clone(),
+                record: 0,
+                offset: 0,
+            };
+            move |source| Error::Io {
+                location,
+                action,
+                source,
+            }
         };
         let handle = File::open(path).map_err(fail("open"))?;
         let size = handle.metadata().map_err(fail("stat"))?.len();
-        Ok(Self { size: Some(size), ..Self::new(BufReader::with_capacity(BUFFER_BYTES, handle), file) })
+        Ok(Self {
+            size: Some(size),
+            ..Self::new(BufReader::with_capacity(BUFFER_BYTES, handle), file)
+        })
     }
 }
 
 impl<R: Read> Reader<R> {
     /// Reads from `inner`; `file` is the name that errors give it.
     pub fn new(inner: R, file: impl Into<String>) -> Self {
-        Self { inner, file: file.into(), size: None, record: 0, offset: 0, failed: false }
+        Self {
+            inner,
+            file: file.into(),
+            size: None,
+            record: 0,
+            offset: 0,
+            failed: false,
+        }
     }
 
     /// With the total number of bytes known, a length that cannot be true is refused before anything is read.
@@ -74,16 +92,29 @@ impl<R: Read> Reader<R> {
         }
         let length = decode_header(header, || self.location())?;
         if let Some(size) = self.size {
-            let left = size.saturating_sub(self.offset + HEADER_BYTES).saturating_sub(FOOTER_BYTES);
+            let left = size
+                .saturating_sub(self.offset + HEADER_BYTES)
+                .saturating_sub(FOOTER_BYTES);
             if length > left {
-                return Err(Error::TooLong { location: self.location(), length, left });
+                return Err(Error::TooLong {
+                    location: self.location(),
+                    length,
+                    left,
+                });
             }
         }
 
         // `take` lets the vector grow with what is really there, whatever the length says.
-        let got = (&mut self.inner).take(length).read_to_end(data).map_err(|source| self.io(source))? as u64;
+        let got = (&mut self.inner)
+            .take(length)
+            .read_to_end(data)
+            .map_err(|source| self.io(source))? as u64;
         let mut footer = [0; FOOTER_BYTES as usize];
-        let footer_got = if got == length { self.fill(&mut footer)? as u64 } else { 0 };
+        let footer_got = if got == length {
+            self.fill(&mut footer)? as u64
+        } else {
+            0
+        };
         if footer_got < FOOTER_BYTES {
             return Err(self.truncated("data", length.saturating_add(FOOTER_BYTES), got + footer_got));
         }
@@ -93,7 +124,12 @@ impl<R: Read> Reader<R> {
         self.offset += HEADER_BYTES + length + FOOTER_BYTES;
         match location {
             None => Ok(true),
-            Some(location) => Err(Error::DataCrc { location, length, stored, computed }),
+            Some(location) => Err(Error::DataCrc {
+                location,
+                length,
+                stored,
+                computed,
+            }),
         }
     }
 
@@ -112,15 +148,28 @@ impl<R: Read> Reader<R> {
     }
 
     fn location(&self) -> Location {
-        Location { file: self.file.clone(), record: self.record, offset: self.offset }
+        Location {
+            file: self.file.clone(),
+            record: self.record,
+            offset: self.offset,
+        }
     }
 
     fn truncated(&self, part: &'static str, wanted: u64, found: u64) -> Error {
-        Error::Truncated { location: self.location(), part, wanted, found }
+        Error::Truncated {
+            location: self.location(),
+            part,
+            wanted,
+            found,
+        }
     }
 
     fn io(&self, source: io::Error) -> Error {
-        Error::Io { location: self.location(), action: "read", source }
+        Error::Io {
+            location: self.location(),
+            action: "read",
+            source,
+        }
     }
 }
 

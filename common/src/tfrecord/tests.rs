@@ -21,7 +21,11 @@ fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn golden(name: &str) -> Option<PathBuf> {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/golden/bccd_tfrecord")).join(name);
+    let path = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../shared/golden/bccd_tfrecord"
+    ))
+    .join(name);
     if path.exists() {
         return Some(path);
     }
@@ -70,7 +74,10 @@ fn reads_what_tensorflow_wrote() {
     for (index, record) in sequential.iter().enumerate() {
         assert_eq!(&indexed.read(index).unwrap().unwrap(), record);
     }
-    assert_eq!(records(&sequential.iter().map(Vec::as_slice).collect::<Vec<_>>()), fs::read(&path).unwrap());
+    assert_eq!(
+        records(&sequential.iter().map(Vec::as_slice).collect::<Vec<_>>()),
+        fs::read(&path).unwrap()
+    );
 }
 
 #[test]
@@ -90,7 +97,10 @@ fn errors_name_file_record_offset_and_values() {
         text
     };
 
-    check(&good[..second + 7], &["ends in the record's header", "12 bytes expected, 7 left"]);
+    check(
+        &good[..second + 7],
+        &["ends in the record's header", "12 bytes expected, 7 left"],
+    );
     check(&good[..second + 15], &["says 6 bytes", "only 0 bytes are left"]);
     let mut bad = good.clone();
     bad[second + 9] ^= 1;
@@ -104,7 +114,17 @@ fn errors_name_file_record_offset_and_values() {
 
     // Without a known size the same must come out, and no memory be reserved for it.
     let error = Reader::new(bad.as_slice(), "stream").find_map(Result::err).unwrap();
-    assert!(matches!(error, Error::Truncated { part: "data", found: 0, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Truncated {
+                part: "data",
+                found: 0,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -125,8 +145,16 @@ fn a_bad_record_does_not_hide_the_next() {
 fn a_file_cut_after_indexing_is_an_error() {
     let (_dir, path) = file(&records(&[b"one", b"two"]));
     let indexed = IndexedFile::open(&path).unwrap();
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(25).unwrap();
-    assert!(matches!(indexed.read(1).unwrap(), Err(Error::Truncated { part: "data", .. })));
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(25)
+        .unwrap();
+    assert!(matches!(
+        indexed.read(1).unwrap(),
+        Err(Error::Truncated { part: "data", .. })
+    ));
     assert_eq!(indexed.read(0).unwrap().unwrap(), b"one");
 }
 

@@ -14,12 +14,17 @@ pub(crate) type Pair = (Vec<u8>, Vec<u8>);
 /// All keys with their values, in ascending order of the keys; otherwise what is wrong and where.
 pub(crate) fn parse(file: &[u8]) -> Result<Vec<Pair>, String> {
     let Some(footer_at) = file.len().checked_sub(FOOTER_BYTES) else {
-        return Err(format!("it has {} bytes, a table has at least {FOOTER_BYTES}", file.len()));
+        return Err(format!(
+            "it has {} bytes, a table has at least {FOOTER_BYTES}",
+            file.len()
+        ));
     };
     let footer = &file[footer_at..];
     let magic = u64_at(footer, FOOTER_BYTES - 8).unwrap_or(0);
     if magic != MAGIC {
-        return Err(format!("the last eight bytes are {magic:#018x}, a table ends in {MAGIC:#018x}"));
+        return Err(format!(
+            "the last eight bytes are {magic:#018x}, a table ends in {MAGIC:#018x}"
+        ));
     }
     let mut handles = &footer[..FOOTER_BYTES - 8];
     let _metaindex = handle(&mut handles).ok_or("bad block handle in the footer")?;
@@ -62,7 +67,10 @@ fn block(file: &[u8], end: usize, (offset, size): Handle) -> Result<&[u8], Strin
     let stored = u32_at(file, stop + 1).unwrap_or(0);
     let computed = masked_crc32c(&file[start..=stop]);
     if stored != computed {
-        return Err(format!("{}: CRC is {computed:#010x}, the trailer says {stored:#010x}", place()));
+        return Err(format!(
+            "{}: CRC is {computed:#010x}, the trailer says {stored:#010x}",
+            place()
+        ));
     }
     match file[stop] {
         0 => Ok(&file[start..stop]),

@@ -27,7 +27,13 @@ impl Builder {
     /// Closes a block as soon as it has this many bytes.
     pub(crate) fn with_block_bytes(block_bytes: usize) -> Self {
         let (data, index) = (Block::new(RESTART_INTERVAL), Block::new(1));
-        Self { file: Vec::new(), data, index, block_bytes, pending: None }
+        Self {
+            file: Vec::new(),
+            data,
+            index,
+            block_bytes,
+            pending: None,
+        }
     }
 
     /// Adds a key, which must be greater than the one before.
@@ -75,7 +81,13 @@ struct Block {
 
 impl Block {
     fn new(interval: usize) -> Self {
-        Self { bytes: Vec::new(), restarts: vec![0], since_restart: 0, interval, last_key: Vec::new() }
+        Self {
+            bytes: Vec::new(),
+            restarts: vec![0],
+            since_restart: 0,
+            interval,
+            last_key: Vec::new(),
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -153,7 +165,9 @@ fn shortest_separator(key: &[u8], next: &[u8]) -> Vec<u8> {
 
 /// A short key that is at least `key` (`FindShortSuccessor`).
 fn short_successor(key: &[u8]) -> Vec<u8> {
-    let Some(at) = key.iter().position(|&byte| byte != 0xff) else { return key.to_vec() };
+    let Some(at) = key.iter().position(|&byte| byte != 0xff) else {
+        return key.to_vec();
+    };
     let mut successor = key[..=at].to_vec();
     successor[at] += 1;
     successor

@@ -1,0 +1,9 @@
+//! Checkpoints against what TensorFlow wrote, and TensorFlow against what is written here.
+
+mod garbage;
+mod golden;
+mod manifest;
+mod model_dir;
+mod python;
+mod round_trip;
+mod support;
