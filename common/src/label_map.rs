@@ -51,7 +51,10 @@ pub struct LabelMap {
 impl LabelMap {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let bytes = std::fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         let name = path.display().to_string();
         Self::parse(&text::decode(bytes, &name).map_err(Error::Encoding)?, &name)
     }
@@ -60,13 +63,21 @@ impl LabelMap {
     pub fn parse(source: &str, name: &str) -> Result<Self, Error> {
         let parsed = text::parse(source, name, &schema::message("StringIntLabelMap")?)?;
         let map: StringIntLabelMap = schema::generated(&parsed.message)?;
-        let mut checked = Checked { source, lines: &parsed.lines, problems: Vec::new() };
+        let mut checked = Checked {
+            source,
+            lines: &parsed.lines,
+            problems: Vec::new(),
+        };
         let items = checked.items(&map);
         if checked.problems.is_empty() {
             return Ok(Self { items });
         }
         checked.problems.sort_by_key(|problem| problem.line);
-        Err(text::Problems { name: name.to_owned(), problems: checked.problems }.into())
+        Err(text::Problems {
+            name: name.to_owned(),
+            problems: checked.problems,
+        }
+        .into())
     }
 
     /// The id of a class name.
@@ -76,7 +87,10 @@ impl LabelMap {
 
     /// The class name of an id.
     pub fn name_of(&self, id: u32) -> Option<&str> {
-        self.items.iter().find(|item| item.id == id).map(|item| item.name.as_str())
+        self.items
+            .iter()
+            .find(|item| item.id == id)
+            .map(|item| item.name.as_str())
     }
 
     /// The largest id: what `num_classes` has to be at least.
@@ -88,7 +102,12 @@ impl LabelMap {
     pub fn to_pbtxt(&self) -> String {
         let mut out = String::new();
         for item in &self.items {
-            let _ = write!(out, "item {{\n  id: {}\n  name: {}\n", item.id, text::quoted(&item.name));
+            let _ = write!(
+                out,
+                "item {{\n  id: {}\n  name: {}\n",
+                item.id,
+                text::quoted(&item.name)
+            );
             if item.display_name != item.name {
                 let _ = writeln!(out, "  display_name: {}", text::quoted(&item.display_name));
             }
@@ -110,26 +129,46 @@ impl Checked<'_> {
         let mut ids: HashMap<u32, usize> = HashMap::new();
         let mut names: HashMap<&str, usize> = HashMap::new();
         if map.item.is_empty() {
-            self.bad("", "the label map has no classes".to_owned(), "write `item { id: 1 name: \"…\" }` for each class");
+            self.bad(
+                "",
+                "the label map has no classes".to_owned(),
+                "write `item { id: 1 name: \"…\" }` for each class",
+            );
         }
         for (index, item) in map.item.iter().enumerate() {
             let path = |field: &str| format!("item[{index}]{field}");
             let title = item.name.as_deref().unwrap_or_default();
-            let shown = if title.is_empty() { format!("item {}", index + 1) } else { format!("{title:?}") };
+            let shown = if title.is_empty() {
+                format!("item {}", index + 1)
+            } else {
+                format!("{title:?}")
+            };
             if title.is_empty() {
-                self.bad(&path(""), format!("{shown} has no name"), "each item has `name: \"…\"`, as in the records");
+                self.bad(
+                    &path(""),
+                    format!("{shown} has no name"),
+                    "each item has `name: \"…\"`, as in the records",
+                );
             } else if let Some(first) = names.insert(title, index) {
                 let text = format!("the name {title:?} is taken by item {}", first + 1);
                 self.bad(&path(".name"), text, "each class has its own name");
             }
             let id = match (item.id, u32::try_from(item.id.unwrap_or(0))) {
                 (None, _) => {
-                    self.bad(&path(""), format!("{shown} has no id"), "each item has `id: N`, counted from 1");
+                    self.bad(
+                        &path(""),
+                        format!("{shown} has no id"),
+                        "each item has `id: N`, counted from 1",
+                    );
                     continue;
                 }
                 (Some(_), Ok(id)) if id > 0 => id,
                 (Some(0), _) => {
-                    self.bad(&path(".id"), format!("{shown} has id 0, which is the background's"), "count ids from 1");
+                    self.bad(
+                        &path(".id"),
+                        format!("{shown} has id 0, which is the background's"),
+                        "count ids from 1",
+                    );
                     continue;
                 }
                 (Some(id), _) => {
@@ -141,14 +180,98 @@ impl Checked<'_> {
                 let text = format!("the id {id} of {shown} is taken by item {}", first + 1);
                 self.bad(&path(".id"), text, "each class has its own id");
             }
-            let display_name = item.display_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| title.to_owned());
-            items.push(Item { id, name: title.to_owned(), display_name });
+            let display_name = item
+                .display_name
+                .clone()
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| title.to_owned());
+            items.push(Item {
+                id,
+                name: title.to_owned(),
+                display_name,
+            });
         }
         items
     }
 
     fn bad(&mut self, path: &str, message: String, hint: &str) {
         let line = self.lines.get(path).copied().unwrap_or(1);
-        self.problems.push(text::Problem::at_line(self.source, line, message, Some(hint.to_owned())));
+        self.problems.push(text::Problem::at_line(
+            self.source,
+            line,
+            message,
+            Some(hint.to_owned()),
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BCCD: &str = "item { id: 1 name: 'RBC' }\nitem {\n  name: \"WBC\"\n  id: 2\n  display_name: \"white\"\n}\nitem { id: 4 name: 'Platelets' }\n";
+
+    fn complaint(source: &str) -> String {
+        LabelMap::parse(source, "map.pbtxt").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn reads_and_writes() {
+        let map = LabelMap::parse(BCCD, "map.pbtxt").unwrap();
+        assert_eq!(map.id_of("WBC"), Some(2));
+        assert_eq!(map.id_of("white"), None);
+        assert_eq!(map.name_of(4), Some("Platelets"));
+        assert_eq!(map.name_of(3), None);
+        assert_eq!(map.max_id(), 4);
+        assert_eq!(map.items[0].display_name, "RBC");
+        assert_eq!(map.items[1].display_name, "white");
+        assert_eq!(LabelMap::parse(&map.to_pbtxt(), "again").unwrap(), map);
+    }
+
+    #[test]
+    fn refuses_the_background() {
+        assert_eq!(
+            complaint("item {\n  id: 0\n  name: 'dog'\n}"),
+            "\
+map.pbtxt:2:3: \"dog\" has id 0, which is the background's
+  2 |   id: 0
+    |   ^^^^^
+hint: count ids from 1"
+        );
+        assert!(complaint("item { id: -3 name: 'dog' }").contains("\"dog\" has id -3"));
+    }
+
+    #[test]
+    fn refuses_duplicates_and_gaps_in_items() {
+        let text = complaint(
+            "item { id: 1 name: 'a' }\nitem { id: 1 name: 'b' }\nitem { id: 2 name: 'a' }\nitem { id: 5 }\nitem { name: 'c' }",
+        );
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("map.pbtxt")).collect();
+        assert_eq!(
+            lines,
+            [
+                "map.pbtxt:2:1: the id 1 of \"b\" is taken by item 1",
+                "map.pbtxt:3:1: the name \"a\" is taken by item 1",
+                "map.pbtxt:4:1: item 4 has no name",
+                "map.pbtxt:5:1: \"c\" has no id",
+            ]
+        );
+        assert!(complaint("").contains("the label map has no classes"));
+    }
+
+    #[test]
+    fn a_typo_is_shown() {
+        assert!(complaint("item { id: 1 nmae: 'a' }").ends_with("hint: did you mean `name`?"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_names_survive(names in prop::collection::hash_set("\\PC{1,8}", 1..6)) {
+            let items = names.into_iter().zip(1..).map(|(name, id)| Item { id, display_name: name.clone(), name }).collect();
+            let map = LabelMap { items };
+            prop_assert_eq!(LabelMap::parse(&map.to_pbtxt(), "x").unwrap(), map);
+        }
     }
 }

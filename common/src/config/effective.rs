@@ -27,7 +27,10 @@ pub(crate) fn json(message: &DynamicMessage) -> Json {
             Value::List(items) => Json::Array(items.iter().map(|item| json_value(item, &kind)).collect()),
             Value::Map(map) => {
                 let kind = map_value_kind(&kind);
-                let mut entries: Vec<_> = map.iter().map(|(key, value)| (key_text(key), json_value(value, &kind))).collect();
+                let mut entries: Vec<_> = map
+                    .iter()
+                    .map(|(key, value)| (key_text(key), json_value(value, &kind)))
+                    .collect();
                 entries.sort_by(|a, b| a.0.cmp(&b.0));
                 Json::Object(entries.into_iter().collect())
             }
@@ -88,7 +91,11 @@ fn write_field(out: &mut String, name: &str, value: &Value, kind: &Kind, depth: 
     };
     let mut body = String::new();
     write_message(&mut body, message, depth + 1);
-    let _ = if body.is_empty() { writeln!(out, "{pad}{name} {{}}") } else { writeln!(out, "{pad}{name} {{\n{body}{pad}}}") };
+    let _ = if body.is_empty() {
+        writeln!(out, "{pad}{name} {{}}")
+    } else {
+        writeln!(out, "{pad}{name} {{\n{body}{pad}}}")
+    };
 }
 
 /// A value that is no message, list or map, as protobuf text.
@@ -117,8 +124,12 @@ fn float(value: f64, shortest: String) -> String {
 }
 
 fn enum_name(number: i32, kind: &Kind) -> String {
-    let Kind::Enum(values) = kind else { return number.to_string() };
-    values.get_value(number).map_or_else(|| number.to_string(), |value| value.name().to_owned())
+    let Kind::Enum(values) = kind else {
+        return number.to_string();
+    };
+    values
+        .get_value(number)
+        .map_or_else(|| number.to_string(), |value| value.name().to_owned())
 }
 
 pub(super) fn quoted(bytes: &[u8]) -> String {
@@ -171,7 +182,10 @@ fn json_value(value: &Value, kind: &Kind) -> Json {
         Value::U32(value) => (*value).into(),
         Value::U64(value) => (*value).into(),
         // By way of the shortest decimal, so that 0.6 stays 0.6.
-        Value::F32(number) => number.to_string().parse::<f64>().map_or(Json::Null, |number| json_float(number, value, kind)),
+        Value::F32(number) => number
+            .to_string()
+            .parse::<f64>()
+            .map_or(Json::Null, |number| json_float(number, value, kind)),
         Value::F64(number) => json_float(*number, value, kind),
         Value::String(text) => text.clone().into(),
         Value::Message(message) => json(message),

@@ -57,7 +57,10 @@ pub struct PipelineConfig {
 impl PipelineConfig {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let bytes = std::fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         let name = path.display().to_string();
         let mut config = Self::parse(&text::decode(bytes, &name).map_err(Error::Encoding)?, &name)?;
         config.folder = path.parent().map(Path::to_owned).unwrap_or_default();
@@ -145,20 +148,29 @@ impl PipelineConfig {
 
     /// The configuration as protobuf text with the defaults filled in; the same text for the same configuration.
     pub fn effective_text(&self) -> String {
-        self.dynamic().map(|message| effective::text(&message)).unwrap_or_default()
+        self.dynamic()
+            .map(|message| effective::text(&message))
+            .unwrap_or_default()
     }
 
     /// The same as a JSON object.
     pub fn effective_json(&self) -> serde_json::Value {
-        self.dynamic().map(|message| effective::json(&message)).unwrap_or_default()
+        self.dynamic()
+            .map(|message| effective::json(&message))
+            .unwrap_or_default()
     }
 
     /// SHA-256 (hex) of [`Self::effective_text`]: equal on replicas that run the same configuration, however it is spelled.
     pub fn digest(&self) -> String {
-        Sha256::digest(self.effective_text()).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+        Sha256::digest(self.effective_text())
+            .iter()
+            .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
     }
 
     fn dynamic(&self) -> Result<prost_reflect::DynamicMessage, Error> {
         schema::dynamic(&self.proto, schema::message("TrainEvalPipelineConfig")?)
     }
 }
+
+#[cfg(test)]
+mod tests;

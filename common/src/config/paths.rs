@@ -26,13 +26,20 @@ fn exists(path: &Path) -> bool {
     if path.exists() {
         return true;
     }
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
-    let Some(at) = name.find(['*', '?', '[', '@']) else { return false };
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return false;
+    };
+    let Some(at) = name.find(['*', '?', '[', '@']) else {
+        return false;
+    };
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     let start = &name[..at];
-    std::fs::read_dir(folder)
-        .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(start)))
+    std::fs::read_dir(folder).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with(start))
+    })
 }

@@ -7,9 +7,8 @@ use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, MessageDesc
 
 use super::Error;
 
-static POOL: LazyLock<Result<DescriptorPool, String>> = LazyLock::new(|| {
-    DescriptorPool::decode(coati_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())
-});
+static POOL: LazyLock<Result<DescriptorPool, String>> =
+    LazyLock::new(|| DescriptorPool::decode(coati_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string()));
 
 /// Descriptor of a message of the package `object_detection.protos`.
 pub(crate) fn message(name: &str) -> Result<MessageDescriptor, Error> {
@@ -20,7 +19,8 @@ pub(crate) fn message(name: &str) -> Result<MessageDescriptor, Error> {
 
 /// The generated type as a message that can be walked.
 pub(crate) fn dynamic(message: &impl Message, descriptor: MessageDescriptor) -> Result<DynamicMessage, Error> {
-    DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).map_err(|error| Error::Schema(error.to_string()))
+    DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
+        .map_err(|error| Error::Schema(error.to_string()))
 }
 
 /// The other way round.

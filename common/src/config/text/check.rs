@@ -14,7 +14,11 @@ pub(super) type Places = HashMap<String, usize>;
 
 /// Every mistake in `fields`, and the place of every field.
 pub(super) fn check(source: &str, fields: &[Field], message: &MessageDescriptor) -> (Vec<Bad>, Places) {
-    let mut checker = Checker { source, problems: Vec::new(), places: Places::new() };
+    let mut checker = Checker {
+        source,
+        problems: Vec::new(),
+        places: Places::new(),
+    };
     checker.message(fields, message, "");
     (checker.problems, checker.places)
 }
@@ -27,7 +31,11 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn bad(&mut self, span: &Range<usize>, message: String, hint: Option<String>) {
-        self.problems.push(Bad { span: span.clone(), message, hint });
+        self.problems.push(Bad {
+            span: span.clone(),
+            message,
+            hint,
+        });
     }
 
     fn text(&self, span: &Range<usize>) -> &str {
@@ -38,8 +46,14 @@ impl Checker<'_> {
         let mut seen: HashMap<&str, &Field> = HashMap::new();
         let mut counts: HashMap<&str, usize> = HashMap::new();
         for field in fields {
-            let Some(descriptor) = self.known(field, message) else { continue };
-            let here = if path.is_empty() { field.name.clone() } else { format!("{path}.{}", field.name) };
+            let Some(descriptor) = self.known(field, message) else {
+                continue;
+            };
+            let here = if path.is_empty() {
+                field.name.clone()
+            } else {
+                format!("{path}.{}", field.name)
+            };
             if descriptor.is_list() || descriptor.is_map() {
                 let count = counts.entry(&field.name).or_default();
                 let items = match &field.value {
@@ -65,7 +79,11 @@ impl Checker<'_> {
     fn known(&mut self, field: &Field, message: &MessageDescriptor) -> Option<FieldDescriptor> {
         if field.bracketed {
             let text = format!("unknown extension `{}` of `{}`", field.name, message.name());
-            self.bad(&field.name_span, text, Some("extensions of the schema are not read; remove it".to_owned()));
+            self.bad(
+                &field.name_span,
+                text,
+                Some("extensions of the schema are not read; remove it".to_owned()),
+            );
             return None;
         }
         let found = message.get_field_by_name(&field.name);
@@ -81,14 +99,26 @@ impl Checker<'_> {
     }
 
     /// A field that is not repeated stands once, and of a oneof only one field.
-    fn once(&mut self, field: &Field, descriptor: &FieldDescriptor, seen: &HashMap<&str, &Field>, message: &MessageDescriptor) {
+    fn once(
+        &mut self,
+        field: &Field,
+        descriptor: &FieldDescriptor,
+        seen: &HashMap<&str, &Field>,
+        message: &MessageDescriptor,
+    ) {
         let line = |at: usize| super::problem::place(self.source, at).0;
         if let Some(first) = seen.get(field.name.as_str()) {
-            let text = format!("`{}` is set twice, first on line {}", field.name, line(first.name_span.start));
+            let text = format!(
+                "`{}` is set twice, first on line {}",
+                field.name,
+                line(first.name_span.start)
+            );
             self.bad(&field.name_span, text, Some("keep one of them".to_owned()));
             return;
         }
-        let Some(oneof) = descriptor.containing_oneof() else { return };
+        let Some(oneof) = descriptor.containing_oneof() else {
+            return;
+        };
         let other = oneof.fields().find_map(|sibling| seen.get(sibling.name()).copied());
         if let Some(other) = other {
             let text = format!(
@@ -131,41 +161,53 @@ impl Checker<'_> {
                 (scalar.kind != Kind::Text).then(|| wrong(Some(format!("put it in quotes: `{name}: \"{text}\"`"))))
             }
             Type::Bool => {
-                let fine = matches!(text.as_str(), "true" | "false" | "True" | "False" | "t" | "f" | "0" | "1");
+                let fine = matches!(
+                    text.as_str(),
+                    "true" | "false" | "True" | "False" | "t" | "f" | "0" | "1"
+                );
                 let near = hint::nearest(text.trim_matches(['"', '\'']), ["true", "false"]);
-                (!fine).then(|| wrong(Some(near.map_or("write true or false".to_owned(), |near| format!("write {near}")))))
+                (!fine).then(|| {
+                    wrong(Some(
+                        near.map_or("write true or false".to_owned(), |near| format!("write {near}")),
+                    ))
+                })
             }
             Type::Float | Type::Double => (!is_float(scalar, &text)).then(|| wrong(unquoted(scalar, &text))),
-            Type::Enum(values) => self.enum_value(scalar, &text, name, values),
+            Type::Enum(values) => enum_value(scalar, &text, name, values),
             Type::Message(_) => None,
             integer => whole(scalar, &text, integer).err().map(|why| match why {
                 NotWhole::Form => wrong(unquoted(scalar, &text)),
-                NotWhole::Range(range) => (format!("`{name}` is {}, and {text} is out of its range", describe(integer)), Some(range)),
+                NotWhole::Range(range) => (
+                    format!("`{name}` is {}, and {text} is out of its range", describe(integer)),
+                    Some(range),
+                ),
             }),
         };
         if let Some((message, hint)) = refusal {
             self.bad(&scalar.span, message, hint);
         }
     }
+}
 
-    fn enum_value(&self, scalar: &Scalar, text: &str, name: &str, values: &EnumDescriptor) -> Option<(String, Option<String>)> {
-        let known: Vec<_> = values.values().map(|value| value.name().to_owned()).collect();
-        let fine = match scalar.kind {
-            Kind::Word => !scalar.negative && known.iter().any(|known| known == text),
-            Kind::Number => text.parse::<i32>().is_ok_and(|number| values.get_value(number).is_some()),
-            _ => false,
-        };
-        if fine {
-            return None;
-        }
-        let bare = text.trim_matches(['"', '\'']);
-        let hint = match hint::nearest(bare, known.iter().map(String::as_str)) {
-            Some(near) if scalar.kind == Kind::Text && near == bare => format!("write {near} without quotes"),
-            Some(near) => format!("did you mean `{near}`? (one of {})", known.join(", ")),
-            None => format!("one of {}", known.join(", ")),
-        };
-        Some((format!("`{text}` is not a value of `{name}`"), Some(hint)))
+fn enum_value(scalar: &Scalar, text: &str, name: &str, values: &EnumDescriptor) -> Option<(String, Option<String>)> {
+    let known: Vec<_> = values.values().map(|value| value.name().to_owned()).collect();
+    let fine = match scalar.kind {
+        Kind::Word => !scalar.negative && known.iter().any(|known| known == text),
+        Kind::Number => text
+            .parse::<i32>()
+            .is_ok_and(|number| values.get_value(number).is_some()),
+        _ => false,
+    };
+    if fine {
+        return None;
     }
+    let bare = text.trim_matches(['"', '\'']);
+    let hint = match hint::nearest(bare, known.iter().map(String::as_str)) {
+        Some(near) if scalar.kind == Kind::Text && near == bare => format!("write {near} without quotes"),
+        Some(near) => format!("did you mean `{near}`? (one of {})", known.join(", ")),
+        None => format!("one of {}", known.join(", ")),
+    };
+    Some((format!("`{text}` is not a value of `{name}`"), Some(hint)))
 }
 
 fn describe(kind: &Type) -> &'static str {
@@ -188,7 +230,9 @@ fn unquoted(scalar: &Scalar, text: &str) -> Option<String> {
 fn is_float(scalar: &Scalar, text: &str) -> bool {
     let unsigned = text.trim_start_matches('-').trim_start();
     match scalar.kind {
-        Kind::Word => ["inf", "infinity", "nan"].iter().any(|word| unsigned.eq_ignore_ascii_case(word)),
+        Kind::Word => ["inf", "infinity", "nan"]
+            .iter()
+            .any(|word| unsigned.eq_ignore_ascii_case(word)),
         Kind::Number => {
             let digits = unsigned.strip_suffix(['f', 'F']).unwrap_or(unsigned);
             let octal = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit());

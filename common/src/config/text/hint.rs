@@ -7,20 +7,30 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
     let lower = name.to_ascii_lowercase();
     known
         .into_iter()
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
+        .map(|candidate| {
+            (
+                strsim::normalized_damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()),
+                candidate,
+            )
+        })
         .filter(|(likeness, _)| *likeness >= 0.6)
         .max_by(|(a, left), (b, right)| a.total_cmp(b).then_with(|| right.cmp(left)))
         .map(|(_, candidate)| candidate)
 }
 
 /// Fields that older versions of the schema had, and what replaced them.
-const GONE: &[(&str, &str, &str)] = &[
-    ("SsdFeatureExtractor", "batch_norm_trainable", "it was replaced by `conv_hyperparams { batch_norm { train: … } }`"),
-];
+const GONE: &[(&str, &str, &str)] = &[(
+    "SsdFeatureExtractor",
+    "batch_norm_trainable",
+    "it was replaced by `conv_hyperparams { batch_norm { train: … } }`",
+)];
 
 /// What an unknown field name may have been meant to be.
 pub(super) fn unknown_field(name: &str, message: &MessageDescriptor) -> Option<String> {
-    if let Some((.., hint)) = GONE.iter().find(|(owner, field, _)| *owner == message.name() && *field == name) {
+    if let Some((.., hint)) = GONE
+        .iter()
+        .find(|(owner, field, _)| *owner == message.name() && *field == name)
+    {
         return Some((*hint).to_owned());
     }
     let fields: Vec<_> = message.fields().collect();

@@ -44,7 +44,10 @@ pub(super) fn tokens(source: &str) -> Result<Vec<Token>, Bad> {
             }
             'A'..='Z' | 'a'..='z' | '_' => {
                 let length = prefix(rest, |c| c.is_ascii_alphanumeric() || c == '_');
-                tokens.push(Token { kind: Kind::Word, span: start..start + length });
+                tokens.push(Token {
+                    kind: Kind::Word,
+                    span: start..start + length,
+                });
                 length
             }
             '0'..='9' => push_number(&mut tokens, rest, start),
@@ -55,11 +58,17 @@ pub(super) fn tokens(source: &str) -> Result<Vec<Token>, Bad> {
                     message: "this text has no closing quote on its line".to_owned(),
                     hint: Some(format!("close it with {first}")),
                 })?;
-                tokens.push(Token { kind: Kind::Text, span: start..start + length });
+                tokens.push(Token {
+                    kind: Kind::Text,
+                    span: start..start + length,
+                });
                 length
             }
             '{' | '}' | '[' | ']' | '<' | '>' | ':' | ',' | ';' | '-' | '/' | '.' => {
-                tokens.push(Token { kind: Kind::Mark(first), span: start..start + 1 });
+                tokens.push(Token {
+                    kind: Kind::Mark(first),
+                    span: start..start + 1,
+                });
                 1
             }
             other => {
@@ -91,7 +100,10 @@ fn push_number(tokens: &mut Vec<Token>, rest: &str, start: usize) -> usize {
         }
         length += 1;
     }
-    tokens.push(Token { kind: Kind::Number, span: start..start + length });
+    tokens.push(Token {
+        kind: Kind::Number,
+        span: start..start + length,
+    });
     length
 }
 
@@ -126,19 +138,32 @@ mod tests {
     use super::*;
 
     fn texts(source: &str) -> Vec<&str> {
-        tokens(source).unwrap().into_iter().map(|token| &source[token.span]).collect()
+        tokens(source)
+            .unwrap()
+            .into_iter()
+            .map(|token| &source[token.span])
+            .collect()
     }
 
     #[test]
     fn splits_a_line() {
-        assert_eq!(texts("a: -1e-8, b { c:'x}\\'' } # d"), ["a", ":", "-", "1e-8", ",", "b", "{", "c", ":", "'x}\\''", "}"]);
-        assert_eq!(texts("x: .5 y: 0x1F z: 5.f"), ["x", ":", ".5", "y", ":", "0x1F", "z", ":", "5.f"]);
+        assert_eq!(
+            texts("a: -1e-8, b { c:'x}\\'' } # d"),
+            ["a", ":", "-", "1e-8", ",", "b", "{", "c", ":", "'x}\\''", "}"]
+        );
+        assert_eq!(
+            texts("x: .5 y: 0x1F z: 5.f"),
+            ["x", ":", ".5", "y", ":", "0x1F", "z", ":", "5.f"]
+        );
     }
 
     #[test]
     fn refuses_open_text_and_strays() {
         assert_eq!(tokens("a: 'b\nc: 1").unwrap_err().span, 3..5);
-        assert_eq!(tokens("a = 1").unwrap_err().hint.unwrap(), "a field and its value are separated by `:`");
+        assert_eq!(
+            tokens("a = 1").unwrap_err().hint.unwrap(),
+            "a field and its value are separated by `:`"
+        );
         assert_eq!(tokens("ä").unwrap_err().span, 0..2);
     }
 }

@@ -39,7 +39,10 @@ pub(crate) fn parse(source: &str, name: &str, message: &MessageDescriptor) -> Re
     if bad.is_empty() {
         match DynamicMessage::parse_text_format(message.clone(), source) {
             Ok(message) => {
-                let lines = places.into_iter().map(|(path, at)| (path, problem::place(source, at).0)).collect();
+                let lines = places
+                    .into_iter()
+                    .map(|(path, at)| (path, problem::place(source, at).0))
+                    .collect();
                 return Ok(Parsed { message, lines });
             }
             Err(error) => {
@@ -47,19 +50,29 @@ pub(crate) fn parse(source: &str, name: &str, message: &MessageDescriptor) -> Re
                 let span = label.map_or(source.len()..source.len(), |label| {
                     label.offset()..label.offset().saturating_add(label.len())
                 });
-                bad.push(lex::Bad { span, message: error.to_string(), hint: error.help().map(|help| help.to_string()) });
+                bad.push(lex::Bad {
+                    span,
+                    message: error.to_string(),
+                    hint: error.help().map(|help| help.to_string()),
+                });
             }
         }
     }
-    let problems = bad.into_iter().map(|bad| Problem::new(source, &bad.span, bad.message, bad.hint)).collect();
-    Err(Problems { name: name.to_owned(), problems })
+    let problems = bad
+        .into_iter()
+        .map(|bad| Problem::new(source, &bad.span, bad.message, bad.hint))
+        .collect();
+    Err(Problems {
+        name: name.to_owned(),
+        problems,
+    })
 }
 
 /// Text of a file's bytes, or the reason why it is none.
 pub(crate) fn decode(bytes: Vec<u8>, name: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        let line = error.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        let line = error.as_bytes()[..at].split(|&byte| byte == b'\n').count();
         let hint = match error.as_bytes() {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "the file is UTF-16; save it as UTF-8",
             _ => "save the file as UTF-8",
@@ -67,3 +80,5 @@ pub(crate) fn decode(bytes: Vec<u8>, name: &str) -> Result<String, String> {
         format!("{name}:{line}: byte {at} is not UTF-8 text\nhint: {hint}")
     })
 }
+#[cfg(test)]
+mod tests;

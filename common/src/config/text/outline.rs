@@ -50,7 +50,13 @@ pub(super) fn outline(source: &str) -> (Vec<Field>, Vec<Bad>) {
         Ok(tokens) => tokens,
         Err(bad) => return (Vec::new(), vec![bad]),
     };
-    let mut reader = Reader { source, tokens, next: 0, problems: Vec::new(), early_close: None };
+    let mut reader = Reader {
+        source,
+        tokens,
+        next: 0,
+        problems: Vec::new(),
+        early_close: None,
+    };
     match reader.fields(None, 0) {
         Ok(fields) => (fields, reader.problems),
         Err(bad) => {
@@ -103,7 +109,7 @@ impl Reader<'_> {
             };
             match (token.kind, open) {
                 (Kind::Mark(mark), Some((_, close))) if mark == close => return Ok(fields),
-                (Kind::Word, _) | (Kind::Mark('['), _) => fields.push(self.field(depth)?),
+                (Kind::Word | Kind::Mark('['), _) => fields.push(self.field(depth)?),
                 (Kind::Mark(mark @ ('}' | '>')), None) => {
                     return Err(Bad {
                         span: token.span,
@@ -150,17 +156,29 @@ impl Reader<'_> {
                     hint: Some(format!("write `{name}: VALUE`, or remove the field")),
                 });
             }
-            Value::Message { fields: Vec::new(), span: name_span.clone() }
+            Value::Message {
+                fields: Vec::new(),
+                span: name_span.clone(),
+            }
         };
         if matches!(self.peek_mark(), Some(',' | ';')) {
             self.take();
         }
-        Ok(Field { name, bracketed, name_span, value })
+        Ok(Field {
+            name,
+            bracketed,
+            name_span,
+            value,
+        })
     }
 
     fn name(&mut self) -> Result<(String, bool, Range<usize>), Bad> {
         let Some(first) = self.take() else {
-            return Err(Bad { span: self.end(), message: "expected a field name".to_owned(), hint: None });
+            return Err(Bad {
+                span: self.end(),
+                message: "expected a field name".to_owned(),
+                hint: None,
+            });
         };
         if first.kind == Kind::Word {
             return Ok((self.text(&first.span).to_owned(), false, first.span));
@@ -174,7 +192,11 @@ impl Reader<'_> {
                 _ => break,
             }
         }
-        Err(Bad { span, message: "expected a name in brackets, `[package.name]`".to_owned(), hint: None })
+        Err(Bad {
+            span,
+            message: "expected a name in brackets, `[package.name]`".to_owned(),
+            hint: None,
+        })
     }
 
     /// Whether the next token can start a value; a word followed by `:` or `{` is the next field instead.
@@ -192,7 +214,11 @@ impl Reader<'_> {
 
     fn value(&mut self, name: &str, name_span: &Range<usize>, depth: usize) -> Result<Value, Bad> {
         let Some(token) = self.take() else {
-            return Err(Bad { span: self.end(), message: "expected a value".to_owned(), hint: None });
+            return Err(Bad {
+                span: self.end(),
+                message: "expected a value".to_owned(),
+                hint: None,
+            });
         };
         if depth >= MAX_DEPTH {
             return Err(Bad {
@@ -209,7 +235,10 @@ impl Reader<'_> {
                     self.note_indentation(name_span, &closing.span);
                     closing.span.end
                 });
-                Ok(Value::Message { fields, span: token.span.start..end })
+                Ok(Value::Message {
+                    fields,
+                    span: token.span.start..end,
+                })
             }
             Kind::Mark('[') => self.list(name, &token, depth),
             Kind::Mark('-') => match self.take() {
@@ -218,7 +247,11 @@ impl Reader<'_> {
                     negative: true,
                     span: token.span.start..value.span.end,
                 })),
-                _ => Err(Bad { span: token.span, message: "expected a number after `-`".to_owned(), hint: None }),
+                _ => Err(Bad {
+                    span: token.span,
+                    message: "expected a number after `-`".to_owned(),
+                    hint: None,
+                }),
             },
             kind => {
                 let mut span = token.span;
@@ -226,7 +259,11 @@ impl Reader<'_> {
                 while kind == Kind::Text && self.peek().is_some_and(|next| next.kind == Kind::Text) {
                     span.end = self.take().map_or(span.end, |next| next.span.end);
                 }
-                Ok(Value::Scalar(Scalar { kind, negative: false, span }))
+                Ok(Value::Scalar(Scalar {
+                    kind,
+                    negative: false,
+                    span,
+                }))
             }
         }
     }
@@ -275,10 +312,17 @@ impl Reader<'_> {
     fn never_closed(&self, open: &Token, close: char) -> Bad {
         let span = self.early_close.clone().unwrap_or_else(|| open.span.clone());
         let message = match &self.early_close {
-            Some(span) => format!("a `{close}` is missing; going by the indentation, `{}` is not closed", self.text(span)),
+            Some(span) => format!(
+                "a `{close}` is missing; going by the indentation, `{}` is not closed",
+                self.text(span)
+            ),
             None => format!("this `{}` is never closed", self.text(&open.span)),
         };
-        Bad { span, message, hint: Some(format!("add the missing `{close}`")) }
+        Bad {
+            span,
+            message,
+            hint: Some(format!("add the missing `{close}`")),
+        }
     }
 }
 

@@ -27,9 +27,21 @@ impl Problem {
     pub(crate) fn new(source: &str, span: &Range<usize>, message: String, hint: Option<String>) -> Self {
         let (line, column, text) = place(source, span.start);
         let rest = text.chars().count().saturating_sub(column - 1);
-        let covered = source.get(span.clone()).unwrap_or_default().chars().take_while(|&c| c != '\n').count();
+        let covered = source
+            .get(span.clone())
+            .unwrap_or_default()
+            .chars()
+            .take_while(|&c| c != '\n')
+            .count();
         let width = covered.min(rest).max(1);
-        Self { line, column, message, hint, source_line: text.to_owned(), width }
+        Self {
+            line,
+            column,
+            message,
+            hint,
+            source_line: text.to_owned(),
+            width,
+        }
     }
 
     /// A mistake of a whole line.
@@ -38,7 +50,14 @@ impl Problem {
         let text = source.lines().nth(line.saturating_sub(1)).unwrap_or_default();
         let column = text.chars().take_while(|c| c.is_whitespace()).count() + 1;
         let width = text.trim().chars().count().max(1);
-        Self { line, column, message, hint, source_line: text.to_owned(), width }
+        Self {
+            line,
+            column,
+            message,
+            hint,
+            source_line: text.to_owned(),
+            width,
+        }
     }
 }
 
@@ -51,7 +70,11 @@ pub(crate) fn place(source: &str, at: usize) -> (usize, usize, &str) {
     let start = source[..at].rfind('\n').map_or(0, |newline| newline + 1);
     let line = source[..start].bytes().filter(|&byte| byte == b'\n').count() + 1;
     let end = source[start..].find('\n').map_or(source.len(), |length| start + length);
-    (line, source[start..at].chars().count() + 1, source[start..end].trim_end_matches('\r'))
+    (
+        line,
+        source[start..at].chars().count() + 1,
+        source[start..end].trim_end_matches('\r'),
+    )
 }
 
 /// All mistakes of one file, in its order; shown as text for people.
@@ -71,12 +94,26 @@ impl fmt::Display for Problems {
             if index > 0 {
                 f.write_str("\n\n")?;
             }
-            let Problem { line, column, message, hint, source_line, width } = problem;
+            let Problem {
+                line,
+                column,
+                message,
+                hint,
+                source_line,
+                width,
+            } = problem;
             let margin = " ".repeat(line.to_string().len());
             // Tabs are kept, so that the mark stands below what it marks whatever their width.
-            let indent: String =
-                source_line.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-            write!(f, "{}:{line}:{column}: {message}\n  {line} | {source_line}\n", self.name)?;
+            let indent: String = source_line
+                .chars()
+                .take(column - 1)
+                .map(|c| if c == '\t' { '\t' } else { ' ' })
+                .collect();
+            write!(
+                f,
+                "{}:{line}:{column}: {message}\n  {line} | {source_line}\n",
+                self.name
+            )?;
             write!(f, "  {margin} | {indent}{}", "^".repeat(*width))?;
             if let Some(hint) = hint {
                 write!(f, "\nhint: {hint}")?;

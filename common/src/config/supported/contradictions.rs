@@ -1,0 +1,101 @@
+//! Values that are fine each by itself and impossible together; the reference refuses them too.
+
+use coati_proto::object_detection::protos::{learning_rate, manual_step_learning_rate, matcher, optimizer};
+
+use super::super::PipelineConfig;
+use super::{Mode, Refusal};
+
+pub(super) fn find(config: &PipelineConfig, mode: Mode, refused: &mut Vec<Refusal>) {
+    let mut refuse = |path: &str, message: String, hint: &str| {
+        refused.push(Refusal {
+            file: config.name().to_owned(),
+            line: config.line(path),
+            path: path.to_owned(),
+            message,
+            hint: hint.to_owned(),
+        });
+    };
+    thresholds(config, &mut refuse);
+    if mode != Mode::Eval {
+        schedule(config, &mut refuse);
+    }
+}
+
+fn thresholds(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let chosen = config
+        .ssd()
+        .and_then(|ssd| ssd.matcher.as_ref()?.matcher_oneof.as_ref());
+    let Some(matcher::MatcherOneof::ArgmaxMatcher(matcher)) = chosen else {
+        return;
+    };
+    if matcher.ignore_thresholds() {
+        return;
+    }
+    let path = "model.ssd.matcher.argmax_matcher";
+    let (matched, unmatched) = (matcher.matched_threshold(), matcher.unmatched_threshold());
+    if unmatched > matched {
+        let message = format!("unmatched_threshold {unmatched} is above matched_threshold {matched}");
+        refuse(path, message, "unmatched_threshold is at most matched_threshold");
+    } else if unmatched == matched && !matcher.negatives_lower_than_unmatched() {
+        let message = format!("negatives lie between two thresholds that are both {matched}");
+        refuse(
+            path,
+            message,
+            "negatives_lower_than_unmatched: false needs different thresholds",
+        );
+    }
+}
+
+fn schedule(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let chosen = config
+        .train_config()
+        .optimizer
+        .as_ref()
+        .and_then(|optimizer| optimizer.optimizer.as_ref());
+    let (name, rate) = match chosen {
+        Some(optimizer::Optimizer::RmsPropOptimizer(o)) => ("rms_prop_optimizer", &o.learning_rate),
+        Some(optimizer::Optimizer::MomentumOptimizer(o)) => ("momentum_optimizer", &o.learning_rate),
+        Some(optimizer::Optimizer::AdamOptimizer(o)) => ("adam_optimizer", &o.learning_rate),
+        None => return,
+    };
+    let path = format!("train_config.optimizer.{name}.learning_rate");
+    match rate.as_ref().and_then(|rate| rate.learning_rate.as_ref()) {
+        Some(learning_rate::LearningRate::CosineDecayLearningRate(cosine)) => {
+            let path = format!("{path}.cosine_decay_learning_rate");
+            let (total, warm) = (cosine.total_steps(), cosine.warmup_steps());
+            if total < warm {
+                let message = format!("total_steps {total} is below warmup_steps {warm}");
+                refuse(
+                    &path,
+                    message,
+                    "total_steps counts the warm-up (10000 steps unless set)",
+                );
+            }
+            let (base, first) = (cosine.learning_rate_base(), cosine.warmup_learning_rate());
+            if warm > 0 && base < first {
+                let message = format!("learning_rate_base {base} is below warmup_learning_rate {first}");
+                refuse(&path, message, "the warm-up rises to learning_rate_base");
+            }
+        }
+        Some(learning_rate::LearningRate::ManualStepLearningRate(manual)) => {
+            let steps: Vec<u32> = manual
+                .schedule
+                .iter()
+                .map(manual_step_learning_rate::LearningRateSchedule::step)
+                .collect();
+            let path = format!("{path}.manual_step_learning_rate.schedule");
+            if steps.first() == Some(&0) {
+                refuse(
+                    &format!("{path}[0]"),
+                    "step 0".to_owned(),
+                    "initial_learning_rate holds from step 0",
+                );
+            }
+            if let Some(at) = (1..steps.len()).find(|&at| steps[at] <= steps[at - 1]) {
+                let message = format!("step {} follows step {}", steps[at], steps[at - 1]);
+                refuse(&format!("{path}[{at}]"), message, "steps rise from entry to entry");
+            }
+        }
+        _ => {}
+    }
+}

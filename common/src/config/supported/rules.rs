@@ -1,0 +1,309 @@
+//! The table of what is built. A field that stands in no list is supported at its default only.
+//!
+//! Keys are `Message.field`; a key that starts with a lower-case name is a path of the configuration and goes before.
+
+/// Honoured with every value; of messages, their fields are looked up in turn.
+pub(super) const HONOURED: &[(&str, &str)] = &[
+    (
+        "TrainEvalPipelineConfig",
+        "model train_config train_input_reader eval_config eval_input_reader",
+    ),
+    ("DetectionModel", "ssd"),
+    (
+        "Ssd",
+        "num_classes image_resizer feature_extractor box_coder matcher similarity_calculator box_predictor anchor_generator \
+         post_processing normalize_loss_by_num_matches normalize_loc_loss_by_codesize loss",
+    ),
+    (
+        "SsdFeatureExtractor",
+        "type depth_multiplier min_depth conv_hyperparams override_base_feature_extractor_hyperparams",
+    ),
+    ("ImageResizer", "fixed_shape_resizer"),
+    ("FixedShapeResizer", "height width"),
+    ("BoxCoder", "faster_rcnn_box_coder"),
+    ("FasterRcnnBoxCoder", "y_scale x_scale height_scale width_scale"),
+    ("Matcher", "argmax_matcher"),
+    (
+        "ArgMaxMatcher",
+        "matched_threshold unmatched_threshold ignore_thresholds negatives_lower_than_unmatched force_match_for_each_row",
+    ),
+    ("RegionSimilarityCalculator", "iou_similarity"),
+    ("BoxPredictor", "convolutional_box_predictor"),
+    (
+        "ConvolutionalBoxPredictor",
+        "conv_hyperparams min_depth max_depth num_layers_before_predictor kernel_size class_prediction_bias_init",
+    ),
+    ("AnchorGenerator", "ssd_anchor_generator"),
+    (
+        "SsdAnchorGenerator",
+        "num_layers min_scale max_scale scales aspect_ratios interpolated_scale_aspect_ratio reduce_boxes_in_lowest_layer \
+         base_anchor_height base_anchor_width height_stride width_stride height_offset width_offset",
+    ),
+    ("PostProcessing", "batch_non_max_suppression score_converter"),
+    (
+        "BatchNonMaxSuppression",
+        "score_threshold iou_threshold max_detections_per_class max_total_detections",
+    ),
+    (
+        "Loss",
+        "localization_loss classification_loss hard_example_miner classification_weight localization_weight",
+    ),
+    ("LocalizationLoss", "weighted_smooth_l1"),
+    ("WeightedSmoothL1LocalizationLoss", "delta"),
+    ("ClassificationLoss", "weighted_sigmoid"),
+    (
+        "HardExampleMiner",
+        "num_hard_examples iou_threshold loss_type max_negatives_per_positive min_negatives_per_image",
+    ),
+    ("Hyperparams", "regularizer initializer activation batch_norm"),
+    ("Regularizer", "l2_regularizer"),
+    ("L2Regularizer", "weight"),
+    (
+        "Initializer",
+        "truncated_normal_initializer variance_scaling_initializer random_normal_initializer",
+    ),
+    ("TruncatedNormalInitializer", "mean stddev"),
+    ("RandomNormalInitializer", "mean stddev"),
+    ("VarianceScalingInitializer", "factor uniform mode"),
+    ("BatchNorm", "decay center scale epsilon train"),
+    (
+        "Optimizer",
+        "rms_prop_optimizer momentum_optimizer adam_optimizer use_moving_average moving_average_decay",
+    ),
+    (
+        "RMSPropOptimizer",
+        "learning_rate momentum_optimizer_value decay epsilon",
+    ),
+    ("MomentumOptimizer", "learning_rate momentum_optimizer_value"),
+    ("AdamOptimizer", "learning_rate epsilon"),
+    (
+        "LearningRate",
+        "constant_learning_rate exponential_decay_learning_rate manual_step_learning_rate cosine_decay_learning_rate",
+    ),
+    ("ConstantLearningRate", "learning_rate"),
+    (
+        "ExponentialDecayLearningRate",
+        "initial_learning_rate decay_steps decay_factor staircase burnin_learning_rate burnin_steps min_learning_rate",
+    ),
+    ("ManualStepLearningRate", "initial_learning_rate schedule warmup"),
+    ("LearningRateSchedule", "step learning_rate"),
+    (
+        "CosineDecayLearningRate",
+        "learning_rate_base total_steps warmup_learning_rate warmup_steps hold_base_rate_steps",
+    ),
+    (
+        "TrainConfig",
+        "batch_size data_augmentation_options sync_replicas keep_checkpoint_every_n_hours optimizer \
+         gradient_clipping_by_norm num_steps bias_grad_multiplier update_trainable_variables freeze_variables \
+         replicas_to_aggregate add_regularization_loss",
+    ),
+    (
+        "PreprocessingStep",
+        "random_horizontal_flip random_crop_image ssd_random_crop",
+    ),
+    ("RandomHorizontalFlip", "probability"),
+    (
+        "RandomCropImage",
+        "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef",
+    ),
+    ("SSDRandomCrop", "operations"),
+    (
+        "SSDRandomCropOperation",
+        "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef",
+    ),
+    (
+        "InputReader",
+        "label_map_path shuffle sample_1_of_n_examples tf_record_input_reader",
+    ),
+    ("TFRecordInputReader", "input_path"),
+    ("EvalConfig", "batch_size metrics_set"),
+];
+
+/// Supported with these values alone, whether written or left to the default.
+pub(super) const ONLY: &[(&str, &[&str])] = &[
+    ("SsdFeatureExtractor.type", &["ssd_mobilenet_v1"]),
+    ("Hyperparams.activation", &["NONE", "RELU", "RELU_6"]),
+    ("ConvolutionalBoxPredictor.use_dropout", &["false"]),
+    ("InputReader.input_type", &["TF_EXAMPLE", "INPUT_DEFAULT"]),
+    ("train_input_reader.num_epochs", &["0"]),
+    ("train_input_reader.sample_1_of_n_examples", &["1", "0"]),
+];
+
+/// Accepted without effect: they tune TensorFlow's input pipeline or its graph, not the result.
+pub(super) const IGNORED: &[(&str, &str)] = &[
+    ("Ssd", "inplace_batchnorm_update"),
+    ("ArgMaxMatcher", "use_matmul_gather"),
+    ("ConvolutionalBoxPredictor", "dropout_keep_probability"),
+    ("WeightedSigmoidClassificationLoss", "anchorwise_output"),
+    ("WeightedSmoothL1LocalizationLoss", "anchorwise_output"),
+    ("Hyperparams", "regularize_depthwise"),
+    (
+        "BatchNonMaxSuppression",
+        "use_static_shapes max_classes_per_detection use_partitioned_nms change_coordinate_frame use_hard_nms use_cpu_nms",
+    ),
+    (
+        "TrainConfig",
+        "fine_tune_checkpoint_type fine_tune_checkpoint_version from_detection_checkpoint load_all_detection_checkpoint_vars \
+         run_fine_tune_checkpoint_dummy_computation startup_delay_steps batch_queue_capacity num_batch_queue_threads \
+         prefetch_queue_capacity max_number_of_boxes unpad_groundtruth_tensors retain_original_images summarize_gradients",
+    ),
+    (
+        "InputReader",
+        "name shuffle_buffer_size filenames_shuffle_buffer_size num_epochs num_readers num_parallel_batches \
+         num_prefetch_batches queue_capacity min_after_dequeue read_block_length prefetch_size num_parallel_map_calls \
+         drop_remainder max_number_of_boxes mask_type include_source_id",
+    ),
+    (
+        "EvalConfig",
+        "num_examples eval_interval_secs max_evals save_graph eval_master num_visualizations min_score_threshold \
+         max_num_boxes_to_visualize skip_scores skip_labels visualize_groundtruth_boxes groundtruth_box_visualization_color \
+         keep_image_id_for_visualization_export retain_original_images use_dummy_loss_in_eval",
+    ),
+];
+
+/// Accepted; what they ask for is not done, and the job says so.
+pub(super) const WARNED: &[(&str, &str)] = &[(
+    "EvalConfig",
+    "visualization_export_dir export_path include_metrics_per_category all_metrics_per_category super_categories \
+     parameterized_metric",
+)];
+
+/// Values of repeated names that are built; others are known and warned about.
+pub(super) const METRICS: &[&str] = &["coco_detection_metrics"];
+
+/// Names of metrics in the reference (`eval_util.EVAL_METRICS_CLASS_DICT`) that are not built.
+pub(super) const OTHER_METRICS: &[&str] = &[
+    "coco_keypoint_metrics",
+    "coco_mask_metrics",
+    "coco_panoptic_metrics",
+    "lvis_mask_metrics",
+    "oid_challenge_detection_metrics",
+    "oid_challenge_segmentation_metrics",
+    "pascal_voc_detection_metrics",
+    "weighted_pascal_voc_detection_metrics",
+    "precision_at_recall_detection_metrics",
+    "pascal_voc_instance_segmentation_metrics",
+    "weighted_pascal_voc_instance_segmentation_metrics",
+    "oid_V2_detection_metrics",
+];
+
+/// Fields and oneofs that a message cannot do without.
+pub(super) const REQUIRED: &[(&str, &str)] = &[
+    ("TrainEvalPipelineConfig", "model"),
+    ("DetectionModel", "model"),
+    (
+        "Ssd",
+        "num_classes image_resizer feature_extractor box_coder matcher similarity_calculator box_predictor anchor_generator \
+         post_processing loss",
+    ),
+    ("SsdFeatureExtractor", "type conv_hyperparams"),
+    ("ImageResizer", "image_resizer_oneof"),
+    ("BoxCoder", "box_coder_oneof"),
+    ("Matcher", "matcher_oneof"),
+    ("RegionSimilarityCalculator", "region_similarity"),
+    ("BoxPredictor", "box_predictor_oneof"),
+    ("ConvolutionalBoxPredictor", "conv_hyperparams"),
+    ("AnchorGenerator", "anchor_generator_oneof"),
+    ("SsdAnchorGenerator", "aspect_ratios"),
+    ("Loss", "localization_loss classification_loss"),
+    ("LocalizationLoss", "localization_loss"),
+    ("ClassificationLoss", "classification_loss"),
+    ("TrainConfig", "optimizer"),
+    ("Optimizer", "optimizer"),
+    ("RMSPropOptimizer", "learning_rate"),
+    ("MomentumOptimizer", "learning_rate"),
+    ("AdamOptimizer", "learning_rate"),
+    ("LearningRate", "learning_rate"),
+    ("ManualStepLearningRate", "schedule"),
+    ("PreprocessingStep", "preprocessing_step"),
+    ("InputReader", "label_map_path input_reader"),
+    ("TFRecordInputReader", "input_path"),
+];
+
+/// Above zero.
+const POSITIVE: f64 = f64::MIN_POSITIVE;
+const ANY: f64 = f64::INFINITY;
+
+/// Least and greatest value of numbers.
+pub(super) const RANGES: &[(&str, f64, f64)] = &[
+    ("Ssd.num_classes", 1.0, ANY),
+    ("SsdFeatureExtractor.depth_multiplier", POSITIVE, ANY),
+    ("SsdFeatureExtractor.min_depth", 1.0, ANY),
+    ("FixedShapeResizer.height", 1.0, 16384.0),
+    ("FixedShapeResizer.width", 1.0, 16384.0),
+    ("FasterRcnnBoxCoder.y_scale", POSITIVE, ANY),
+    ("FasterRcnnBoxCoder.x_scale", POSITIVE, ANY),
+    ("FasterRcnnBoxCoder.height_scale", POSITIVE, ANY),
+    ("FasterRcnnBoxCoder.width_scale", POSITIVE, ANY),
+    ("ConvolutionalBoxPredictor.kernel_size", 1.0, ANY),
+    ("ConvolutionalBoxPredictor.min_depth", 0.0, ANY),
+    ("ConvolutionalBoxPredictor.max_depth", 0.0, ANY),
+    ("ConvolutionalBoxPredictor.num_layers_before_predictor", 0.0, ANY),
+    ("SsdAnchorGenerator.num_layers", 1.0, ANY),
+    ("SsdAnchorGenerator.aspect_ratios", POSITIVE, ANY),
+    ("SsdAnchorGenerator.interpolated_scale_aspect_ratio", 0.0, ANY),
+    ("BatchNonMaxSuppression.iou_threshold", 0.0, 1.0),
+    ("BatchNonMaxSuppression.max_detections_per_class", 1.0, ANY),
+    ("BatchNonMaxSuppression.max_total_detections", 1.0, ANY),
+    ("HardExampleMiner.num_hard_examples", 0.0, ANY),
+    ("HardExampleMiner.iou_threshold", 0.0, 1.0),
+    ("HardExampleMiner.max_negatives_per_positive", 0.0, ANY),
+    ("HardExampleMiner.min_negatives_per_image", 0.0, ANY),
+    ("WeightedSmoothL1LocalizationLoss.delta", POSITIVE, ANY),
+    ("Loss.classification_weight", 0.0, ANY),
+    ("Loss.localization_weight", 0.0, ANY),
+    ("L2Regularizer.weight", 0.0, ANY),
+    ("TruncatedNormalInitializer.stddev", 0.0, ANY),
+    ("RandomNormalInitializer.stddev", 0.0, ANY),
+    ("VarianceScalingInitializer.factor", POSITIVE, ANY),
+    ("BatchNorm.decay", 0.0, 1.0),
+    ("BatchNorm.epsilon", POSITIVE, ANY),
+    ("Optimizer.moving_average_decay", 0.0, 1.0),
+    ("RMSPropOptimizer.momentum_optimizer_value", 0.0, 1.0),
+    ("RMSPropOptimizer.decay", 0.0, 1.0),
+    ("RMSPropOptimizer.epsilon", 0.0, ANY),
+    ("MomentumOptimizer.momentum_optimizer_value", 0.0, 1.0),
+    ("AdamOptimizer.epsilon", POSITIVE, ANY),
+    ("ConstantLearningRate.learning_rate", 0.0, ANY),
+    ("ExponentialDecayLearningRate.initial_learning_rate", 0.0, ANY),
+    ("ExponentialDecayLearningRate.decay_steps", 1.0, ANY),
+    ("ExponentialDecayLearningRate.decay_factor", 0.0, ANY),
+    ("ExponentialDecayLearningRate.burnin_learning_rate", 0.0, ANY),
+    ("ExponentialDecayLearningRate.min_learning_rate", 0.0, ANY),
+    ("ManualStepLearningRate.initial_learning_rate", 0.0, ANY),
+    ("LearningRateSchedule.learning_rate", 0.0, ANY),
+    ("CosineDecayLearningRate.learning_rate_base", 0.0, ANY),
+    ("CosineDecayLearningRate.warmup_learning_rate", 0.0, ANY),
+    ("TrainConfig.batch_size", 1.0, 65536.0),
+    ("TrainConfig.keep_checkpoint_every_n_hours", 0.0, ANY),
+    ("TrainConfig.gradient_clipping_by_norm", 0.0, ANY),
+    ("TrainConfig.bias_grad_multiplier", 0.0, ANY),
+    ("TrainConfig.replicas_to_aggregate", 0.0, ANY),
+    ("EvalConfig.batch_size", 1.0, 65536.0),
+];
+
+/// Files that are opened; only local ones so far.
+pub(super) const LOCAL: &[&str] = &[
+    "TFRecordInputReader.input_path",
+    "InputReader.label_map_path",
+    "TrainConfig.fine_tune_checkpoint",
+];
+
+/// What else there is to say about something refused.
+pub(super) const NOTES: &[(&str, &str)] = &[
+    (
+        "TrainConfig.fine_tune_checkpoint",
+        "starting from a checkpoint comes later; leave it empty to train from scratch",
+    ),
+    (
+        "TrainEvalPipelineConfig.graph_rewriter",
+        "training with quantisation comes later; remove it",
+    ),
+    ("ConvolutionalBoxPredictor.use_dropout", "write `use_dropout: false`"),
+];
+
+/// Whether the list names the field.
+pub(super) fn listed(list: &[(&str, &str)], message: &str, field: &str) -> bool {
+    list.iter()
+        .any(|(owner, fields)| *owner == message && fields.split_whitespace().any(|name| name == field))
+}
