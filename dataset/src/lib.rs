@@ -1,4 +1,4 @@
-//! Data sets: TFRecords of `tf.Example` in the Object Detection API's schema, from files to batches.
+//! Data sets: `TFRecord` files of `tf.Example` in the Object Detection API's schema, from files to batches.
 //!
 //! The way of a record in training: [`shards`] finds and indexes the files, [`order`] says which record stands at
 //! which position of the endless sequence, [`example`] reads the record, [`decode`] its image, [`augment`] decides
@@ -11,10 +11,12 @@ pub mod batch;
 pub mod decode;
 pub mod eval;
 pub mod example;
+pub mod import;
 pub mod order;
 pub mod random;
 pub mod resize;
 pub mod shards;
+pub mod synth;
 
 mod groundtruth;
 #[cfg(test)]

@@ -1,0 +1,294 @@
+//! The command line. Flags have the Object Detection API's names; dashes work as well as underscores.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Trains object detectors on one machine or on a cluster, from the files of the TensorFlow Object Detection API.
+#[derive(Debug, Parser)]
+#[command(name = "coati", version, max_term_width = 110, rename_all = "snake_case", subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more (repeat for even more); `COATI_LOG` takes a tracing filter.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a model; with --cluster on a cluster, else in this process.
+    Train(TrainArgs),
+    /// Evaluate checkpoints as they appear, or the newest one with --run_once.
+    Eval(EvalArgs),
+    /// Check the files of a job and print the effective configuration, without starting anything.
+    Check(CheckArgs),
+    /// Make, import and look at data sets.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Look at checkpoints.
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Benchmarks (`scripts/bench` runs them beside their peers).
+    #[command(subcommand, hide = true)]
+    Bench(BenchCommand),
+}
+
+/// How a report is written to stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct TrainArgs {
+    /// The job's pipeline.config.
+    #[arg(long, value_name = "FILE")]
+    pub pipeline_config_path: Option<PathBuf>,
+    /// Folder for checkpoints, events and logs; training resumes from its newest checkpoint.
+    #[arg(long, value_name = "FOLDER")]
+    pub model_dir: Option<PathBuf>,
+    /// Cluster file (Cloud ML Engine's YAML); its tasks run as processes on this machine.
+    #[arg(long, value_name = "FILE")]
+    pub cluster: Option<PathBuf>,
+    /// Train until this global step instead of `train_config.num_steps`.
+    #[arg(long, value_name = "N")]
+    pub num_train_steps: Option<u64>,
+    /// Use one of every N examples of the evaluation set.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub sample_1_of_n_eval_examples: u64,
+    /// Seconds between checkpoints.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub save_checkpoints_secs: u64,
+    /// Steps between checkpoints, instead of seconds.
+    #[arg(long, value_name = "N")]
+    pub save_checkpoints_steps: Option<u64>,
+    /// How many checkpoints to keep.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub keep_checkpoint_max: usize,
+    /// Do not evaluate while training.
+    #[arg(long)]
+    pub no_eval: bool,
+    /// Seed of the initial weights, the order of the records and the augmentation.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct EvalArgs {
+    /// The job's pipeline.config.
+    #[arg(long, value_name = "FILE")]
+    pub pipeline_config_path: PathBuf,
+    /// Folder with checkpoints, or a checkpoint's prefix (`…/model.ckpt-2000`).
+    #[arg(long, value_name = "FOLDER")]
+    pub checkpoint_dir: PathBuf,
+    /// Where the events go; `CHECKPOINT_DIR/eval` by default.
+    #[arg(long, value_name = "FOLDER")]
+    pub model_dir: Option<PathBuf>,
+    /// Evaluate the newest checkpoint and stop, instead of waiting for further ones.
+    #[arg(long)]
+    pub run_once: bool,
+    /// Evaluate on the training set.
+    #[arg(long)]
+    pub eval_training_data: bool,
+    /// Use one of every N examples of the evaluation set.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub sample_1_of_n_eval_examples: u64,
+    /// Write pictures with detections (left) and groundtruth (right) here.
+    #[arg(long, value_name = "FOLDER")]
+    pub pictures_dir: Option<PathBuf>,
+    /// Also report what the best constant box would score.
+    #[arg(long)]
+    pub constant_box: bool,
+    /// Give up after this many seconds without a new checkpoint (without --run_once).
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub eval_timeout_secs: u64,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct CheckArgs {
+    /// The job's pipeline.config.
+    #[arg(long, value_name = "FILE")]
+    pub pipeline_config_path: PathBuf,
+    /// The job's cluster file.
+    #[arg(long, value_name = "FILE")]
+    pub cluster: Option<PathBuf>,
+    /// The job's folder, to see whether it belongs to this configuration.
+    #[arg(long, value_name = "FOLDER")]
+    pub model_dir: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Make a data set of coloured shapes (JPEG + Pascal VOC XML).
+    Synth(SynthArgs),
+    /// Import annotations into TFRecords.
+    #[command(subcommand)]
+    Import(ImportCommand),
+    /// Show a data set's statistics or one record.
+    Inspect(InspectArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct SynthArgs {
+    /// Folder to fill.
+    #[arg(long, value_name = "FOLDER")]
+    pub output_dir: PathBuf,
+    /// Images to train on.
+    #[arg(long, default_value_t = 1200)]
+    pub num_train: usize,
+    /// Images to evaluate on.
+    #[arg(long, default_value_t = 150)]
+    pub num_val: usize,
+    /// Width and height in pixels.
+    #[arg(long, default_value_t = 256)]
+    pub image_size: u32,
+    /// Changes every image.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImportCommand {
+    /// Pascal VOC XML: VOC2007/2012, or as LabelImg and VoTT leave it.
+    Voc(VocArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct VocArgs {
+    /// Folder with Annotations and JPEGImages, or with images and XML files side by side.
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: PathBuf,
+    /// Label map (.pbtxt).
+    #[arg(long, value_name = "FILE")]
+    pub label_map_path: PathBuf,
+    /// TFRecord to write; with --num_shards the start of the shards' names.
+    #[arg(long, value_name = "FILE")]
+    pub output_path: PathBuf,
+    /// Number of shards.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub num_shards: Option<u32>,
+    /// List in ImageSets/Main: train, val, trainval, test; everything without it.
+    #[arg(long)]
+    pub set: Option<String>,
+    /// Subfolder of --data_dir: VOC2007, VOC2012.
+    #[arg(long)]
+    pub year: Option<String>,
+    /// Name of the annotations' folder, when it is not a usual one.
+    #[arg(long)]
+    pub annotations_dir: Option<String>,
+    /// Leave out objects marked difficult.
+    #[arg(long)]
+    pub ignore_difficult_instances: bool,
+    /// Unusable images beyond this are an error.
+    #[arg(long, default_value_t = 20)]
+    pub max_skipped: usize,
+    /// Seed of the records' order.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct InspectArgs {
+    /// TFRecords: files, patterns (`-?????-of-00003`), `name@3`.
+    #[arg(required = true)]
+    pub input_path: Vec<String>,
+    /// Label map, to name the classes.
+    #[arg(long, value_name = "FILE")]
+    pub label_map_path: Option<PathBuf>,
+    /// Show this record instead of the statistics.
+    #[arg(long)]
+    pub record: Option<u64>,
+    /// Write the record's picture with its boxes here (PNG); with --record.
+    #[arg(long, requires = "record")]
+    pub picture: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckpointCommand {
+    /// What a model folder or a checkpoint holds.
+    Show {
+        /// Model folder, or a checkpoint's prefix.
+        path: PathBuf,
+        /// List every variable.
+        #[arg(long)]
+        variables: bool,
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// One training step of SSD MobileNet v1, 300x300.
+    #[command(rename_all = "snake_case")]
+    Step {
+        #[arg(long, default_value_t = 8)]
+        batch_size: usize,
+        #[arg(long, default_value_t = 12)]
+        steps: usize,
+    },
+}
+
+/// The process's arguments with dashes in flag names turned into underscores (`--model-dir` is `--model_dir`).
+pub(crate) fn normalised(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut literal = false;
+    arguments
+        .map(|argument| {
+            let Some(text) = argument.to_str().filter(|text| !literal && text.starts_with("--")) else {
+                return argument;
+            };
+            if text == "--" {
+                literal = true;
+                return argument;
+            }
+            let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+            let mut normal = format!("--{}", name[2..].replace('-', "_"));
+            if let Some(value) = value {
+                normal.push('=');
+                normal.push_str(value);
+            }
+            normal.into()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dashes_are_underscores_in_names_only() {
+        let given = ["coati", "--model-dir=a-b", "--", "--not-touched"].map(OsString::from);
+        let expected = ["coati", "--model_dir=a-b", "--", "--not-touched"].map(OsString::from);
+        assert_eq!(normalised(given.into_iter()), expected);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+        let parsed = Cli::try_parse_from(normalised(
+            ["coati", "train", "--pipeline-config-path", "p", "--model_dir", "m", "--num-train-steps=5"].map(OsString::from).into_iter(),
+        ));
+        assert!(matches!(parsed.unwrap().command, Command::Train(TrainArgs { num_train_steps: Some(5), .. })));
+    }
+}

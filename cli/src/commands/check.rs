@@ -1,0 +1,84 @@
+//! `coati check`: everything that can be wrong with a job's files, before anything starts.
+
+use anyhow::Context as _;
+use coati_common::cluster::{ClusterFile, ClusterPlan};
+use coati_common::config::PipelineConfig;
+use coati_common::config::supported::{self, Mode};
+use coati_worker::input::{self, Which};
+use serde_json::json;
+
+use crate::args::{CheckArgs, Format};
+use crate::console::{report, say};
+use crate::failure::Failure;
+
+pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
+    let config = PipelineConfig::load(&args.pipeline_config_path)?;
+    let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
+    let support = supported::check(&config, Mode::Train);
+    let mut problems: Vec<String> = support.refused.iter().map(ToString::to_string).collect();
+    let mut warnings = support.warnings.clone();
+    warnings.extend(plan.iter().flat_map(|plan| plan.warnings.clone()));
+
+    let mut data = serde_json::Map::new();
+    for (name, which) in [("train", Which::Train), ("eval", Which::Eval)] {
+        match input::describe(&config, which) {
+            Ok(found) => {
+                data.insert(name.to_owned(), json!({"records": found.records, "files": found.files}));
+            }
+            Err(error) => problems.push(format!("{name}_input_reader: {error}")),
+        }
+    }
+    if let Some(model_dir) = &args.model_dir
+        && let Err(error) = coati_worker::job::check_model_dir(model_dir, &config)
+    {
+        problems.push(error.to_string());
+    }
+
+    match args.format {
+        Format::Json => {
+            let result = json!({
+                "ok": problems.is_empty(),
+                "problems": problems,
+                "warnings": warnings,
+                "ignored": ignored(&support.ignored, plan.as_ref()),
+                "data": data,
+                "cluster": plan,
+                "pipeline": config.effective_json(),
+            });
+            report(&serde_json::to_string(&result).context("the check's report")?);
+        }
+        Format::Text => {
+            report(&config.effective_text());
+            if let Some(plan) = &plan {
+                report(&cluster_text(plan));
+            }
+            for (name, found) in &data {
+                report(&format!("# {name}: {} records in {} file(s)", found["records"], found["files"]));
+            }
+            let ignored = ignored(&support.ignored, plan.as_ref());
+            if !ignored.is_empty() {
+                say(&format!("accepted without effect: {}", ignored.join(", ")));
+            }
+            for warning in &warnings {
+                say(&format!("warning: {warning}"));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::user(problems.join("\n")).into()) }
+}
+
+fn ignored(pipeline: &[String], plan: Option<&ClusterPlan>) -> Vec<String> {
+    pipeline.iter().cloned().chain(plan.iter().flat_map(|plan| plan.ignored.clone())).collect()
+}
+
+fn cluster_text(plan: &ClusterPlan) -> String {
+    format!(
+        "# cluster {}: 1 master, {} worker(s), {} parameter server(s), {} evaluator(s): {} training replicas, {:?} placement",
+        plan.path.display(),
+        plan.workers.count,
+        plan.parameter_servers.count,
+        plan.evaluators.count,
+        plan.replicas(),
+        plan.placement
+    )
+}

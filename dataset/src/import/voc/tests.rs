@@ -1,0 +1,195 @@
+use std::collections::HashMap;
+
+use coati_common::tfrecord::Reader;
+use coati_proto::tensorflow::{Example, Feature};
+use prost::Message as _;
+
+use super::*;
+
+fn labels() -> LabelMap {
+    LabelMap::parse(
+        "item { id: 1 name: 'RBC' } item { id: 2 name: 'WBC' } item { id: 3 name: 'Platelets' }",
+        "map",
+    )
+    .unwrap()
+}
+
+fn options(data_dir: &Path, out: &Path) -> Options {
+    Options {
+        data_dir: data_dir.to_owned(),
+        year: None,
+        set: None,
+        annotations_dir: None,
+        output_path: out.join("t.record"),
+        num_shards: None,
+        ignore_difficult_instances: false,
+        seed: 1,
+        max_skipped: 2,
+    }
+}
+
+fn read(files: &[PathBuf]) -> HashMap<String, HashMap<String, Feature>> {
+    let mut records = HashMap::new();
+    for file in files {
+        let mut reader = Reader::open(file).unwrap();
+        let mut data = Vec::new();
+        while reader.read_into(&mut data).unwrap() {
+            let features = Example::decode(data.as_slice()).unwrap().features.unwrap().feature;
+            let name = format!("{:?}", features["image/filename"]);
+            records.insert(name, features);
+        }
+    }
+    records
+}
+
+/// A flat folder with one PNG and its XML; `bounds` are xmin, ymin, xmax, ymax.
+fn folder(objects: &[(&str, [i32; 4])]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    image::RgbImage::new(40, 20).save(folder.path().join("a.png")).unwrap();
+    let objects: String = objects
+        .iter()
+        .map(|(name, [xmin, ymin, xmax, ymax])| {
+            format!("<object><name>{name}</name>\n<bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>\n")
+        })
+        .collect();
+    fs::write(
+        folder.path().join("a.xml"),
+        format!("<annotation>\n<filename>a.png</filename>\n{objects}</annotation>"),
+    )
+    .unwrap();
+    folder
+}
+
+#[test]
+fn equals_the_records_of_the_reference() {
+    let shared = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared"));
+    if !shared.join("golden").is_dir() {
+        println!("skipped: no recorded data beside the checkout");
+        return;
+    }
+    let out = tempfile::tempdir().unwrap();
+    let bccd = shared.join("data/bccd");
+    for (set, files, count) in [
+        ("test", vec!["test.record".to_owned()], 72),
+        (
+            "trainval",
+            (0..3).map(|i| format!("train.record-{i:05}-of-00003")).collect(),
+            292,
+        ),
+    ] {
+        let options = Options {
+            set: Some(set.to_owned()),
+            num_shards: Some(2),
+            ..options(&bccd, out.path())
+        };
+        let report = import(&options, &labels(), &|_, _| {}).unwrap();
+        assert_eq!((report.images, report.skipped_images.len()), (count, 0));
+        let ours = read(&report.files);
+        let theirs: Vec<PathBuf> = files
+            .iter()
+            .map(|file| shared.join("golden/bccd_tfrecord").join(file))
+            .collect();
+        let theirs = read(&theirs);
+        assert_eq!(ours.len(), theirs.len());
+        for (name, theirs) in theirs {
+            for (field, value) in &theirs {
+                assert_eq!(ours[&name].get(field), Some(value), "{name} {field}");
+            }
+        }
+        if set == "trainval" {
+            assert_eq!(
+                report.boxes,
+                [("RBC".into(), 3348), ("WBC".into(), 301), ("Platelets".into(), 292)]
+            );
+            let degenerate = report
+                .warnings
+                .iter()
+                .filter(|warning| warning.contains("has no area"))
+                .count();
+            assert_eq!(degenerate, 2, "{:?}", report.warnings);
+        }
+    }
+}
+
+#[test]
+fn boxes_beyond_the_image_are_cut_inverted_ones_left_out() {
+    let folder = folder(&[
+        ("RBC", [-5, 2, 20, 25]),
+        ("WBC", [10, 10, 5, 15]),
+        ("RBC", [50, 0, 60, 10]),
+    ]);
+    let out = tempfile::tempdir().unwrap();
+    let report = import(&options(folder.path(), out.path()), &labels(), &|_, _| {}).unwrap();
+    assert_eq!(report.boxes[0], ("RBC".into(), 1));
+    let text = report.warnings.join("\n");
+    assert!(text.contains("a.xml:3: `RBC` cut to the 40x20 image"), "{text}");
+    assert!(text.contains("a.xml:5: `WBC` left out: its box has no area"), "{text}");
+    assert!(
+        text.contains("a.xml:7: `RBC` left out") && text.contains("outside the 40x20 image"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_unknown_class_stops_with_its_place_and_leaves_nothing() {
+    let folder = folder(&[("cell", [1, 1, 5, 5])]);
+    let out = tempfile::tempdir().unwrap();
+    let error = import(&options(folder.path(), out.path()), &labels(), &|_, _| {})
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("a.xml:3: class `cell` is not in the label map"),
+        "{error}"
+    );
+    assert!(error.contains("hint: the label map has RBC, WBC, Platelets"), "{error}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_image_that_does_not_decode_is_skipped_and_said() {
+    let folder = folder(&[("RBC", [1, 1, 5, 5])]);
+    fs::copy(folder.path().join("a.xml"), folder.path().join("b.xml")).unwrap();
+    let xml = fs::read_to_string(folder.path().join("b.xml"))
+        .unwrap()
+        .replace("a.png", "b.jpg");
+    fs::write(folder.path().join("b.xml"), xml).unwrap();
+    fs::write(folder.path().join("b.jpg"), b"\xff\xd8\xff\xe0 cut").unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let report = import(&options(folder.path(), out.path()), &labels(), &|_, _| {}).unwrap();
+    assert_eq!(report.images, 1);
+    assert!(
+        report.skipped_images[0].contains("b.jpg"),
+        "{:?}",
+        report.skipped_images
+    );
+    let strict = Options {
+        max_skipped: 0,
+        ..options(folder.path(), out.path())
+    };
+    assert!(matches!(
+        import(&strict, &labels(), &|_, _| {}),
+        Err(Error::TooManySkipped { .. })
+    ));
+}
+
+#[test]
+fn a_missing_set_names_those_that_are_there() {
+    let folder = folder(&[("RBC", [1, 1, 5, 5])]);
+    fs::create_dir_all(folder.path().join("ImageSets/Main")).unwrap();
+    fs::write(folder.path().join("ImageSets/Main/train.txt"), "a 1\n").unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let options = Options {
+        set: Some("val".to_owned()),
+        ..options(folder.path(), out.path())
+    };
+    let error = import(&options, &labels(), &|_, _| {}).unwrap_err().to_string();
+    assert!(
+        error.contains("no image set `val`") && error.contains("sets here: train"),
+        "{error}"
+    );
+    let train = Options {
+        set: Some("train".to_owned()),
+        ..options
+    };
+    assert_eq!(import(&train, &labels(), &|_, _| {}).unwrap().images, 1);
+}

@@ -1,0 +1,130 @@
+//! Finds the annotations of a Pascal VOC folder, whichever tool laid it out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::Error;
+
+/// Names of annotation folders in use, first match wins.
+const ANNOTATIONS: [&str; 3] = ["Annotations", "annotations", "xml"];
+/// Names of image folders in use.
+const IMAGES: [&str; 3] = ["JPEGImages", "images", "Images"];
+
+/// The annotation files to import, sorted, and where images may lie.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub annotations: Vec<PathBuf>,
+    pub image_folders: Vec<PathBuf>,
+}
+
+/// Looks at `data_dir` (or `data_dir/VOC<year>`): `Annotations` + `JPEGImages` (+ `ImageSets/Main/<set>.txt`), or XML files lying beside
+/// their images as LabelImg leaves them.
+pub(super) fn find(
+    data_dir: &Path,
+    year: Option<&str>,
+    set: Option<&str>,
+    annotations_dir: Option<&str>,
+) -> Result<Layout, Error> {
+    let root = match year {
+        Some(year) => data_dir.join(year),
+        None => data_dir.to_owned(),
+    };
+    if !root.is_dir() {
+        return Err(Error::Layout {
+            folder: root,
+            what: "no such folder".to_owned(),
+            hint: "--data_dir names the folder that holds Annotations and JPEGImages (or, with --year VOC2012, the folder above)".to_owned(),
+        });
+    }
+    let annotations_folder = match annotations_dir {
+        Some(name) => root.join(name),
+        None => ANNOTATIONS
+            .iter()
+            .map(|name| root.join(name))
+            .find(|folder| folder.is_dir())
+            .unwrap_or_else(|| root.clone()),
+    };
+    let mut image_folders: Vec<PathBuf> = IMAGES
+        .iter()
+        .map(|name| root.join(name))
+        .filter(|folder| folder.is_dir())
+        .collect();
+    for folder in [&annotations_folder, &root] {
+        if !image_folders.contains(folder) {
+            image_folders.push(folder.clone());
+        }
+    }
+    let annotations = match set {
+        Some(set) => listed(&root, set, &annotations_folder)?,
+        None => all(&annotations_folder)?,
+    };
+    if annotations.is_empty() {
+        return Err(Error::Empty {
+            folder: annotations_folder,
+            hint: "one .xml file an image is expected, as LabelImg, VoTT or the Pascal VOC sets have them".to_owned(),
+        });
+    }
+    Ok(Layout {
+        annotations,
+        image_folders,
+    })
+}
+
+fn all(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("xml"))
+        {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// `ImageSets/Main/<set>.txt`: a name a line, perhaps followed by -1, 0 or 1 (the per-class lists of VOC).
+fn listed(root: &Path, set: &str, annotations: &Path) -> Result<Vec<PathBuf>, Error> {
+    let path = root.join("ImageSets/Main").join(format!("{set}.txt"));
+    let text = fs::read_to_string(&path).map_err(|source| {
+        if source.kind() == std::io::ErrorKind::NotFound {
+            Error::Layout {
+                folder: root.to_owned(),
+                what: format!("no image set `{set}`: {} does not exist", path.display()),
+                hint: format!(
+                    "sets here: {}; leave --set out to take every annotation",
+                    sets(root).join(", ")
+                ),
+            }
+        } else {
+            Error::Read {
+                path: path.clone(),
+                source,
+            }
+        }
+    })?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(|name| annotations.join(format!("{name}.xml")))
+        .collect())
+}
+
+fn sets(root: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(root.join("ImageSets/Main"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned))
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        names.push("none".to_owned());
+    }
+    names
+}

@@ -1,0 +1,95 @@
+//! How a replica gets variables and records, and gives gradients: one trait, whatever carries them.
+
+use std::time::Duration;
+
+/// The right to use `count` records from `first_position` of the endless record sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Named in the contribution that used it.
+    pub id: u64,
+    /// Position of the first record.
+    pub first_position: u64,
+    /// Number of records: the batch size.
+    pub count: u32,
+}
+
+/// Where a replica's time of one step went.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Phases {
+    /// Waiting for the batch to be decoded.
+    pub input: Duration,
+    /// Receiving variables.
+    pub pull: Duration,
+    /// Forward, loss, backward.
+    pub compute: Duration,
+    /// Sending gradients.
+    pub push: Duration,
+}
+
+/// What a replica has to give for one step.
+#[derive(Debug)]
+pub struct Contribution<'a> {
+    /// Version of the variables that the gradients were computed from.
+    pub version: u64,
+    /// The batch that was used.
+    pub lease: Lease,
+    /// Examples that the gradients are a mean over.
+    pub samples: u32,
+    /// Flat vector: gradients of trainable variables, batch statistics in the places of moving ones.
+    pub gradients: &'a [f32],
+    /// Loss parts by the reference's names (`Loss/classification_loss`, …).
+    pub losses: Vec<(&'static str, f64)>,
+    /// Where the time went so far.
+    pub phases: Phases,
+    /// Records that were replaced, in words.
+    pub bad_records: Vec<String>,
+}
+
+/// What became of a contribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Part of the step to `version`.
+    Committed {
+        /// The version to pull next.
+        version: u64,
+        /// No step follows.
+        last: bool,
+    },
+    /// Too late or too stale: not used, its records went back.
+    Dropped {
+        /// The version to pull next.
+        version: u64,
+    },
+    /// The job ended meanwhile.
+    Ended,
+}
+
+/// An exchange that failed; the message names the peer and ends in a hint.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(pub String);
+
+impl Error {
+    /// From any displayable error.
+    pub fn new(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What the training loop needs from the rest of the job. Calls wait, with deadlines of the implementation.
+pub trait Exchange {
+    /// The next batches, in the order in which they must be used; `true` when no further ones will come.
+    fn lease(&mut self, batches: u32) -> Result<(Vec<Lease>, bool), Error>;
+
+    /// Waits for a version of at least `min_version` and copies it into the flat vector.
+    fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error>;
+
+    /// Pushes the gradients and waits for the step's outcome. Says how long the push itself took.
+    fn contribute(&mut self, contribution: &Contribution<'_>) -> Result<(Fate, Duration), Error>;
+
+    /// Whether the job asks this replica to leave (drain), with the reason.
+    fn asked_to_leave(&self) -> Option<String>;
+
+    /// Tells the others what this replica is doing (`computing`, `evaluating`, …).
+    fn activity(&self, what: &'static str);
+}

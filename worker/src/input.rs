@@ -1,0 +1,175 @@
+//! From the configuration's input readers to data sets.
+
+use std::sync::Arc;
+
+use coati_common::config::PipelineConfig;
+use coati_common::label_map::LabelMap;
+use coati_dataset::example::{self, Classes};
+use coati_dataset::shards::Source;
+use coati_dataset::{augment, batch, eval};
+use coati_evaluation::Category;
+use coati_proto::object_detection::protos::{InputReader, input_reader};
+
+/// Why there is no input.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The reader has no paths.
+    #[error("{file}: {reader} names no input\nhint: add tf_record_input_reader {{ input_path: \"…\" }}")]
+    NoPath {
+        /// The configuration.
+        file: String,
+        /// Which reader.
+        reader: &'static str,
+    },
+    /// The label map is missing or wrong.
+    #[error(transparent)]
+    LabelMap(#[from] coati_common::label_map::Error),
+    /// The reader names no label map.
+    #[error("{file}: {reader} has no label_map_path\nhint: add label_map_path: \"label_map.pbtxt\"")]
+    NoLabelMap {
+        /// The configuration.
+        file: String,
+        /// Which reader.
+        reader: &'static str,
+    },
+    /// The label map does not fit the model.
+    #[error("{0}")]
+    Classes(String),
+    /// The records cannot be opened.
+    #[error(transparent)]
+    Source(#[from] coati_dataset::shards::Error),
+    /// An augmentation cannot be used.
+    #[error(transparent)]
+    Augmentation(#[from] augment::config::Error),
+}
+
+/// Which input of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// `train_input_reader`
+    Train,
+    /// `eval_input_reader`
+    Eval,
+}
+
+impl Which {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train_input_reader",
+            Self::Eval => "eval_input_reader",
+        }
+    }
+
+    fn reader(self, config: &PipelineConfig) -> &InputReader {
+        match self {
+            Self::Train => config.train_input_reader(),
+            Self::Eval => config.eval_input_reader(),
+        }
+    }
+}
+
+/// Records and the classes in them.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// The records.
+    pub source: Arc<Source>,
+    /// Their classes.
+    pub labels: LabelMap,
+}
+
+/// Opens a reader's records and its label map, and checks that the map fits the model.
+pub fn open(config: &PipelineConfig, which: Which) -> Result<Input, Error> {
+    let reader = which.reader(config);
+    let file = || config.name().to_owned();
+    let paths = paths(config, reader);
+    if paths.is_empty() {
+        return Err(Error::NoPath { file: file(), reader: which.name() });
+    }
+    let map = reader.label_map_path.as_deref().filter(|path| !path.is_empty());
+    let map = map.ok_or_else(|| Error::NoLabelMap { file: file(), reader: which.name() })?;
+    let labels = LabelMap::load(&config.resolve_path(map))?;
+    if let Some(problem) = label_map_problem(config, &labels) {
+        return Err(Error::Classes(problem));
+    }
+    Ok(Input { source: Arc::new(Source::open(&paths)?), labels })
+}
+
+fn paths(config: &PipelineConfig, reader: &InputReader) -> Vec<String> {
+    let Some(input_reader::InputReader::TfRecordInputReader(records)) = &reader.input_reader else {
+        return Vec::new();
+    };
+    records.input_path.iter().map(|path| config.resolve_path(path).display().to_string()).collect()
+}
+
+/// What `coati check` says of a reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Number of records.
+    pub records: u64,
+    /// Number of files.
+    pub files: usize,
+}
+
+/// Opens a reader's records and counts them.
+pub fn describe(config: &PipelineConfig, which: Which) -> Result<Found, Error> {
+    let input = open(config, which)?;
+    Ok(Found { records: input.source.record_count(), files: input.source.files().len() })
+}
+
+/// Ids beyond the model's classes would be trained into nothing.
+pub fn label_map_problem(config: &PipelineConfig, labels: &LabelMap) -> Option<String> {
+    let classes = u32::try_from(config.ssd()?.num_classes()).unwrap_or(0);
+    let largest = labels.max_id();
+    (largest > classes).then(|| {
+        format!(
+            "{}: model.ssd.num_classes is {classes}, but the label map has id {largest}\nhint: set num_classes: {largest}",
+            config.name()
+        )
+    })
+}
+
+/// The classes as record decoding wants them.
+pub fn classes(labels: &LabelMap) -> Classes {
+    Classes::new(labels.items.iter().map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())))
+}
+
+/// The classes as evaluation wants them.
+pub fn categories(labels: &LabelMap) -> Vec<Category> {
+    let shown = |item: &coati_common::label_map::Item| {
+        if item.display_name.is_empty() { item.name.clone() } else { item.display_name.clone() }
+    };
+    labels.items.iter().map(|item| Category { id: item.id, name: shown(item) }).collect()
+}
+
+/// How training batches of `[height, width]` are made.
+pub fn train_options(config: &PipelineConfig, input: &Input, [height, width]: [usize; 2], seed: u64, threads: usize) -> Result<batch::Options, Error> {
+    let reader = config.train_input_reader();
+    Ok(batch::Options {
+        height,
+        width,
+        augmentations: augment::config::from_config(&config.train_config().data_augmentation_options)?,
+        example: example::Options { classes: classes(&input.labels), strict: false },
+        seed,
+        shuffle: reader.shuffle(),
+        max_number_of_boxes: usize::try_from(config.train_config().max_number_of_boxes()).unwrap_or(100),
+        threads,
+        prefetch: PREFETCH,
+        ..batch::Options::default()
+    })
+}
+
+/// Batches prepared ahead of their use.
+pub const PREFETCH: usize = 3;
+
+/// How evaluation examples of `[height, width]` are read.
+pub fn eval_options(config: &PipelineConfig, input: &Input, [height, width]: [usize; 2]) -> eval::Options {
+    eval::Options {
+        height,
+        width,
+        example: example::Options { classes: classes(&input.labels), strict: false },
+        sample_1_of_n: u64::from(config.eval_input_reader().sample_1_of_n_examples()),
+        ..eval::Options::default()
+    }
+}
+

@@ -1,0 +1,260 @@
+//! One process, no servers: the same store and the same rules, called directly.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use coati_checkpoint::manifest::{self, DataPosition, Manifest};
+use coati_checkpoint::{keep, saver};
+use coati_common::variables::VariableSpec;
+use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
+use coati_proto::coati::v1::JobRef;
+
+use crate::exchange::{Contribution, Error, Exchange, Fate, Lease};
+use crate::observe::StepRecord;
+use crate::stop::StopFlag;
+
+/// What a job in one process starts from.
+#[derive(Debug)]
+pub struct Options {
+    /// Folder for checkpoints.
+    pub model_dir: PathBuf,
+    /// The job and this start of it.
+    pub job: JobRef,
+    /// The model's variables.
+    pub variables: Vec<VariableSpec>,
+    /// Optimiser and schedule.
+    pub optimizer: OptimizerConfig,
+    /// The step to end at.
+    pub num_steps: u64,
+    /// Examples a step.
+    pub batch_size: u32,
+    /// Records of the training set.
+    pub record_count: u64,
+    /// Of the effective configuration, for the manifest.
+    pub config_digest: String,
+    /// Of order and augmentation, for the manifest.
+    pub seed: u64,
+    /// When to save and what to keep.
+    pub saving: Saving,
+    /// Ctrl-C.
+    pub stop: StopFlag,
+}
+
+/// When to save and what to keep.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Saving {
+    /// Time between checkpoints …
+    pub every: Duration,
+    /// … or steps, instead.
+    pub every_steps: Option<u64>,
+    /// What to keep.
+    pub keep: keep::Options,
+}
+
+/// Where training starts from.
+#[derive(Debug)]
+pub enum Start<'a> {
+    /// These values, at step 0.
+    Values(&'a [f32]),
+    /// A checkpoint, and the first position of the data that it has not used.
+    Checkpoint {
+        /// Its prefix.
+        prefix: &'a Path,
+        /// Its global step.
+        step: u64,
+        /// From its manifest.
+        position: u64,
+    },
+}
+
+/// The exchange of a job in one process.
+#[derive(Debug)]
+pub struct Local {
+    options: Options,
+    store: Store,
+    layout: Layout,
+    version: u64,
+    sequence: u64,
+    next_lease: u64,
+    next_position: u64,
+    used: u64,
+    arena: Vec<f32>,
+    saved_at: Instant,
+    saved_step: Option<u64>,
+    events: Vec<Event>,
+}
+
+/// What happened since the last look.
+#[derive(Debug)]
+pub enum Event {
+    /// A step was committed.
+    Step(StepRecord),
+    /// A checkpoint is complete.
+    Saved {
+        /// Its prefix.
+        prefix: PathBuf,
+        /// Its step.
+        step: u64,
+    },
+    /// A checkpoint could not be written; training goes on.
+    SaveFailed(String),
+}
+
+impl Local {
+    /// Loads the variables into the store.
+    pub fn new(options: Options, start: &Start<'_>) -> Result<Self, Error> {
+        let placement = plan(&options.variables, 1, Strategy::Balanced).map_err(Error::new)?;
+        let layout = Layout::new(&placement).map_err(Error::new)?;
+        let store = Store::new(store::Options::default());
+        store.configure(&options.job, 0, &placement, options.optimizer.clone(), 0).map_err(Error::new)?;
+        let (version, position) = match *start {
+            Start::Values(values) => {
+                let mut arena = Vec::new();
+                layout.gather(0, values, &mut arena);
+                store.load(&options.job, arena, 0).map_err(Error::new)?;
+                (0, 0)
+            }
+            Start::Checkpoint { prefix, step, position } => {
+                store.restore(&options.job, &prefix.display().to_string(), step, false).map_err(Error::new)?;
+                (step, position)
+            }
+        };
+        Ok(Self {
+            store,
+            layout,
+            version,
+            sequence: 0,
+            next_lease: 0,
+            next_position: position,
+            used: position,
+            arena: Vec::new(),
+            saved_at: Instant::now(),
+            saved_step: None,
+            events: Vec::new(),
+            options,
+        })
+    }
+
+    /// The newest step.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What happened since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Writes a checkpoint of the newest step, unless it has one. The last checkpoint of a job must succeed.
+    pub fn save(&mut self) -> Result<(), Error> {
+        if self.saved_step == Some(self.version) {
+            return Ok(());
+        }
+        let folder = &self.options.model_dir;
+        let prefix = saver::prefix(folder, self.version);
+        let saved = self
+            .store
+            .save(&self.options.job, &prefix.display().to_string(), 0, 1, self.version)
+            .map_err(Error::new)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let manifest = Manifest {
+            version: manifest::VERSION,
+            job_id: self.options.job.job_id.clone(),
+            incarnation: self.options.job.incarnation,
+            global_step: self.version,
+            config_digest: self.options.config_digest.clone(),
+            seeds: [("data".to_owned(), self.options.seed)].into(),
+            data: DataPosition { position: self.used, open: Vec::new() },
+            record_count: self.options.record_count,
+            replicas: 1,
+            batch_size: self.options.batch_size,
+            placement: manifest::Placement::default(),
+            wall_time: now,
+            software_version: env!("CARGO_PKG_VERSION").to_owned(),
+            files: Vec::new(),
+        };
+        let tensors: Vec<_> = saved.tensors.iter().map(TryInto::try_into).collect::<Result<_, _>>().map_err(Error::new)?;
+        saver::publish(&prefix, 1, &tensors, manifest).map_err(Error::new)?;
+        keep::update(folder, &prefix, now, self.options.saving.keep).map_err(Error::new)?;
+        self.saved_step = Some(self.version);
+        self.saved_at = Instant::now();
+        self.events.push(Event::Saved { prefix, step: self.version });
+        Ok(())
+    }
+
+    fn save_is_due(&self) -> bool {
+        match self.options.saving.every_steps {
+            Some(steps) => self.version.is_multiple_of(steps.max(1)),
+            None => self.saved_at.elapsed() >= self.options.saving.every,
+        }
+    }
+}
+
+impl Exchange for Local {
+    fn lease(&mut self, batches: u32) -> Result<(Vec<Lease>, bool), Error> {
+        let count = self.options.batch_size;
+        let outstanding = (self.next_position - self.used) / u64::from(count.max(1));
+        let left = self.options.num_steps.saturating_sub(self.version + outstanding);
+        let leases = (0..u64::from(batches).min(left))
+            .map(|_| {
+                let lease = Lease { id: self.next_lease, first_position: self.next_position, count };
+                self.next_lease += 1;
+                self.next_position += u64::from(count);
+                lease
+            })
+            .collect();
+        Ok((leases, left <= u64::from(batches)))
+    }
+
+    fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error> {
+        let snapshot = self.store.pull(&self.options.job, min_version).map_err(Error::new)?;
+        if let Some(server) = self.layout.server(0) {
+            snapshot.scatter(server, variables);
+        }
+        Ok(snapshot.version())
+    }
+
+    fn contribute(&mut self, contribution: &Contribution<'_>) -> Result<(Fate, Duration), Error> {
+        let begun = Instant::now();
+        let tag = Tag { replica: 0, sequence: self.sequence, version: contribution.version };
+        self.arena.clear();
+        if let Some(server) = self.layout.server(0) {
+            server.gather(0, server.pushed_len, contribution.gradients, &mut self.arena);
+        }
+        self.store.push(&self.options.job, tag, &self.arena).map_err(Error::new)?;
+        let push = begun.elapsed();
+        let who = [Contributor { replica: 0, sequence: self.sequence, samples: contribution.samples }];
+        let committed = self.store.commit(&self.options.job, contribution.version, &who, true).map_err(Error::new)?;
+        self.sequence += 1;
+        self.version = committed.version;
+        self.used = contribution.lease.first_position + u64::from(contribution.lease.count);
+        let phases = &contribution.phases;
+        self.events.push(Event::Step(StepRecord {
+            step: self.version,
+            losses: contribution.losses.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
+            learning_rate: f64::from(committed.learning_rate),
+            samples: u64::from(contribution.samples),
+            epoch: self.used.saturating_sub(1) / self.options.record_count.max(1),
+            seconds: [("input", phases.input), ("pull", phases.pull), ("compute", phases.compute), ("push", push)]
+                .map(|(name, time)| (name.to_owned(), time.as_secs_f64()))
+                .into(),
+            staleness: 0,
+        }));
+        let last = self.version >= self.options.num_steps || self.options.stop.raised();
+        if !last
+            && self.save_is_due()
+            && let Err(error) = self.save()
+        {
+            // The previous checkpoint is still there; the next attempt comes with the next due time.
+            self.saved_at = Instant::now();
+            self.events.push(Event::SaveFailed(error.to_string()));
+        }
+        Ok((Fate::Committed { version: self.version, last }, push))
+    }
+
+    fn asked_to_leave(&self) -> Option<String> {
+        None
+    }
+
+    fn activity(&self, _what: &'static str) {}
+}

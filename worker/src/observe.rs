@@ -1,0 +1,179 @@
+//! What a running job tells: steps, checkpoints, evaluations, the end. The command line prints it, TensorBoard gets it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A committed step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepRecord {
+    /// `global_step` after this step.
+    pub step: u64,
+    /// Loss parts, means over the contributors' samples, by the reference's names.
+    pub losses: Vec<(String, f64)>,
+    /// Of the update.
+    pub learning_rate: f64,
+    /// Examples that went into the step.
+    pub samples: u64,
+    /// Epoch of the newest record used, from 0.
+    pub epoch: u64,
+    /// The slowest contributor's seconds, by name (`input`, `pull`, `compute`, `push`).
+    pub seconds: Vec<(String, f64)>,
+    /// Versions between the gradient's and the update's; 0 in synchronous training.
+    pub staleness: u64,
+}
+
+impl StepRecord {
+    /// The sum of all loss parts, or the part named total.
+    pub fn total_loss(&self) -> f64 {
+        self.losses.iter().find(|(name, _)| name == "Loss/total_loss").map_or(f64::NAN, |&(_, value)| value)
+    }
+
+    /// Seconds of a phase.
+    pub fn seconds_of(&self, phase: &str) -> f64 {
+        self.seconds.iter().find(|(name, _)| name == phase).map_or(0.0, |&(_, value)| value)
+    }
+}
+
+/// Before the first step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Started {
+    /// The step that training goes on from.
+    pub start_step: u64,
+    /// The checkpoint it was read from.
+    pub resumed_from: Option<PathBuf>,
+    /// The step it ends at.
+    pub num_steps: u64,
+    /// Training replicas.
+    pub replicas: u32,
+    /// Parameter servers; 0 in one process.
+    pub parameter_servers: u32,
+    /// Examples a replica and step.
+    pub batch_size: u32,
+    /// Records of the training set.
+    pub records: u64,
+    /// Trainable parameters.
+    pub parameters: u64,
+}
+
+/// An evaluation's result.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// Of the checkpoint.
+    pub global_step: u64,
+    /// Images evaluated.
+    pub images: u64,
+    /// Metrics under the reference's names.
+    pub metrics: serde_json::Map<String, serde_json::Value>,
+    /// Seconds, of which `model` spent in the network.
+    pub seconds: f64,
+    /// Seconds in the network.
+    pub model_seconds: f64,
+    /// Records that could not be used, in words.
+    pub bad_records: Vec<String>,
+    /// Pictures written.
+    pub pictures: Vec<PathBuf>,
+}
+
+/// After the last step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Summary {
+    /// Last committed step.
+    pub step: u64,
+    /// Steps of this run.
+    pub steps: u64,
+    /// Examples of this run.
+    pub samples: u64,
+    /// From the first step to the last.
+    pub seconds: f64,
+    /// Shares of the time of a step, of the slowest contributor: forward, loss and backward …
+    pub compute: f64,
+    /// … pulling, pushing and waiting for the commit …
+    pub exchange: f64,
+    /// … and waiting for batches.
+    pub input: f64,
+}
+
+/// Who wants to know. Called from one thread.
+pub trait Observer {
+    /// The cluster is formed, training starts.
+    fn started(&mut self, _started: &Started) {}
+    /// A step was committed.
+    fn step(&mut self, _record: &StepRecord) {}
+    /// A checkpoint is complete.
+    fn saved(&mut self, _prefix: &str, _step: u64) {}
+    /// A checkpoint was evaluated.
+    fn evaluated(&mut self, _report: &EvalReport) {}
+    /// Something that the user should know.
+    fn warning(&mut self, _text: &str) {}
+    /// Training is over.
+    fn finished(&mut self, _summary: &Summary) {}
+}
+
+/// Adds up steps into a [`Summary`].
+#[derive(Debug, Default)]
+pub struct Tally {
+    summary: Summary,
+    compute: f64,
+    input: f64,
+    first: Option<Duration>,
+}
+
+impl Tally {
+    /// Counts a step that was committed at `at` (any origin).
+    pub fn add(&mut self, record: &StepRecord, at: Duration) {
+        self.summary.step = self.summary.step.max(record.step);
+        // The first step's start is not known: rates and shares are over the steps after it.
+        match self.first {
+            None => self.first = Some(at),
+            Some(first) => {
+                self.summary.seconds = at.saturating_sub(first).as_secs_f64();
+                self.summary.samples += record.samples;
+                self.summary.steps += 1;
+                self.compute += record.seconds_of("compute");
+                self.input += record.seconds_of("input");
+            }
+        }
+    }
+
+    /// Examples a second so far.
+    pub fn rate(&self) -> f64 {
+        if self.summary.seconds > 0.0 { self.summary.samples as f64 / self.summary.seconds } else { 0.0 }
+    }
+
+    /// Seconds a step so far.
+    pub fn seconds_a_step(&self) -> f64 {
+        if self.summary.steps > 0 { self.summary.seconds / self.summary.steps as f64 } else { 0.0 }
+    }
+
+    /// The whole of it.
+    pub fn summary(&self) -> Summary {
+        let mut summary = self.summary.clone();
+        if summary.seconds > 0.0 {
+            summary.compute = (self.compute / summary.seconds).min(1.0);
+            summary.input = (self.input / summary.seconds).min(1.0 - summary.compute);
+            summary.exchange = 1.0 - summary.compute - summary.input;
+        }
+        summary
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up_to_one() {
+        let mut tally = Tally::default();
+        for step in 1..=5 {
+            let seconds = vec![("compute".to_owned(), 0.8), ("input".to_owned(), 0.05)];
+            tally.add(&StepRecord { step, samples: 24, seconds, ..Default::default() }, Duration::from_secs(step));
+        }
+        let summary = tally.summary();
+        assert_eq!((summary.step, summary.steps, summary.samples), (5, 4, 96));
+        assert!((summary.compute - 0.8).abs() < 1e-9 && (summary.input - 0.05).abs() < 1e-9, "{summary:?}");
+        assert!((summary.exchange - 0.15).abs() < 1e-9, "{summary:?}");
+        assert!((tally.rate() - 24.0).abs() < 1e-9);
+    }
+}

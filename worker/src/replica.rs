@@ -1,0 +1,135 @@
+//! The training loop of one replica: lease, pull, compute, push, until the job ends.
+
+use std::time::{Duration, Instant};
+
+use coati_dataset::batch::{self, Batch, Loader};
+
+use crate::exchange::{self, Contribution, Exchange, Fate, Lease, Phases};
+use crate::stop::StopFlag;
+
+/// A batch that is not decoded after this long is an error: reading a handful of images takes milliseconds.
+const INPUT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Batches leased ahead of their use: one is being used, the others are being decoded.
+const AHEAD: usize = crate::input::PREFETCH;
+
+/// Why a replica cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Variables or gradients did not get through.
+    #[error(transparent)]
+    Exchange(#[from] exchange::Error),
+    /// No batch.
+    #[error(transparent)]
+    Input(#[from] batch::Error),
+    /// The model refused the batch, or its losses are not finite.
+    #[error("step {step}: {message}")]
+    Model {
+        /// Global step of the variables that were used.
+        step: u64,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// What the loop trains: turns variables and a batch into gradients.
+pub trait Model {
+    /// Elements of the flat vector.
+    fn flat_elements(&self) -> usize;
+
+    /// Forward, loss, backward. Fills `gradients` (flat vector; batch statistics in the places of moving ones, clipping and
+    /// regularisation included) and returns the losses by the reference's names.
+    fn step(&mut self, variables: &[f32], batch: &Batch, gradients: &mut [f32]) -> Result<Vec<(&'static str, f64)>, String>;
+}
+
+/// How the loop ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The last step is committed.
+    Finished,
+    /// Asked to stop, with the reason.
+    Left(String),
+}
+
+/// Called after each contribution; may take its time (evaluation), the others wait. Sees the version and, on demand, the variables.
+pub type Between<'a> = dyn FnMut(&mut dyn Exchange, &mut dyn Model, u64) -> Result<(), Error> + 'a;
+
+/// Trains until the job ends or `stop` is raised.
+pub fn train(
+    model: &mut dyn Model,
+    loader: &Loader,
+    exchange: &mut dyn Exchange,
+    start_version: u64,
+    stop: &StopFlag,
+    between: &mut Between<'_>,
+) -> Result<End, Error> {
+    let mut variables = vec![0.0; model.flat_elements()];
+    let mut gradients = vec![0.0; model.flat_elements()];
+    let mut version = start_version;
+    let mut exhausted = false;
+    let mut reported_bad = 0;
+    loop {
+        if let Some(reason) = exchange.asked_to_leave() {
+            return Ok(End::Left(reason));
+        }
+        exhausted = top_up(loader, exchange, exhausted)?;
+        if loader.pending() == 0 {
+            return Ok(End::Finished);
+        }
+
+        exchange.activity("pulling");
+        let begun = Instant::now();
+        version = exchange.pull(version, &mut variables)?;
+        let pull = begun.elapsed();
+
+        exchange.activity("waiting_for_input");
+        let begun = Instant::now();
+        let (lease, batch) = loader.next(begun + INPUT_DEADLINE)?;
+        let input = begun.elapsed();
+
+        exchange.activity("computing");
+        let begun = Instant::now();
+        let losses = model
+            .step(&variables, &batch, &mut gradients)
+            .map_err(|message| Error::Model { step: version, message })?;
+        let compute = begun.elapsed();
+
+        let all_bad = loader.bad_records();
+        let contribution = Contribution {
+            version,
+            lease: Lease { id: lease.id, first_position: lease.first_position, count: lease.count as u32 },
+            samples: batch.len() as u32,
+            gradients: &gradients,
+            losses,
+            phases: Phases { input, pull, compute, push: Duration::ZERO },
+            bad_records: all_bad.get(reported_bad..).unwrap_or_default().to_vec(),
+        };
+        reported_bad = all_bad.len();
+        let (fate, _) = exchange.contribute(&contribution)?;
+        loader.recycle(batch.images);
+        match fate {
+            Fate::Committed { version: next, last } => {
+                version = next;
+                between(exchange, model, version)?;
+                if last {
+                    return Ok(if stop.raised() { End::Left("stopped on request".to_owned()) } else { End::Finished });
+                }
+            }
+            Fate::Dropped { version: next } => version = next,
+            Fate::Ended => return Ok(End::Left("the job ended".to_owned())),
+        }
+    }
+}
+
+fn top_up(loader: &Loader, exchange: &mut dyn Exchange, exhausted: bool) -> Result<bool, exchange::Error> {
+    let wanted = AHEAD.saturating_sub(loader.pending());
+    if exhausted || wanted == 0 {
+        return Ok(exhausted);
+    }
+    let (leases, exhausted) = exchange.lease(wanted as u32)?;
+    for lease in leases {
+        loader.request(batch::Lease { id: lease.id, first_position: lease.first_position, count: lease.count as usize });
+    }
+    Ok(exhausted)
+}
