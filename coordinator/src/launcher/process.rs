@@ -13,7 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-type Request = (Command, oneshot::Sender<io::Result<Child>>);
+/// A child and the group that dies with this, in this order.
+pub(super) type Started = (Group, Child);
+
+type Request = (Command, oneshot::Sender<io::Result<Started>>);
 
 /// A thread that starts all children and lives as long as this handle.
 ///
@@ -32,7 +35,8 @@ impl Spawner {
                 // Children register with the runtime, which must be known to this thread.
                 let _guard = runtime.enter();
                 for (mut command, reply) in inbox {
-                    let _ = reply.send(command.spawn());
+                    // If nobody waits for the answer any more, dropping it kills the child with all that it started.
+                let _ = reply.send(command.spawn().and_then(Group::lead));
                 }
             })?;
         Ok(Self { requests })
@@ -40,7 +44,7 @@ impl Spawner {
 
     /// Starts the command in a process group of its own, to be killed when this process or the spawner ends.
     /// `None` if the thread is gone.
-    pub(super) async fn spawn(&self, mut command: Command) -> Option<io::Result<Child>> {
+    pub(super) async fn spawn(&self, mut command: Command) -> Option<io::Result<Started>> {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -84,11 +88,10 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn of(child: &Child) -> Option<Self> {
-        Some(Self {
-            leader: Pid::from_raw(i32::try_from(child.id()?).ok()?),
-            alive: true,
-        })
+    fn lead(child: Child) -> io::Result<Started> {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        let leader = id.map(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        Ok((Self { leader, alive: true }, child))
     }
 
     pub(super) fn pid(&self) -> i32 {

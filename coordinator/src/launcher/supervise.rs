@@ -89,8 +89,7 @@ impl Supervisor {
                 source,
             };
             let spawned = supervisor.spawner.spawn(command).await.ok_or(Error::Spawner)?;
-            let child = spawned.map_err(spawn)?;
-            let group = Group::of(&child).ok_or(Error::Spawner)?;
+            let (group, child) = spawned.map_err(spawn)?;
             log.mark(&format!(
                 "--- {} {task} pid {} on {address}",
                 options.job_id,
