@@ -1,6 +1,8 @@
 //! Values that are fine each by itself and impossible together; the reference refuses them too.
 
-use coati_proto::object_detection::protos::{learning_rate, manual_step_learning_rate, matcher, optimizer};
+use coati_proto::object_detection::protos::{
+    anchor_generator, learning_rate, manual_step_learning_rate, matcher, optimizer,
+};
 
 use super::super::PipelineConfig;
 use super::{Mode, Refusal};
@@ -16,6 +18,7 @@ pub(super) fn find(config: &PipelineConfig, mode: Mode, refused: &mut Vec<Refusa
         });
     };
     thresholds(config, &mut refuse);
+    layers(config, &mut refuse);
     if mode != Mode::Eval {
         schedule(config, &mut refuse);
     }
@@ -42,6 +45,33 @@ fn thresholds(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &st
             path,
             message,
             "negatives_lower_than_unmatched: false needs different thresholds",
+        );
+    }
+}
+
+fn layers(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let Some(ssd) = config.ssd() else { return };
+    let chosen = ssd
+        .anchor_generator
+        .as_ref()
+        .and_then(|generator| generator.anchor_generator_oneof.as_ref());
+    let (Some(anchor_generator::AnchorGeneratorOneof::SsdAnchorGenerator(anchors)), Some(extractor)) =
+        (chosen, &ssd.feature_extractor)
+    else {
+        return;
+    };
+    let maps = extractor.num_layers();
+    let layers = if anchors.scales.is_empty() {
+        i64::from(anchors.num_layers())
+    } else {
+        anchors.scales.len() as i64
+    };
+    if layers != i64::from(maps) {
+        let message = format!("anchors for {layers} layers, but the feature extractor has {maps}");
+        refuse(
+            "model.ssd.anchor_generator.ssd_anchor_generator",
+            message,
+            "num_layers (or the number of scales) is the same",
         );
     }
 }

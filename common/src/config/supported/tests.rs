@@ -205,6 +205,9 @@ fn what_is_missing_or_impossible() {
         refusal("\"coco_detection_metrics\"", "\"coco_detection_metric\"")
             .contains("did you mean `coco_detection_metrics`?")
     );
+    assert!(
+        refusal("num_layers: 6", "num_layers: 5").contains("anchors for 5 layers, but the feature extractor has 6")
+    );
     let paths: Vec<_> = of("", Mode::TrainAndEval)
         .refused
         .into_iter()
@@ -228,6 +231,19 @@ fn only_what_the_mode_uses_is_looked_at() {
     let spoiled = GOLDEN.replace("num_examples: 72", "ignore_groundtruth: true");
     assert!(of(&spoiled, Mode::Train).refused.is_empty());
     assert_eq!(of(&spoiled, Mode::Eval).refused.len(), 1);
+}
+
+#[test]
+fn further_evaluation_inputs_are_warned_about() {
+    let second = "eval_input_reader { label_map_path: 'm' tf_record_input_reader { input_path: 'r' } }";
+    let support = of(&format!("{GOLDEN}\n{second}"), Mode::Eval);
+    assert!(support.refused.is_empty());
+    assert!(
+        support
+            .warnings
+            .iter()
+            .any(|warning| warning.starts_with("of 2 eval_input_readers the first"))
+    );
 }
 
 /// A misspelled row of the table would refuse (or drop) a field in silence.

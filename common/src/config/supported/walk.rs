@@ -216,6 +216,12 @@ impl Walk<'_> {
                 self.refuse(name, "missing".to_owned(), format!("{what} needs `{name} {{ … }}`"));
             }
         }
+        let readers = self.config.eval_input_readers().len();
+        if self.mode != Mode::Train && readers > 1 {
+            let text =
+                format!("of {readers} eval_input_readers the first is evaluated; more than one is not supported yet");
+            self.support.warnings.push(text);
+        }
     }
 
     fn range(&mut self, key: &str, path: &str, value: &Value, kind: &Kind) {
