@@ -109,12 +109,15 @@ pub fn learning_rate(schedule: &LearningRate, step: u64) -> f32 {
             } else if step < u64::from(warmup_steps) {
                 let slope = (f64::from(base) - f64::from(warmup)) / f64::from(warmup_steps);
                 slope as f32 * step as f32 + warmup
-            } else if hold_steps > 0 && step <= until_base {
+            } else if (hold_steps > 0 && step <= until_base) || total <= until_base {
                 base
             } else {
                 let decayed = step as f32 - warmup_steps as f32 - hold_steps as f32;
-                let angle = std::f32::consts::PI * decayed / total.saturating_sub(until_base) as f32;
-                0.5 * base * (1.0 + angle.cos())
+                // TensorFlow folds the constants of `pi * decayed / length` into one factor before it computes; its
+                // cosine is correctly rounded. Near zero the rate is sensitive to both.
+                let factor = std::f32::consts::PI * (1.0 / total.saturating_sub(until_base) as f32);
+                let cosine = f64::from(decayed * factor).cos() as f32;
+                0.5 * base * (1.0 + cosine)
             }
         }
     }

@@ -1,1 +1,11 @@
+//! Parameter servers against recorded numbers of the reference, and against each other over real connections.
 
+mod checkpoints;
+mod cluster;
+mod faults;
+mod golden;
+mod optimizers;
+mod placements;
+mod processes;
+mod schedules;
+mod steps;
