@@ -1,0 +1,195 @@
+//! The parts of a detector as `pipeline.config`'s messages describe them.
+//!
+//! Everything that is not built is refused by name here too, so that a caller who did not check the configuration first cannot train
+//! something else than was asked for.
+
+mod anchors;
+mod loss;
+mod network;
+mod postprocess;
+
+pub use anchors::anchor_generator;
+pub use loss::loss;
+pub use network::{NetworkOptions, network};
+pub use postprocess::post_processor;
+
+use crate::box_coder::FasterRcnn;
+use crate::matcher::{ArgMax, Thresholds};
+use coati_proto::object_detection::protos as pb;
+use coati_proto::object_detection::protos::{
+    box_coder, detection_model, image_resizer, matcher, region_similarity_calculator,
+};
+
+/// Why no detector can be built from a configuration.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// Not set.
+    #[error("{field} is not set\nhint: set {expected}")]
+    Missing {
+        /// Path in the configuration.
+        field: &'static str,
+        /// What is possible.
+        expected: &'static str,
+    },
+    /// Not built, or impossible.
+    #[error("{field} is {value}: {expected}")]
+    Unsupported {
+        /// Path in the configuration.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+}
+
+fn missing(field: &'static str, expected: &'static str) -> Error {
+    Error::Missing { field, expected }
+}
+
+fn unsupported(field: &'static str, value: impl ToString, expected: &'static str) -> Error {
+    Error::Unsupported {
+        field,
+        value: value.to_string(),
+        expected,
+    }
+}
+
+/// Passes if `holds`.
+fn require(holds: bool, field: &'static str, value: impl ToString, expected: &'static str) -> Result<(), Error> {
+    if holds {
+        Ok(())
+    } else {
+        Err(unsupported(field, value, expected))
+    }
+}
+
+/// A count that must not be below 0.
+fn count(value: i32, field: &'static str) -> Result<usize, Error> {
+    usize::try_from(value).map_err(|_| unsupported(field, value, "0 or more"))
+}
+
+/// `model.ssd`
+pub fn ssd(model: &pb::DetectionModel) -> Result<&pb::Ssd, Error> {
+    match &model.model {
+        Some(detection_model::Model::Ssd(ssd)) => Ok(ssd),
+        Some(detection_model::Model::FasterRcnn(_)) => Err(unsupported("model", "faster_rcnn", "ssd is supported")),
+        Some(detection_model::Model::CenterNet(_)) => Err(unsupported("model", "center_net", "ssd is supported")),
+        Some(detection_model::Model::ExperimentalModel(_)) => {
+            Err(unsupported("model", "experimental_model", "ssd is supported"))
+        }
+        None => Err(missing("model", "ssd { … }")),
+    }
+}
+
+/// (height, width) in pixels of the network's input.
+pub fn image_size(ssd: &pb::Ssd) -> Result<(usize, usize), Error> {
+    const FIELD: &str = "model.ssd.image_resizer";
+    const EXPECTED: &str = "fixed_shape_resizer { height: 300 width: 300 }";
+    let resizer = ssd
+        .image_resizer
+        .as_ref()
+        .and_then(|resizer| resizer.image_resizer_oneof.as_ref());
+    match resizer.ok_or_else(|| missing(FIELD, EXPECTED))? {
+        image_resizer::ImageResizerOneof::FixedShapeResizer(fixed) => Ok((
+            count(fixed.height(), "fixed_shape_resizer.height")?,
+            count(fixed.width(), "fixed_shape_resizer.width")?,
+        )),
+        _ => Err(unsupported(
+            FIELD,
+            "another resizer",
+            "fixed_shape_resizer is supported",
+        )),
+    }
+}
+
+/// `model.ssd.num_classes`
+pub fn num_classes(ssd: &pb::Ssd) -> Result<usize, Error> {
+    match count(ssd.num_classes(), "model.ssd.num_classes")? {
+        0 => Err(unsupported(
+            "model.ssd.num_classes",
+            0,
+            "the number of items of the label map",
+        )),
+        classes => Ok(classes),
+    }
+}
+
+/// `model.ssd.box_coder`
+pub fn box_coder(ssd: &pb::Ssd) -> Result<FasterRcnn, Error> {
+    const FIELD: &str = "model.ssd.box_coder";
+    let coder = ssd.box_coder.as_ref().and_then(|coder| coder.box_coder_oneof.as_ref());
+    match coder.ok_or_else(|| missing(FIELD, "faster_rcnn_box_coder { }"))? {
+        box_coder::BoxCoderOneof::FasterRcnnBoxCoder(coder) => {
+            let (y_scale, x_scale) = (coder.y_scale(), coder.x_scale());
+            let (height_scale, width_scale) = (coder.height_scale(), coder.width_scale());
+            for scale in [y_scale, x_scale, height_scale, width_scale] {
+                require(scale > 0.0, FIELD, scale, "its scales must be above 0")?;
+            }
+            Ok(FasterRcnn {
+                y_scale,
+                x_scale,
+                height_scale,
+                width_scale,
+            })
+        }
+        _ => Err(unsupported(
+            FIELD,
+            "another coder",
+            "faster_rcnn_box_coder is supported",
+        )),
+    }
+}
+
+/// `model.ssd.matcher`, and that the similarity it works on is built.
+pub fn matcher(ssd: &pb::Ssd) -> Result<ArgMax, Error> {
+    const FIELD: &str = "model.ssd.matcher";
+    let similarity = ssd
+        .similarity_calculator
+        .as_ref()
+        .and_then(|similarity| similarity.region_similarity.as_ref());
+    match similarity.ok_or_else(|| missing("model.ssd.similarity_calculator", "iou_similarity { }"))? {
+        region_similarity_calculator::RegionSimilarity::IouSimilarity(_) => {}
+        _ => {
+            let field = "model.ssd.similarity_calculator";
+            return Err(unsupported(field, "another similarity", "iou_similarity is supported"));
+        }
+    }
+    let matcher = ssd.matcher.as_ref().and_then(|matcher| matcher.matcher_oneof.as_ref());
+    match matcher.ok_or_else(|| missing(FIELD, "argmax_matcher { }"))? {
+        matcher::MatcherOneof::ArgmaxMatcher(argmax) => argmax_matcher(argmax),
+        matcher::MatcherOneof::BipartiteMatcher(_) => {
+            Err(unsupported(FIELD, "bipartite_matcher", "argmax_matcher is supported"))
+        }
+    }
+}
+
+fn argmax_matcher(argmax: &pb::ArgMaxMatcher) -> Result<ArgMax, Error> {
+    let thresholds = if argmax.ignore_thresholds() {
+        None
+    } else {
+        let (matched, unmatched) = (argmax.matched_threshold(), argmax.unmatched_threshold());
+        let negatives_lower_than_unmatched = argmax.negatives_lower_than_unmatched();
+        require(
+            unmatched <= matched,
+            "argmax_matcher.unmatched_threshold",
+            unmatched,
+            "it must not be above matched_threshold",
+        )?;
+        require(
+            negatives_lower_than_unmatched || unmatched < matched,
+            "argmax_matcher.negatives_lower_than_unmatched",
+            "false",
+            "matched_threshold must then be above unmatched_threshold, since negatives lie between them",
+        )?;
+        Some(Thresholds {
+            matched,
+            unmatched,
+            negatives_lower_than_unmatched,
+        })
+    };
+    Ok(ArgMax {
+        thresholds,
+        force_match_for_each_row: argmax.force_match_for_each_row(),
+    })
+}

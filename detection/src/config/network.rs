@@ -1,0 +1,238 @@
+//! `feature_extractor`, `box_predictor` and their hyperparameters.
+
+use super::{Error, count, image_size, missing, num_classes, require, unsupported};
+use crate::network::{
+    Activation, BatchNorm, FanMode, Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig, Regularizer,
+};
+use coati_proto::object_detection::protos as pb;
+use coati_proto::object_detection::protos::{box_predictor, hyperparams, initializer, regularizer};
+
+/// What a network is made of beside the model's message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkOptions {
+    /// `train_config.add_regularization_loss`: without it no weight is penalised.
+    pub regularization: bool,
+    /// Compute threads; `None`: what `COATI_THREADS` says, otherwise one a core.
+    pub threads: Option<usize>,
+}
+
+/// The network of `ssd`, which reads images of 0 to 255.
+pub fn network(
+    ssd: &pb::Ssd,
+    anchors_per_location: Vec<usize>,
+    options: NetworkOptions,
+) -> Result<NetworkConfig, Error> {
+    let field = "model.ssd.feature_extractor";
+    let extractor = ssd
+        .feature_extractor
+        .as_ref()
+        .ok_or_else(|| missing(field, "feature_extractor { … }"))?;
+    check_extractor(extractor)?;
+    require(
+        count(extractor.num_layers(), "model.ssd.feature_extractor.num_layers")? == anchors_per_location.len(),
+        "model.ssd.feature_extractor.num_layers",
+        extractor.num_layers(),
+        "it must be the anchor generator's num_layers",
+    )?;
+    let (image_height, image_width) = image_size(ssd)?;
+    let extra = hyperparams(
+        extractor.conv_hyperparams.as_ref(),
+        "model.ssd.feature_extractor.conv_hyperparams",
+    )?;
+    let base = if extractor.override_base_feature_extractor_hyperparams() {
+        extra.clone()
+    } else {
+        Hyperparams::mobilenet_v1()
+    };
+    let mut config = NetworkConfig {
+        num_classes: num_classes(ssd)?,
+        depth_multiplier: f64::from(extractor.depth_multiplier()),
+        min_depth: count(extractor.min_depth(), "model.ssd.feature_extractor.min_depth")?,
+        image_height,
+        image_width,
+        base,
+        extra,
+        predictor: predictor(ssd)?,
+        anchors_per_location,
+        input: InputRange::Bytes,
+        threads: options.threads,
+    };
+    for hyper in [&mut config.base, &mut config.extra, &mut config.predictor.hyperparams] {
+        if !options.regularization {
+            hyper.regularizer = Regularizer::None;
+        }
+        if let Some(norm) = hyper.batch_norm.as_mut().filter(|_| ssd.freeze_batchnorm()) {
+            norm.train = false;
+        }
+    }
+    Ok(config)
+}
+
+fn check_extractor(extractor: &pb::SsdFeatureExtractor) -> Result<(), Error> {
+    let name = extractor.r#type();
+    let supported = "ssd_mobilenet_v1 is supported";
+    require(
+        name == "ssd_mobilenet_v1",
+        "model.ssd.feature_extractor.type",
+        format!("{name:?}"),
+        supported,
+    )?;
+    let others = [
+        (
+            "model.ssd.feature_extractor.pad_to_multiple",
+            extractor.pad_to_multiple() != 1,
+        ),
+        (
+            "model.ssd.feature_extractor.use_explicit_padding",
+            extractor.use_explicit_padding(),
+        ),
+        ("model.ssd.feature_extractor.use_depthwise", extractor.use_depthwise()),
+        (
+            "model.ssd.feature_extractor.fpn",
+            extractor.feature_pyramid_oneof.is_some(),
+        ),
+    ];
+    others
+        .into_iter()
+        .try_for_each(|(field, set)| require(!set, field, "set", "this is not supported; leave it out"))
+}
+
+fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
+    const FIELD: &str = "model.ssd.box_predictor";
+    let predictor = ssd
+        .box_predictor
+        .as_ref()
+        .and_then(|predictor| predictor.box_predictor_oneof.as_ref());
+    let message = match predictor.ok_or_else(|| missing(FIELD, "convolutional_box_predictor { … }"))? {
+        box_predictor::BoxPredictorOneof::ConvolutionalBoxPredictor(message) => message,
+        _ => {
+            return Err(unsupported(
+                FIELD,
+                "another predictor",
+                "convolutional_box_predictor is supported",
+            ));
+        }
+    };
+    let others = [
+        (
+            "convolutional_box_predictor.use_dropout",
+            message.use_dropout(),
+            "write use_dropout: false",
+        ),
+        (
+            "convolutional_box_predictor.use_depthwise",
+            message.use_depthwise(),
+            "this is not supported",
+        ),
+        (
+            "convolutional_box_predictor.apply_sigmoid_to_scores",
+            message.apply_sigmoid_to_scores(),
+            "this is not supported",
+        ),
+        (
+            "convolutional_box_predictor.box_encodings_clip_range",
+            message.box_encodings_clip_range.is_some(),
+            "this is not supported",
+        ),
+    ];
+    others
+        .into_iter()
+        .try_for_each(|(field, set, hint)| require(!set, field, "set", hint))?;
+    let code_size = message.box_code_size();
+    require(
+        code_size == 4,
+        "convolutional_box_predictor.box_code_size",
+        code_size,
+        "it must be 4",
+    )?;
+    let layers = message.num_layers_before_predictor();
+    Ok(PredictorConfig {
+        hyperparams: hyperparams(
+            message.conv_hyperparams.as_ref(),
+            "convolutional_box_predictor.conv_hyperparams",
+        )?,
+        kernel_size: count(message.kernel_size(), "convolutional_box_predictor.kernel_size")?,
+        num_layers_before_predictor: count(layers, "convolutional_box_predictor.num_layers_before_predictor")?,
+        min_depth: count(message.min_depth(), "convolutional_box_predictor.min_depth")?,
+        max_depth: count(message.max_depth(), "convolutional_box_predictor.max_depth")?,
+        class_prediction_bias_init: message.class_prediction_bias_init(),
+    })
+}
+
+fn hyperparams(message: Option<&pb::Hyperparams>, field: &'static str) -> Result<Hyperparams, Error> {
+    let message = message.ok_or_else(|| missing(field, "conv_hyperparams { … }"))?;
+    Ok(Hyperparams {
+        regularizer: regularizer(message),
+        initializer: initializer(message, field)?,
+        activation: match message.activation() {
+            hyperparams::Activation::None => Activation::None,
+            hyperparams::Activation::Relu => Activation::Relu,
+            hyperparams::Activation::Relu6 => Activation::Relu6,
+            hyperparams::Activation::Swish => {
+                return Err(unsupported(
+                    field,
+                    "activation: SWISH",
+                    "NONE, RELU and RELU_6 are supported",
+                ));
+            }
+        },
+        batch_norm: match &message.normalizer_oneof {
+            None => None,
+            Some(hyperparams::NormalizerOneof::BatchNorm(norm)) => Some(BatchNorm {
+                decay: norm.decay(),
+                epsilon: norm.epsilon(),
+                center: norm.center(),
+                scale: norm.scale(),
+                train: norm.train(),
+            }),
+            Some(_) => return Err(unsupported(field, "another normalizer", "batch_norm is supported")),
+        },
+    })
+}
+
+fn regularizer(message: &pb::Hyperparams) -> Regularizer {
+    match message
+        .regularizer
+        .as_ref()
+        .and_then(|regularizer| regularizer.regularizer_oneof.as_ref())
+    {
+        None => Regularizer::None,
+        Some(regularizer::RegularizerOneof::L1Regularizer(l1)) => Regularizer::L1 { weight: l1.weight() },
+        Some(regularizer::RegularizerOneof::L2Regularizer(l2)) => Regularizer::L2 { weight: l2.weight() },
+    }
+}
+
+fn initializer(message: &pb::Hyperparams, field: &'static str) -> Result<Initializer, Error> {
+    use pb::variance_scaling_initializer::Mode;
+    let initializer = message
+        .initializer
+        .as_ref()
+        .and_then(|initializer| initializer.initializer_oneof.as_ref());
+    match initializer.ok_or_else(|| missing(field, "initializer { truncated_normal_initializer { stddev: 0.03 } }"))? {
+        initializer::InitializerOneof::TruncatedNormalInitializer(normal) => Ok(Initializer::TruncatedNormal {
+            mean: normal.mean(),
+            stddev: normal.stddev(),
+        }),
+        initializer::InitializerOneof::RandomNormalInitializer(normal) => Ok(Initializer::RandomNormal {
+            mean: normal.mean(),
+            stddev: normal.stddev(),
+        }),
+        initializer::InitializerOneof::VarianceScalingInitializer(scaling) => Ok(Initializer::VarianceScaling {
+            factor: scaling.factor(),
+            uniform: scaling.uniform(),
+            mode: match scaling.mode() {
+                Mode::FanIn => FanMode::FanIn,
+                Mode::FanOut => FanMode::FanOut,
+                Mode::FanAvg => FanMode::FanAvg,
+            },
+        }),
+        initializer::InitializerOneof::KerasInitializerByName(name) => {
+            let expected = "truncated_normal_initializer, random_normal_initializer and variance_scaling_initializer are supported";
+            Err(unsupported(
+                field,
+                format!("keras_initializer_by_name: {name:?}"),
+                expected,
+            ))
+        }
+    }
+}

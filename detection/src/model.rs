@@ -1,0 +1,278 @@
+//! A whole detector: images and groundtruth in, losses and gradients or detections out.
+
+use coati_common::variables::VariableSpec;
+use coati_proto::object_detection::protos::{DetectionModel, TrainConfig};
+
+use crate::Corners;
+use crate::config::{self, NetworkOptions};
+use crate::gradients;
+use crate::groundtruth::Groundtruth;
+use crate::network::{self, Mode, Network, Outputs};
+use crate::postprocess::{self, Detections, PostProcessor};
+use crate::ssd_loss::{self, LossConfig, LossOutput, Predictions};
+use crate::{anchors, ssd_loss::loss};
+
+/// What a detector is made with beside its message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// `train_config.add_regularization_loss`: the penalty on the weights is part of the loss.
+    pub regularization: bool,
+    /// `train_config.freeze_variables`: regular expressions.
+    pub freeze_variables: Vec<String>,
+    /// `train_config.update_trainable_variables`: regular expressions; empty: all.
+    pub update_trainable_variables: Vec<String>,
+    /// Compute threads; `None`: what `COATI_THREADS` says, otherwise one a core.
+    pub threads: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            regularization: true,
+            freeze_variables: Vec::new(),
+            update_trainable_variables: Vec::new(),
+            threads: None,
+        }
+    }
+}
+
+impl From<&TrainConfig> for Options {
+    fn from(train: &TrainConfig) -> Self {
+        Self {
+            regularization: train.add_regularization_loss(),
+            freeze_variables: train.freeze_variables.clone(),
+            update_trainable_variables: train.update_trainable_variables.clone(),
+            threads: None,
+        }
+    }
+}
+
+/// Why a detector was not built or does not accept what it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// Anchors.
+    #[error(transparent)]
+    Anchors(#[from] anchors::Error),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    /// Groundtruth, or a loss that is not finite.
+    #[error(transparent)]
+    Loss(#[from] ssd_loss::Error),
+    /// Predictions.
+    #[error(transparent)]
+    Postprocess(#[from] postprocess::Error),
+    /// Frozen variables.
+    #[error(transparent)]
+    Freeze(#[from] gradients::Error),
+    /// Weights that are not numbers.
+    #[error(
+        "regularization loss is {value}\nhint: the weights are no longer finite; lower the learning rate, or start from an earlier checkpoint"
+    )]
+    Regularization {
+        /// NaN or infinity.
+        value: f32,
+    },
+    /// Anchors and network disagree.
+    #[error("the anchor generator makes {anchors} anchors, the network predicts {predicted}")]
+    AnchorCount {
+        /// Made.
+        anchors: usize,
+        /// Predicted.
+        predicted: usize,
+    },
+}
+
+/// Losses of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepLosses {
+    /// `Loss/classification_loss`
+    pub classification: f32,
+    /// `Loss/localization_loss`
+    pub localization: f32,
+    /// The penalty on the weights.
+    pub regularization: f32,
+    /// The sum, which is what is differentiated.
+    pub total: f32,
+}
+
+/// A single shot detector (arXiv:1512.02325). Owns no parameters: they come with every call as one flat vector, all
+/// [`Ssd::variables`] in order.
+#[derive(Debug)]
+pub struct Ssd {
+    network: Network,
+    variables: Vec<VariableSpec>,
+    anchors: Vec<Corners>,
+    loss: LossConfig,
+    post: PostProcessor,
+    input_size: (usize, usize),
+    num_classes: usize,
+}
+
+impl Ssd {
+    /// Builds what `model` describes; what is not built is refused by name.
+    pub fn new(model: &DetectionModel, options: &Options) -> Result<Self, Error> {
+        let ssd = config::ssd(model)?;
+        let generator = config::anchor_generator(ssd.anchor_generator.as_ref())?;
+        let (loss, post) = (config::loss(ssd)?, config::post_processor(ssd)?);
+        let input_size = config::image_size(ssd)?;
+        let network_options = NetworkOptions {
+            regularization: options.regularization,
+            threads: options.threads,
+        };
+        let network = Network::new(&config::network(
+            ssd,
+            generator.anchors_per_location()?,
+            network_options,
+        )?)?;
+        let anchors = generator.generate(&network.feature_map_shapes(), input_size)?;
+        if anchors.len() != network.anchors() {
+            return Err(Error::AnchorCount {
+                anchors: anchors.len(),
+                predicted: network.anchors(),
+            });
+        }
+        let mut variables = network.variables().to_vec();
+        gradients::freeze(
+            &mut variables,
+            &options.freeze_variables,
+            &options.update_trainable_variables,
+        )?;
+        Ok(Self {
+            network,
+            variables,
+            anchors,
+            loss,
+            post,
+            input_size,
+            num_classes: config::num_classes(ssd)?,
+        })
+    }
+
+    /// The variables in declared order, frozen ones constant.
+    pub fn variables(&self) -> &[VariableSpec] {
+        &self.variables
+    }
+
+    /// First values of all variables (flat); depends on the variables' names and the seed alone.
+    pub fn init_values(&self, seed: u64) -> Vec<f32> {
+        self.network.init_values(seed)
+    }
+
+    /// (height, width) in pixels of the images.
+    pub fn input_size(&self) -> (usize, usize) {
+        self.input_size
+    }
+
+    /// Without the background.
+    pub fn num_classes(&self) -> usize {
+        self.num_classes
+    }
+
+    /// The prior boxes, normalised.
+    pub fn anchors(&self) -> &[Corners] {
+        &self.anchors
+    }
+
+    /// The network under the losses: layer times, threads.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Forward and backward pass of a batch. `images` are `[batch, height, width, 3]` of 0 to 255, `groundtruth` has one entry an
+    /// image.
+    ///
+    /// Writes all of `gradients` (flat): of trainable variables the gradient of the total loss, of moving statistics the batch's mean and
+    /// unbiased variance, of constants 0. After an error its content means nothing.
+    pub fn train_step(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+        gradients: &mut [f32],
+    ) -> Result<StepLosses, Error> {
+        let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
+        let found = self.loss_of(&outputs, groundtruth)?;
+        let losses = self.step_losses(params, &found)?;
+        self.network
+            .backward(params, &found.d_box_encodings, &found.d_class_logits, gradients)?;
+        gradients::clear_constants(gradients, &self.variables);
+        Ok(losses)
+    }
+
+    /// The losses of a batch in inference mode (batch norm with moving statistics), as the reference reports them in evaluation.
+    pub fn evaluation_losses(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+    ) -> Result<StepLosses, Error> {
+        let outputs = self.forward(params, images, groundtruth.len(), Mode::Eval)?;
+        let found = self.loss_of(&outputs, groundtruth)?;
+        self.step_losses(params, &found)
+    }
+
+    /// Detections in each of the `images` (`[batch, height, width, 3]` of 0 to 255).
+    pub fn detect(&mut self, params: &[f32], images: &[f32]) -> Result<Vec<Detections>, Error> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outputs = self.network.forward(params, images, Mode::Eval)?;
+        Ok(self.post.run(&self.anchors, predictions(&outputs, self.num_classes))?)
+    }
+
+    /// Raw predictions.
+    pub fn predict(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
+        Ok(self.network.forward(params, images, mode)?)
+    }
+
+    fn forward(&mut self, params: &[f32], images: &[f32], batch: usize, mode: Mode) -> Result<Outputs, Error> {
+        let (height, width) = self.input_size;
+        let expected = batch * height * width * 3;
+        if batch == 0 || images.len() != expected {
+            return Err(network::Error::Length {
+                what: "images",
+                found: images.len(),
+                expected: expected.max(height * width * 3),
+                why: format!("groundtruth of {batch} images, at least one, x {height} x {width} x 3"),
+            }
+            .into());
+        }
+        Ok(self.network.forward(params, images, mode)?)
+    }
+
+    fn loss_of(&self, outputs: &Outputs, groundtruth: &[Groundtruth]) -> Result<LossOutput, Error> {
+        Ok(loss(
+            &self.anchors,
+            predictions(outputs, self.num_classes),
+            groundtruth,
+            &self.loss,
+        )?)
+    }
+
+    fn step_losses(&self, params: &[f32], found: &LossOutput) -> Result<StepLosses, Error> {
+        let regularization = self.network.regularization(params)?;
+        if !regularization.is_finite() {
+            return Err(Error::Regularization { value: regularization });
+        }
+        let (classification, localization) = (found.classification, found.localization);
+        let total = classification + localization + regularization;
+        Ok(StepLosses {
+            classification,
+            localization,
+            regularization,
+            total,
+        })
+    }
+}
+
+fn predictions(outputs: &Outputs, num_classes: usize) -> Predictions<'_> {
+    Predictions {
+        box_encodings: &outputs.box_encodings,
+        class_logits: &outputs.class_logits,
+        num_classes,
+    }
+}

@@ -1,0 +1,145 @@
+//! From raw predictions to detections: the reference's `SSDMetaArch.postprocess`.
+
+mod multiclass;
+mod score;
+
+pub use multiclass::{Candidates, MulticlassNms};
+pub use score::ScoreConverter;
+
+use crate::Corners;
+use crate::box_coder::{CODE_SIZE, FasterRcnn};
+use crate::ssd_loss::Predictions;
+
+/// Detections of one image, best first. All lists are equally long.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Detections {
+    /// Normalised to the image and clipped to it.
+    pub boxes: Vec<Corners>,
+    /// From 0.
+    pub classes: Vec<usize>,
+    /// From the score converter.
+    pub scores: Vec<f32>,
+    /// The anchor that each came from.
+    pub anchors: Vec<usize>,
+}
+
+impl Detections {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.scores.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.scores.is_empty()
+    }
+}
+
+/// The message `PostProcessing`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PostProcessor {
+    /// How boxes are written.
+    pub coder: FasterRcnn,
+    /// From logits to scores.
+    pub score_converter: ScoreConverter,
+    /// Logits are divided by this first.
+    pub logit_scale: f32,
+    /// Suppression.
+    pub nms: MulticlassNms,
+}
+
+/// Raw predictions that do not fit the anchors.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{what} has {found} elements, which is not a multiple of {anchors} anchors x {columns}")]
+pub struct Error {
+    what: &'static str,
+    found: usize,
+    anchors: usize,
+    columns: usize,
+}
+
+impl PostProcessor {
+    /// Detections of each image of a batch. Predictions that are not finite numbers give no detections.
+    pub fn run(&self, anchors: &[Corners], predictions: Predictions) -> Result<Vec<Detections>, Error> {
+        let columns = predictions.num_classes + 1;
+        let (codes, logits) = (predictions.box_encodings, predictions.class_logits);
+        if anchors.is_empty() && codes.is_empty() && logits.is_empty() {
+            return Ok(Vec::new());
+        }
+        let images = codes.len() / (anchors.len() * CODE_SIZE).max(1);
+        for (what, found, columns) in [
+            ("box_encodings", codes.len(), CODE_SIZE),
+            ("class_logits", logits.len(), columns),
+        ] {
+            if found != images * anchors.len() * columns {
+                return Err(Error {
+                    what,
+                    found,
+                    anchors: anchors.len(),
+                    columns,
+                });
+            }
+        }
+        let image = |index: usize| {
+            let codes = &codes[index * anchors.len() * CODE_SIZE..(index + 1) * anchors.len() * CODE_SIZE];
+            let logits = &logits[index * anchors.len() * columns..(index + 1) * anchors.len() * columns];
+            let boxes = self.coder.decode_all(codes.as_chunks().0, anchors);
+            let scores = self.score_converter.scores(logits, columns, self.logit_scale);
+            let candidates = Candidates {
+                boxes: &boxes,
+                boxes_per_anchor: 1,
+                scores: &scores,
+                classes: predictions.num_classes,
+            };
+            self.nms.run(candidates, Some([0.0, 0.0, 1.0, 1.0]))
+        };
+        Ok((0..images).map(image).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stock() -> PostProcessor {
+        PostProcessor {
+            coder: FasterRcnn::default(),
+            score_converter: ScoreConverter::Sigmoid,
+            logit_scale: 1.0,
+            nms: MulticlassNms::default(),
+        }
+    }
+
+    #[test]
+    fn no_anchors_no_images_and_wrong_sizes() {
+        let none = Predictions {
+            box_encodings: &[],
+            class_logits: &[],
+            num_classes: 2,
+        };
+        let anchors = [[0.0, 0.0, 1.0, 1.0]];
+        assert_eq!(stock().run(&[], none), Ok(Vec::new()));
+        assert_eq!(stock().run(&anchors, none), Ok(Vec::new()));
+        let short = Predictions {
+            box_encodings: &[0.0; 4],
+            class_logits: &[0.0; 2],
+            num_classes: 2,
+        };
+        assert_eq!(stock().run(&anchors, short).unwrap_err().what, "class_logits");
+        assert!(stock().run(&[], short).is_err());
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_not_detected() {
+        let anchors = [[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]];
+        let nan = f32::NAN;
+        let logits = [0.0, nan, 0.0, 3.0];
+        let codes = [0.0, 0.0, 0.0, 0.0, nan, 0.0, 0.0, 0.0];
+        let broken = Predictions {
+            box_encodings: &codes,
+            class_logits: &logits,
+            num_classes: 1,
+        };
+        assert_eq!(stock().run(&anchors, broken).unwrap(), [Detections::default()]);
+    }
+}
