@@ -1,5 +1,6 @@
 //! Durations as people write them: `7200s`, `1h30m`, `250ms`.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 const UNITS: [(&str, f64); 9] = [
@@ -56,12 +57,12 @@ pub fn format(duration: Duration) -> String {
     let mut out = String::new();
     for (unit, size) in [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)] {
         if seconds >= size {
-            out.push_str(&format!("{}{unit}", seconds / size));
+            let _ = write!(out, "{}{unit}", seconds / size);
             seconds %= size;
         }
     }
     if millis > 0 {
-        out.push_str(&format!("{millis}ms"));
+        let _ = write!(out, "{millis}ms");
     }
     out
 }

@@ -1,7 +1,7 @@
 //! The cluster: who takes part in a job, read from a cluster file or from `TF_CONFIG`.
 //!
 //! - [`file`] reads Cloud ML Engine's `TrainingInput` YAML and our own `coati:` section into a [`ClusterPlan`].
-//! - [`machine`] knows the documented machine types and scale tiers.
+//! - [`machine`] and [`tier`] know the documented machine types and scale tiers.
 //! - [`task`] names the members of a cluster (`master`, `worker-1`, `ps-0`).
 //! - [`tf_config`] parses and writes the environment variable that gives a process its role.
 
@@ -11,6 +11,7 @@ pub mod machine;
 pub mod plan;
 pub mod task;
 pub mod tf_config;
+pub mod tier;
 
 mod suggest;
 mod yaml;

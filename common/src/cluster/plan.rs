@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::machine::ScaleTier;
 use super::task::{TaskId, TaskType};
+use super::tier::ScaleTier;
 
 /// How many machines play a role, and what they are.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -126,6 +126,7 @@ pub struct ClusterPlan {
     pub warnings: Vec<String>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes references
 fn tier_name<S: serde::Serializer>(tier: &ScaleTier, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(tier.name())
 }

@@ -136,7 +136,7 @@ impl Document {
         };
         match serde_saphyr::from_str::<Spanned<Raw>>(text) {
             Ok(raw) => {
-                document.root = document.node(raw, text);
+                document.root = node(raw, text);
                 Ok(document)
             }
             Err(error) => {
@@ -155,43 +155,6 @@ impl Document {
                 }
                 Err(document.fault(at, message, None))
             }
-        }
-    }
-
-    fn node(&self, raw: Spanned<Raw>, text: &str) -> Node {
-        let mut at = position(&raw.referenced);
-        let span = raw.referenced.span();
-        let typed = span
-            .byte_offset()
-            .zip(span.byte_len())
-            .and_then(|(start, len)| {
-                let start = usize::try_from(start).ok()?;
-                text.get(start..start.checked_add(usize::try_from(len).ok()?)?)
-            })
-            .unwrap_or_default();
-        let value = match raw.value {
-            Raw::Null => Value::Null,
-            Raw::Bool(value) => Value::Bool(value),
-            Raw::Int(value) => Value::Int(value),
-            Raw::Float => Value::Float,
-            Raw::Text(value) => Value::Text(value),
-            Raw::List(items) => Value::List(items.into_iter().map(|item| self.node(item, text)).collect()),
-            Raw::Map(entries) => Value::Map(
-                entries
-                    .into_iter()
-                    .map(|(key, value)| {
-                        let mut at = position(&key.referenced);
-                        at.width = key.value.chars().count();
-                        (key.value, at, self.node(value, text))
-                    })
-                    .collect(),
-            ),
-        };
-        at.width = typed.lines().next().map_or(1, |line| line.trim_end().chars().count());
-        Node {
-            at,
-            value,
-            raw: typed.trim().to_owned(),
         }
     }
 
@@ -224,11 +187,12 @@ impl Document {
         self.fault(node.at, format!("`{key}` must be {what}, found {found}"), None)
     }
 
-    /// Text. Numbers are taken as they were typed, so `runtimeVersion: 1.10` needs no quotes.
+    /// Text. What YAML takes for a number or a boolean counts as it was typed, so `runtimeVersion: 1.10` and `network: n`
+    /// need no quotes.
     pub(crate) fn text(&self, node: &Node, key: &str) -> Result<String, Fault> {
         match &node.value {
             Value::Text(text) => Ok(text.clone()),
-            Value::Int(_) | Value::Float if !node.raw.is_empty() => Ok(node.raw.clone()),
+            Value::Int(_) | Value::Float | Value::Bool(_) if !node.raw.is_empty() => Ok(node.raw.clone()),
             _ => Err(self.expected(node, key, "text")),
         }
     }
@@ -360,6 +324,43 @@ impl<'a> Fields<'a> {
     /// The names that have a value, in the file's order.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.entries.iter().map(|(key, _, _)| *key)
+    }
+}
+
+fn node(raw: Spanned<Raw>, text: &str) -> Node {
+    let mut at = position(&raw.referenced);
+    let span = raw.referenced.span();
+    let typed = span
+        .byte_offset()
+        .zip(span.byte_len())
+        .and_then(|(start, len)| {
+            let start = usize::try_from(start).ok()?;
+            text.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+        })
+        .unwrap_or_default();
+    let value = match raw.value {
+        Raw::Null => Value::Null,
+        Raw::Bool(value) => Value::Bool(value),
+        Raw::Int(value) => Value::Int(value),
+        Raw::Float => Value::Float,
+        Raw::Text(value) => Value::Text(value),
+        Raw::List(items) => Value::List(items.into_iter().map(|item| node(item, text)).collect()),
+        Raw::Map(entries) => Value::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| {
+                    let mut at = position(&key.referenced);
+                    at.width = key.value.chars().count();
+                    (key.value, at, node(value, text))
+                })
+                .collect(),
+        ),
+    };
+    at.width = typed.lines().next().map_or(1, |line| line.trim_end().chars().count());
+    Node {
+        at,
+        value,
+        raw: typed.trim().to_owned(),
     }
 }
 

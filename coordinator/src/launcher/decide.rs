@@ -29,6 +29,8 @@ pub use self::facts::{Exit, Signal, State, TaskState};
 pub struct Limits {
     /// From the start until master and parameter servers accept connections.
     pub ready: Duration,
+    /// From the start until those who do not answer yet are named.
+    pub notice: Duration,
     /// From the first request to stop until everybody is killed.
     pub stop: Duration,
     /// From a failure until everybody else is killed.
@@ -45,6 +47,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             ready: Duration::from_secs(120),
+            notice: Duration::from_secs(10),
             stop: Duration::from_secs(60),
             failure: Duration::from_secs(20),
             drain: Duration::from_secs(20),
@@ -104,7 +107,7 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
     };
     let mut orders = Vec::new();
     let mut wake_at = if cause.is_none() {
-        running_deadline(state, limits)
+        running_deadline(now, state, limits)
     } else {
         None
     };
@@ -142,7 +145,7 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
         orders,
         wake_at,
         exit,
-        reason: reason(cause, state, limits),
+        reason: reason(now, cause, state, limits),
     }
 }
 
@@ -223,7 +226,7 @@ fn cause(now: Instant, state: &State, limits: &Limits) -> Option<(Instant, Cause
         let Some((at, exit)) = task.exit else { continue };
         match exit.meaning() {
             Some(meaning) if task.id == TaskId::MASTER && ends_in_order(meaning) => {
-                causes.push((at, Cause::Ended(meaning)))
+                causes.push((at, Cause::Ended(meaning)));
             }
             // A replica or server that the coordinator sent home leaves with success before the master does.
             Some(ExitCode::Success) => {}
@@ -241,15 +244,21 @@ const fn ends_in_order(exit: ExitCode) -> bool {
     matches!(exit, ExitCode::Success | ExitCode::Interrupted | ExitCode::TimeLimit)
 }
 
-/// The next deadline of a job that runs.
-fn running_deadline(state: &State, limits: &Limits) -> Option<Instant> {
-    let ready = state
+/// The tasks that must accept connections and do not yet.
+fn awaited(state: &State) -> impl Iterator<Item = &TaskState> {
+    state
         .tasks
         .iter()
-        .any(|task| task.probed && task.ready.is_none() && task.exit.is_none())
-        .then(|| state.started + limits.ready);
+        .filter(|task| task.probed && task.ready.is_none() && task.exit.is_none())
+}
+
+/// The next deadline of a job that runs.
+fn running_deadline(now: Instant, state: &State, limits: &Limits) -> Option<Instant> {
+    let waiting = awaited(state).next().is_some();
+    let notice = Some(state.started + limits.notice).filter(|at| waiting && *at > now);
+    let ready = waiting.then(|| state.started + limits.ready);
     let limit = limits.max_running.and_then(|limit| state.started.checked_add(limit));
-    ready.into_iter().chain(limit).min()
+    [notice, ready, limit].into_iter().flatten().min()
 }
 
 fn exit_code(cause: Cause, state: &State) -> ExitCode {
@@ -277,7 +286,10 @@ fn exit_code(cause: Cause, state: &State) -> ExitCode {
     }
 }
 
-fn reason(cause: Option<(Instant, Cause)>, state: &State, limits: &Limits) -> String {
+/// [`Decision::reason`] while there is nothing to say.
+pub const RUNNING: &str = "running";
+
+fn reason(now: Instant, cause: Option<(Instant, Cause)>, state: &State, limits: &Limits) -> String {
     let name = |index: usize| {
         state
             .tasks
@@ -285,7 +297,17 @@ fn reason(cause: Option<(Instant, Cause)>, state: &State, limits: &Limits) -> St
             .map_or_else(String::new, |task| task.id.to_string())
     };
     let Some((since, cause)) = cause else {
-        return "running".to_owned();
+        let missing: Vec<String> = awaited(state)
+            .map(|task| format!("{} on {}", task.id, task.address))
+            .collect();
+        if missing.is_empty() || now < state.started + limits.notice {
+            return RUNNING.to_owned();
+        }
+        let limit = duration::format(limits.ready);
+        return format!(
+            "waiting for {} to answer (at most {limit} from the start)",
+            missing.join(", ")
+        );
     };
     let again = state.stops.iter().filter(|at| **at > since).count();
     match cause {

@@ -172,8 +172,7 @@ impl TaskLog {
     pub(super) async fn follow(&self, stream: impl AsyncRead + Unpin) {
         let mut reader = BufReader::with_capacity(LONGEST_LINE, stream);
         let mut line: Vec<u8> = Vec::new();
-        loop {
-            let Ok(chunk) = reader.fill_buf().await else { break };
+        while let Ok(chunk) = reader.fill_buf().await {
             if chunk.is_empty() {
                 break;
             }
@@ -231,8 +230,8 @@ mod tests {
     #[tokio::test]
     async fn only_the_last_lines_stay_in_memory_and_endless_lines_are_cut() {
         let log = TaskLog::open(TaskId::MASTER, 8, Arc::new(|_| {}), None).unwrap();
-        let text: String = (0..50).map(|line| format!("line {line}\n")).collect();
-        log.follow(text.as_bytes()).await;
+        let text: Vec<String> = (0..50).map(|line| format!("line {line}")).collect();
+        log.follow(text.join("\n").as_bytes()).await;
         let last = log.last_lines();
         assert_eq!(
             (last.len(), last[0].as_str(), last[LAST_LINES - 1].as_str()),

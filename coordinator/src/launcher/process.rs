@@ -36,7 +36,7 @@ impl Spawner {
                 let _guard = runtime.enter();
                 for (mut command, reply) in inbox {
                     // If nobody waits for the answer any more, dropping it kills the child with all that it started.
-                let _ = reply.send(command.spawn().and_then(Group::lead));
+                    let _ = reply.send(command.spawn().and_then(Group::lead));
                 }
             })?;
         Ok(Self { requests })
@@ -90,7 +90,9 @@ pub(super) struct Group {
 impl Group {
     fn lead(child: Child) -> io::Result<Started> {
         let id = child.id().and_then(|id| i32::try_from(id).ok());
-        let leader = id.map(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let leader = id
+            .map(Pid::from_raw)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         Ok((Self { leader, alive: true }, child))
     }
 

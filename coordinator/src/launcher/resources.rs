@@ -146,9 +146,8 @@ fn to_usize(count: u32) -> usize {
 fn usable_gpus(devices: &Devices, available: &[String]) -> Result<Vec<String>, Error> {
     match devices {
         Devices::Cpu => Ok(Vec::new()),
-        Devices::Auto => Ok(available.to_vec()),
         Devices::Gpu if available.is_empty() => Err(Error::NoGpu),
-        Devices::Gpu => Ok(available.to_vec()),
+        Devices::Auto | Devices::Gpu => Ok(available.to_vec()),
         Devices::GpuList(list) => list
             .iter()
             .map(|wanted| {

@@ -1,5 +1,6 @@
 //! Carries decisions out: starts the tasks, gathers facts, sends signals, reports the end.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
-use super::decide::{Cause, Decision, Exit, Signal, State, TaskState, decide};
+use super::decide::{Cause, Decision, Exit, RUNNING, Signal, State, TaskState, decide};
 use super::logs::{self, LogLine, TaskLog};
 use super::process::{self, Group, Spawner};
 use super::resources::{self, Inventory, Share};
@@ -70,7 +71,7 @@ impl Supervisor {
             width,
             events,
             jobs: JoinSet::new(),
-            spawner: spawner,
+            spawner,
         };
         for warning in &division.warnings {
             supervisor.say(&format!("warning: {warning}"));
@@ -88,8 +89,8 @@ impl Supervisor {
                 binary: options.binary.clone(),
                 source,
             };
-            let spawned = supervisor.spawner.spawn(command).await.ok_or(Error::Spawner)?;
-            let (group, child) = spawned.map_err(spawn)?;
+            let answer = supervisor.spawner.spawn(command).await.ok_or(Error::Spawner)?;
+            let (group, child) = answer.map_err(spawn)?;
             log.mark(&format!(
                 "--- {} {task} pid {} on {address}",
                 options.job_id,
@@ -120,12 +121,14 @@ impl Supervisor {
 
     /// Follows the tasks to their end.
     pub(super) async fn run(mut self, mut stops: mpsc::UnboundedReceiver<String>) -> Result<Outcome, Error> {
-        let mut said = "running".to_owned();
+        let mut said = RUNNING.to_owned();
         let mut stoppable = true;
         loop {
             let decision = decide(Instant::now(), &self.state, &self.options.limits);
             if decision.reason != said {
-                self.say(&decision.reason);
+                if decision.reason != RUNNING {
+                    self.say(&decision.reason);
+                }
                 said.clone_from(&decision.reason);
             }
             self.carry_out(&decision);
@@ -272,12 +275,12 @@ async fn attend(index: usize, mut child: Child, log: Arc<TaskLog>, events: mpsc:
     let reading = async {
         let follow_out = async {
             if let Some(out) = out {
-                log.follow(out).await
+                log.follow(out).await;
             }
         };
         let follow_err = async {
             if let Some(err) = err {
-                log.follow(err).await
+                log.follow(err).await;
             }
         };
         tokio::join!(follow_out, follow_err);
@@ -356,7 +359,7 @@ fn announcement(options: &Options, cluster: &ClusterSpec, shares: &[(TaskId, Sha
         } else {
             format!(", GPU {}", share.gpus.join(" and "))
         };
-        text.push_str(&format!("\n  {task} on {address}, {threads}{gpus}"));
+        let _ = write!(text, "\n  {task} on {address}, {threads}{gpus}");
     }
     text
 }

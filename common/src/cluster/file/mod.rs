@@ -12,7 +12,7 @@
 //!   placement: balanced
 //! ```
 //!
-//! Keys may be written in camelCase (as in the service's REST interface) or snake_case (as in its client libraries).
+//! Keys may be written in camelCase (as in the service's REST interface) or `snake_case` (as in its client libraries).
 
 mod coati;
 mod training_input;

@@ -1,1 +1,583 @@
+use std::path::Path;
+use std::time::Duration;
 
+use super::{ClusterFile, Error};
+use crate::cluster::{ClusterPlan, Devices, Placement, TaskType};
+
+const LOCAL: &str = "\
+trainingInput:
+  scaleTier: CUSTOM
+  masterType: standard
+  workerCount: 2
+  workerType: standard
+  parameterServerCount: 3
+  parameterServerType: standard
+";
+
+fn parse(text: &str) -> Result<ClusterPlan, Error> {
+    ClusterFile::parse(Path::new("c.yaml"), text)
+}
+
+fn plan(text: &str) -> ClusterPlan {
+    parse(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+fn error(text: &str) -> String {
+    parse(text).expect_err(text).to_string()
+}
+
+/// The error of a CUSTOM cluster with these further lines in `trainingInput`.
+fn custom(lines: &str) -> String {
+    error(&format!(
+        "trainingInput:\n  scaleTier: CUSTOM\n  masterType: standard\n  {lines}\n"
+    ))
+}
+
+/// The error of the local cluster with this `coati:` section.
+fn coati(section: &str) -> String {
+    error(&format!("{LOCAL}coati: {section}\n"))
+}
+
+/// The message and the hint, without the place.
+fn message(error: &str) -> (String, Option<String>) {
+    let mut lines = error.lines();
+    let first = lines.next().unwrap_or_default();
+    let text = first.splitn(4, ':').nth(3).unwrap_or_default().trim().to_owned();
+    (
+        text,
+        lines.find_map(|line| line.strip_prefix("hint: ")).map(str::to_owned),
+    )
+}
+
+#[test]
+fn the_masters_replica_counts_too() {
+    let plan = plan(LOCAL);
+    assert_eq!(
+        (plan.replicas(), plan.count(TaskType::Ps), plan.is_single()),
+        (3, 3, false)
+    );
+    let tasks: Vec<String> = plan.tasks().iter().map(ToString::to_string).collect();
+    assert_eq!(tasks, ["master", "worker-0", "worker-1", "ps-0", "ps-1", "ps-2"]);
+    assert_eq!(plan.placement, Placement::Balanced);
+    assert!(plan.warnings.is_empty() && plan.ignored.is_empty(), "{plan:?}");
+}
+
+#[test]
+fn every_file_that_is_shipped_loads() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster-configs"));
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml")
+        {
+            continue;
+        }
+        let plan = ClusterFile::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        assert!(plan.warnings.is_empty(), "{}: {:?}", path.display(), plan.warnings);
+        let gpus = plan.master.accelerators + plan.workers.accelerators * plan.workers.count;
+        seen.push((
+            path.file_name().unwrap().to_string_lossy().into_owned(),
+            plan.workers.count,
+            plan.parameter_servers.count,
+            gpus,
+        ));
+    }
+    seen.sort();
+    let expected = [
+        ("cloud.yml", 9, 3, 10),
+        ("local.yaml", 2, 3, 0),
+        ("one-master.yaml", 0, 0, 0),
+        ("pets.yaml", 5, 3, 6),
+    ];
+    assert_eq!(
+        seen,
+        expected.map(|(name, workers, ps, gpus)| (name.to_owned(), workers, ps, gpus))
+    );
+}
+
+/// Every documented key, in camelCase.
+const EVERYTHING: &str = r#"
+jobId: pets_1
+labels: {owner: me, phase: 2}
+state: QUEUED
+trainingInput:
+  scaleTier: CUSTOM
+  masterType: n1-standard-8
+  masterConfig:
+    acceleratorConfig: {count: "2", type: NVIDIA_TESLA_T4}
+    imageUri: gcr.io/p/i:latest
+    containerCommand: [python]
+    containerArgs: [-m, trainer]
+    diskConfig: {bootDiskType: pd-ssd, bootDiskSizeGb: 100}
+    tpuTfVersion: 1.15
+  workerType: n1-standard-8
+  workerConfig: {acceleratorConfig: {count: 1, type: NVIDIA_TESLA_T4}}
+  workerCount: "2"
+  parameterServerType: n1-highmem-8
+  parameterServerConfig: {imageUri: gcr.io/p/ps}
+  parameterServerCount: 3
+  evaluatorType: n1-standard-4
+  evaluatorConfig: {imageUri: gcr.io/p/e}
+  evaluatorCount: 1
+  packageUris: ["gs://b/p.tar.gz"]
+  pythonModule: object_detection.model_main
+  args: [--model_dir=gs://b/m, --pipeline-config-path, gs://b/p.config, --num_train_steps, 2000]
+  hyperparameters:
+    goal: MAXIMIZE
+    maxTrials: 4
+    maxParallelTrials: 2
+    maxFailedTrials: 1
+    hyperparameterMetricTag: mAP
+    resumePreviousJobId: other
+    enableTrialEarlyStopping: true
+    algorithm: GRID_SEARCH
+    params: [{parameterName: lr, type: DOUBLE, minValue: 0.1, maxValue: 0.2, scaleType: UNIT_LOG_SCALE}]
+  region: us-central1
+  jobDir: gs://b/job
+  runtimeVersion: 1.10
+  pythonVersion: "3.7"
+  encryptionConfig: {kmsKeyName: k}
+  scheduling: {maxRunningTime: 7200s, maxWaitTime: 1800s, priority: 5}
+  network: n
+  serviceAccount: a
+  useChiefInTfConfig: true
+  enableWebAccess: false
+"#;
+
+#[test]
+fn the_whole_schema_is_read_and_what_means_nothing_here_is_listed_once() {
+    let plan = plan(EVERYTHING);
+    assert_eq!(plan.job_id.as_deref(), Some("pets_1"));
+    let roles = [&plan.master, &plan.workers, &plan.parameter_servers, &plan.evaluators];
+    assert_eq!(
+        roles.map(|role| (role.count, role.accelerators)),
+        [(1, 2), (2, 1), (3, 0), (1, 0)]
+    );
+    assert_eq!(plan.max_running_time, Some(Duration::from_secs(7200)));
+    assert!(plan.use_chief_in_tf_config);
+    assert_eq!(plan.args.last().map(String::as_str), Some("2000"));
+    assert_eq!(plan.model_dir(), Some("gs://b/m"));
+    assert_eq!(plan.pipeline_config_path(), Some("gs://b/p.config"));
+    assert_eq!(plan.arg("num-train-steps"), Some("2000"));
+    assert_eq!(plan.job_dir.as_deref(), Some("gs://b/job"));
+    let mut ignored = plan.ignored.clone();
+    assert_eq!(
+        ignored.join(" "),
+        "labels state packageUris pythonModule hyperparameters region runtimeVersion pythonVersion \
+        encryptionConfig scheduling.maxWaitTime scheduling.priority network serviceAccount enableWebAccess masterConfig.imageUri \
+        masterConfig.containerCommand masterConfig.containerArgs masterConfig.diskConfig masterConfig.tpuTfVersion \
+        parameterServerConfig.imageUri evaluatorConfig.imageUri"
+    );
+    ignored.sort();
+    ignored.dedup();
+    assert_eq!(ignored.len(), plan.ignored.len());
+    assert_eq!(plan.warnings.len(), 1);
+    assert!(plan.warnings[0].starts_with("`hyperparameters`: tuning over several trials is not built"));
+}
+
+#[test]
+fn snake_case_says_the_same_as_camel_case() {
+    // Keys alone change: values such as `pd-ssd` and flags stay.
+    let snake: String = EVERYTHING
+        .split_inclusive(['{', ',', ':', '\n', '[', ']', '}', '"', ' '])
+        .map(|word| {
+            if word.ends_with(':') {
+                crate::cluster::suggest::snake_case(word)
+            } else {
+                word.to_owned()
+            }
+        })
+        .collect();
+    assert!(
+        snake.contains("use_chief_in_tf_config: true") && snake.contains("boot_disk_size_gb"),
+        "{snake}"
+    );
+    assert_eq!(plan(&snake), plan(EVERYTHING));
+}
+
+#[test]
+fn tiers_stand_for_their_clusters() {
+    for (tier, workers, ps, gpus) in [
+        ("BASIC", 0, 0, 0),
+        ("BASIC_GPU", 0, 0, 1),
+        ("STANDARD_1", 4, 3, 0),
+        ("PREMIUM_1", 19, 11, 0),
+    ] {
+        let plan = plan(&format!("trainingInput: {{scaleTier: {tier}}}\n"));
+        assert_eq!(
+            (
+                plan.workers.count,
+                plan.parameter_servers.count,
+                plan.master.accelerators
+            ),
+            (workers, ps, gpus),
+            "{tier}"
+        );
+    }
+    assert!(plan("trainingInput: {region: us}\n").is_single());
+    assert_eq!(
+        plan("training_input: {scale_tier: PREMIUM_1}\n")
+            .parameter_servers
+            .machine_type
+            .as_deref(),
+        Some("large_model")
+    );
+}
+
+#[test]
+fn a_fixed_tier_leaves_nothing_to_choose() {
+    assert_eq!(
+        error("trainingInput:\n  scaleTier: STANDARD_1\n  workerCount: 5\n"),
+        "c.yaml:3:3: `workerCount` can only be set when scaleTier is CUSTOM; STANDARD_1 has 4 workers\n  \
+         3 |   workerCount: 5\n    |   ^^^^^^^^^^^\n\
+         hint: write `scaleTier: CUSTOM` to choose machines and their number"
+    );
+    let (text, _) = message(&error(
+        "trainingInput: {scaleTier: BASIC_GPU, masterType: standard_gpu}\n",
+    ));
+    assert_eq!(
+        text,
+        "`masterType` can only be set when scaleTier is CUSTOM; BASIC_GPU fixes the master to standard_gpu"
+    );
+    let (text, _) = message(&error("trainingInput: {workerCount: 5, workerType: standard}\n"));
+    assert_eq!(
+        text,
+        "`workerType` can only be set when scaleTier is CUSTOM, and scaleTier is missing"
+    );
+    let (text, hint) = message(&error("trainingInput: {scaleTier: BASIC_TPU}\n"));
+    assert_eq!(
+        text,
+        "scale tier `BASIC_TPU` is not supported: Coati trains on CPUs and NVIDIA GPUs"
+    );
+    assert_eq!(
+        hint.as_deref(),
+        Some("use BASIC, BASIC_GPU, STANDARD_1, PREMIUM_1 or CUSTOM")
+    );
+}
+
+#[test]
+fn a_custom_tier_needs_a_type_for_each_machine() {
+    assert_eq!(
+        error("trainingInput:\n  scaleTier: CUSTOM\n"),
+        "c.yaml:2:14: scaleTier CUSTOM needs `masterType`\n  2 |   scaleTier: CUSTOM\n    |              ^^^^^^\n\
+         hint: add `masterType: standard` (or another machine type)"
+    );
+    let (text, hint) = message(&custom("workerCount: 2"));
+    assert_eq!(text, "`workerCount` is 2, so `workerType` is needed");
+    assert_eq!(
+        hint.as_deref(),
+        Some("add `workerType: standard` (or another machine type)")
+    );
+    let (text, _) = message(&custom("parameterServerCount: 3"));
+    assert_eq!(text, "`parameterServerCount` is 3, so `parameterServerType` is needed");
+    // A count of zero needs none.
+    assert!(
+        plan("trainingInput: {scaleTier: CUSTOM, masterType: standard, workerCount: 0, parameterServerCount: 0}")
+            .is_single()
+    );
+}
+
+#[test]
+fn machine_types_are_checked_one_by_one_and_together() {
+    let (text, hint) = message(&custom("workerType: standart"));
+    assert_eq!(text, "unknown machine type `standart`");
+    assert_eq!(hint.as_deref(), Some("did you mean `standard`?"));
+    let (text, _) = message(&custom("workerType: n1-standard-8"));
+    assert_eq!(
+        text,
+        "`workerType` `n1-standard-8` is a Compute Engine machine type and `masterType` `standard` a legacy one: they cannot be mixed"
+    );
+    let (text, _) = message(&custom(
+        "masterConfig: {acceleratorConfig: {count: 1, type: NVIDIA_TESLA_T4}}",
+    ));
+    assert!(
+        text.starts_with("machine type `standard` takes no acceleratorConfig"),
+        "{text}"
+    );
+    let (text, _) = message(&custom("masterConfig: {acceleratorConfig: {count: 1}}"));
+    assert_eq!(text, "`masterConfig.acceleratorConfig` needs `type`");
+}
+
+#[test]
+fn unknown_keys_are_shown_in_their_line_with_the_nearest_name() {
+    assert_eq!(
+        error("trainingInput:\n  scaleTier: CUSTOM\n  masterType: standard\n  workerCout: 3\n"),
+        "c.yaml:4:3: unknown key `workerCout` in `trainingInput`\n  4 |   workerCout: 3\n    |   ^^^^^^^^^^\nhint: did you mean `workerCount`?"
+    );
+    assert_eq!(
+        message(&custom("worker_cout: 3")).1.as_deref(),
+        Some("did you mean `worker_count`?")
+    );
+    assert_eq!(
+        message(&custom("placement: balanced")).1.as_deref(),
+        Some("`placement` belongs under `coati:`")
+    );
+    assert_eq!(
+        message(&error("scaleTier: BASIC\n")),
+        (
+            "unknown key `scaleTier`".to_owned(),
+            Some("`scaleTier` belongs under `trainingInput:`".to_owned())
+        )
+    );
+    assert_eq!(
+        message(&custom("scheduling: {maxRuningTime: 1s}")).1.as_deref(),
+        Some("did you mean `maxRunningTime`?")
+    );
+    assert_eq!(
+        message(&coati("{placment: balanced}")).1.as_deref(),
+        Some("did you mean `placement`?")
+    );
+    assert_eq!(
+        message(&coati("{sync_replicas: true}")).1.as_deref(),
+        Some("`sync_replicas` belongs under `train_config (of the pipeline configuration):`")
+    );
+    assert_eq!(
+        message(&custom("worker_count: 3\n  workerCount: 3")).0,
+        "`workerCount` is given twice, in two spellings"
+    );
+}
+
+#[test]
+fn values_have_their_types() {
+    for (lines, text) in [
+        (
+            "workerCount: -1",
+            "`workerCount` must be a whole number from 0 to 1000, found `-1`",
+        ),
+        (
+            "workerCount: two",
+            "`workerCount` must be a whole number from 0 to 1000, found `two`",
+        ),
+        (
+            "workerCount: 2.5",
+            "`workerCount` must be a whole number from 0 to 1000, found `2.5`",
+        ),
+        (
+            "workerCount: 1001",
+            "`workerCount` must be a whole number from 0 to 1000, found `1001`",
+        ),
+        (
+            "workerCount: [2]",
+            "`workerCount` must be a whole number from 0 to 1000, found a list",
+        ),
+        (
+            "workerCount: true",
+            "`workerCount` must be a whole number from 0 to 1000, found `true`",
+        ),
+        ("workerType: [standard]", "`workerType` must be text, found a list"),
+        (
+            "args: --model_dir=m",
+            "`args` must be a list of texts, found `--model_dir=m`",
+        ),
+        ("args: [{a: b}]", "`args[]` must be text, found a mapping"),
+        (
+            "useChiefInTfConfig: maybe",
+            "`useChiefInTfConfig` must be true or false, found `maybe`",
+        ),
+        ("masterConfig: image", "`masterConfig` must be a mapping, found `image`"),
+        (
+            "scheduling: {maxRunningTime: 7200}",
+            "`scheduling.maxRunningTime` must be a duration above zero, found `7200`",
+        ),
+        (
+            "scheduling: {maxRunningTime: 0s}",
+            "`scheduling.maxRunningTime` must be a duration above zero, found `0s`",
+        ),
+        (
+            "scheduling: {priority: 2000}",
+            "`scheduling.priority` must be a whole number from 0 to 1000, found `2000`",
+        ),
+    ] {
+        assert_eq!(message(&custom(lines)).0, text);
+    }
+    assert_eq!(
+        message(&error("trainingInput: 3\n")).0,
+        "`trainingInput` must be a mapping, found `3`"
+    );
+}
+
+#[test]
+fn an_even_number_of_servers_is_refused_under_round_robin_alone() {
+    let servers = |count: u32, placement: &str| {
+        let text = LOCAL.replace("parameterServerCount: 3", &format!("parameterServerCount: {count}"));
+        parse(&format!("{text}coati: {{placement: {placement}}}\n"))
+    };
+    assert_eq!(
+        servers(4, "round_robin").unwrap_err().to_string(),
+        "c.yaml:6:25: `parameterServerCount` is 4, which is even, under round-robin placement: weights and biases alternate in a \
+         model, so an even number of servers gives one server all weights and its neighbour all biases\n  \
+         6 |   parameterServerCount: 4\n    |                         ^\n\
+         hint: use 3 or 5 parameter servers, or `placement: balanced` under `coati:`"
+    );
+    assert_eq!(
+        servers(4, "balanced").unwrap().warnings,
+        [
+            "`parameterServerCount` is 4, which is even: fine under balanced placement, but the same file is refused under \
+          `placement: round_robin`; 3 or 5 work under both"
+        ]
+    );
+    for count in [1, 3, 5] {
+        assert!(servers(count, "round_robin").unwrap().warnings.is_empty());
+    }
+    assert!(servers(2, "round_robin").is_err());
+}
+
+#[test]
+fn workers_need_a_parameter_server_today() {
+    let (text, hint) = message(&error(
+        &LOCAL.replace("parameterServerCount: 3", "parameterServerCount: 0"),
+    ));
+    assert_eq!(
+        text,
+        "2 workers without a parameter server: all-reduce between hosts is not built yet"
+    );
+    assert!(hint.unwrap().contains("odd number"));
+    // A master alone may have servers.
+    let alone = LOCAL.replace("workerCount: 2", "workerCount: 0");
+    assert_eq!(plan(&alone).replicas(), 1);
+}
+
+#[test]
+fn our_own_section_is_read() {
+    let text = format!(
+        "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
+         replication: 0\n  compression: none\n  security: none\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
+         heartbeat_timeout: 1m30s\n  devices: [1, 0]\n"
+    );
+    let plan = plan(&text);
+    assert_eq!(plan.placement, Placement::RoundRobin);
+    assert_eq!(plan.consistency.max_staleness, Some(8));
+    assert_eq!(plan.threads_per_replica.map(u32::from), Some(2));
+    assert_eq!(
+        (plan.heartbeat.interval, plan.heartbeat.timeout),
+        (Duration::from_millis(500), Duration::from_secs(90))
+    );
+    assert_eq!(plan.devices, Devices::GpuList(vec![1, 0]));
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name_with_what_is() {
+    for (section, text, hint) in [
+        (
+            "{launcher: ssh}",
+            "launcher `ssh` is not built yet",
+            "supported today: local",
+        ),
+        (
+            "{launcher: kubernetes}",
+            "launcher `kubernetes` is not built yet",
+            "supported today: local",
+        ),
+        (
+            "{launcher: locl}",
+            "unknown value `locl` of `coati.launcher`",
+            "did you mean `local`?",
+        ),
+        (
+            "{hosts: [a, b]}",
+            "starting tasks on another host (`a`) is not built yet",
+            "supported today: localhost, which needs no list",
+        ),
+        (
+            "{replication: 1}",
+            "`coati.replication: 1` is not built yet",
+            "supported today: 0 (parameter servers keep no copies)",
+        ),
+        (
+            "{compression: fp16}",
+            "`coati.compression: fp16` is not built yet",
+            "supported today: none",
+        ),
+        (
+            "{security: tls}",
+            "`coati.security: tls` is not built yet",
+            "supported today: none",
+        ),
+        (
+            "{placement: balance}",
+            "unknown value `balance` of `coati.placement`",
+            "did you mean `balanced`?",
+        ),
+        (
+            "{devices: tensor}",
+            "unknown value `tensor` of `coati.devices`",
+            "known are auto, cpu, gpu",
+        ),
+        (
+            "{devices: []}",
+            "`coati.devices` lists no GPU",
+            "write `cpu` to train without GPUs",
+        ),
+    ] {
+        assert_eq!(
+            message(&coati(section)),
+            (text.to_owned(), Some(hint.to_owned())),
+            "{section}"
+        );
+    }
+    assert_eq!(
+        message(&coati("{heartbeat_interval: 20s}")).0,
+        "`coati.heartbeat_timeout` (30s) must be at least twice `coati.heartbeat_interval` (20s)"
+    );
+    assert_eq!(
+        message(&coati("{threads_per_replica: 0}")).0,
+        "`coati.threads_per_replica` must be a whole number from 1 to 1024, found `0`"
+    );
+}
+
+#[test]
+fn broken_files_are_shown_where_they_break() {
+    assert_eq!(
+        error("trainingInput:\n  scaleTier: BASIC\n  scaleTier: CUSTOM\n"),
+        "c.yaml:3:3: duplicate mapping key: scaleTier\n  3 |   scaleTier: CUSTOM\n    |   ^"
+    );
+    assert!(error("trainingInput:\n\tscaleTier: BASIC\n").starts_with("c.yaml:2:2: tabs disallowed"));
+    assert!(error("trainingInput: [1\nb: 2\n").starts_with("c.yaml:2:2: "));
+    for text in ["", "# nothing\n", "---\n"] {
+        let error = error(text);
+        assert!(
+            error.contains("the cluster file is empty") && error.contains("\nhint: "),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        message(&error("coati: {launcher: local}\n")).0,
+        "`trainingInput` is missing"
+    );
+    assert_eq!(message(&error("trainingInput:\n")).0, "`trainingInput` is missing");
+    assert!(error("- 1\n").contains("must be a mapping, found a list"));
+    assert!(
+        message(&error("predictionInput: {a: b}\n"))
+            .0
+            .contains("prediction job")
+    );
+    // A byte-order mark is no part of the first key.
+    assert!(parse("\u{feff}trainingInput: {scaleTier: BASIC}\n").is_ok());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = ClusterFile::load(Path::new("/nonexistent/c.yaml"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("cannot read cluster file /nonexistent/c.yaml: "),
+        "{error}"
+    );
+    assert!(error.contains("\nhint: samples are in cluster-configs/"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "[ -~\n]{0,200}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_value_makes_the_reader_panic(key in "[a-zA-Z]{1,12}", value in "\\PC{0,40}") {
+        let _ = parse(&format!("trainingInput:\n  scaleTier: CUSTOM\n  {key}: {value}\n"));
+        let _ = parse(&format!("{LOCAL}coati:\n  {key}: {value}\n"));
+    }
+}

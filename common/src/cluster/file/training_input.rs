@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::coati::{self, Coati};
 use crate::cluster::duration;
-use crate::cluster::machine::ScaleTier;
 use crate::cluster::task::TaskType;
+use crate::cluster::tier::ScaleTier;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
 /// Keys of `Job`. What the service itself fills in is accepted, so that the output of a job's description is a cluster file.
@@ -141,14 +141,14 @@ pub(super) const fn keys(kind: TaskType) -> RoleKeys {
 
 /// The whole file, typed but not yet judged.
 pub(super) struct Job {
-    pub(super) job_id: Option<String>,
+    pub(super) id: Option<String>,
     /// Where to point for what is missing from `trainingInput`.
     pub(super) training_input: Position,
     pub(super) scale_tier: Option<Placed<ScaleTier>>,
     /// In the order of [`TaskType::ALL`].
     pub(super) roles: [Role; 4],
     pub(super) args: Vec<String>,
-    pub(super) job_dir: Option<String>,
+    pub(super) model_dir: Option<String>,
     pub(super) max_running_time: Option<Duration>,
     pub(super) use_chief: bool,
     pub(super) coati: Coati,
@@ -195,19 +195,19 @@ pub(super) fn read(document: &Document) -> Result<Job, Fault> {
     {
         ignored.push(name.to_owned());
     }
-    let job_id = job.get("jobId").map(|node| document.text(node, "jobId")).transpose()?;
+    let id = job.get("jobId").map(|node| document.text(node, "jobId")).transpose()?;
     let coati = job
         .get("coati")
         .map(|node| coati::read(document, node))
         .transpose()?
         .unwrap_or_default();
     let mut result = Job {
-        job_id,
+        id,
         training_input: job.key_position("trainingInput"),
         scale_tier: None,
         roles: Default::default(),
         args: Vec::new(),
-        job_dir: None,
+        model_dir: None,
         max_running_time: None,
         use_chief: false,
         coati,
@@ -232,7 +232,7 @@ fn read_training_input(document: &Document, node: &Node, job: &mut Job) -> Resul
     for name in fields.names() {
         let Some(node) = fields.get(name) else { continue };
         match name {
-            "jobDir" => job.job_dir = Some(document.text(node, name)?),
+            "jobDir" => job.model_dir = Some(document.text(node, name)?),
             "args" => job.args = document.text_list(node, name)?,
             "useChiefInTfConfig" => job.use_chief = document.boolean(node, name)?,
             "scheduling" => read_scheduling(document, node, job)?,

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::training_input::{Job, Placed, Role, keys};
-use crate::cluster::machine::{self, Category, MachineType, ScaleTier, TierShape};
+use crate::cluster::machine::{self, Category, MachineType};
 use crate::cluster::plan::{ClusterPlan, MachineRole, Placement};
 use crate::cluster::task::TaskType;
+use crate::cluster::tier::{ScaleTier, TierShape};
 use crate::cluster::yaml::{Document, Fault};
 
 /// Judges a typed file and turns it into a plan.
@@ -19,13 +20,13 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
     check_parameter_servers(document, &job, workers.count, parameter_servers.count, &mut warnings)?;
     Ok(ClusterPlan {
         path: path.to_owned(),
-        job_id: job.job_id,
+        job_id: job.id,
         scale_tier: tier,
         master,
         workers,
         parameter_servers,
         evaluators,
-        job_dir: job.job_dir,
+        job_dir: job.model_dir,
         args: job.args,
         max_running_time: job.max_running_time,
         use_chief_in_tf_config: job.use_chief,

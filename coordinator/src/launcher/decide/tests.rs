@@ -31,6 +31,7 @@ impl Job {
         let seconds = Duration::from_secs;
         let limits = Limits {
             ready: seconds(100),
+            notice: seconds(10),
             stop: seconds(60),
             failure: seconds(20),
             drain: seconds(10),
@@ -282,7 +283,12 @@ fn the_time_limit_stops_in_order_with_its_own_code() {
 fn a_task_that_does_not_answer_is_named() {
     let mut job = Job::new();
     job.state.tasks[PS].ready = None;
-    assert_eq!(job.wakes_at(5), Some(100));
+    assert_eq!((job.wakes_at(5), job.decide(5).reason.as_str()), (Some(10), "running"));
+    assert_eq!(job.wakes_at(10), Some(100));
+    assert_eq!(
+        job.decide(10).reason,
+        "waiting for ps-0 on 127.0.0.1:2222 to answer (at most 1m40s from the start)"
+    );
     assert!(job.step(99).is_empty());
     assert_eq!(
         job.step(100),
