@@ -89,6 +89,14 @@ pub struct SavedFile {
     pub bytes: u64,
 }
 
+/// What every version starts with.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
+    #[serde(default)]
+    software_version: String,
+}
+
 /// A manifest that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -128,17 +136,11 @@ impl Manifest {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(files::error(&path, "read"))?,
         };
-        // The version first: what follows it may mean something else.
-        #[derive(Deserialize)]
-        struct Head {
-            version: u32,
-            #[serde(default)]
-            software_version: String,
-        }
         let json = |source| Error::Json {
             path: path.clone(),
             source,
         };
+        // The version first: what follows it may mean something else.
         let head: Head = serde_json::from_slice(&bytes).map_err(json)?;
         if head.version > VERSION {
             return Err(Error::Version {

@@ -73,9 +73,11 @@ pub fn report(path: &Path) -> Result<Report, state::Error> {
         return Ok(describe(folder(path), std::slice::from_ref(&checkpoint), Some(&reader)));
     }
     let found = state::survey(path)?;
-    let latest = state::latest(path)?
-        .map(|latest| Reader::open(&latest.prefix))
-        .transpose()?;
+    let latest = match state::latest(path) {
+        // A folder whose checkpoint is broken is just what one looks at here.
+        Err(state::Error::Gone { .. }) => None,
+        latest => latest?.map(|latest| Reader::open(&latest.prefix)).transpose()?,
+    };
     Ok(describe(path, &found, latest.as_ref()))
 }
 

@@ -25,6 +25,14 @@ pub enum Error {
     /// Its manifest is unreadable.
     #[error(transparent)]
     Manifest(#[from] manifest::Error),
+    /// The `checkpoint` file names a checkpoint, but none is complete.
+    #[error("{}: the state file names {}, which is not complete, and there is no other\nhint: bring its files back, or remove {}/checkpoint to start anew", model_dir.display(), prefix.display(), model_dir.display())]
+    Gone {
+        /// The folder.
+        model_dir: PathBuf,
+        /// What the state names.
+        prefix: PathBuf,
+    },
     /// The `checkpoint` file is no such file.
     #[error("{}: not a readable checkpoint state: {what}\nhint: its first line should read like: model_checkpoint_path: \"model.ckpt-2000\"", path.display())]
     State {
@@ -55,7 +63,7 @@ pub fn list(model_dir: &Path) -> Result<Vec<Checkpoint>, Error> {
 
 /// The checkpoint that counts: the one that the `checkpoint` file names, if it is complete. One that was finished after
 /// that file was written (the process ended in between), or the newest of those that are complete when the named one is
-/// not, takes its place.
+/// not, takes its place. A folder with a state file and no complete checkpoint is an error, not a fresh start.
 pub fn latest(model_dir: &Path) -> Result<Option<Latest>, Error> {
     let complete = list(model_dir)?;
     let state = State::read(model_dir)?;
@@ -87,14 +95,16 @@ pub fn latest(model_dir: &Path) -> Result<Option<Latest>, Error> {
             .rfind(|checkpoint| checkpoint.step > named.step && !listed(checkpoint) && checkpoint.manifest.is_some())
             .filter(|checkpoint| modified(&manifest::path(&checkpoint.prefix)) > state_time),
     };
-    if named.is_none() {
-        if let Some(state) = &state {
-            tracing::warn!(
-                named = %state.latest,
-                instead = newest.map_or_else(|| "none".to_owned(), |newest| newest.prefix.display().to_string()),
-                "the checkpoint that the state file names is not complete"
-            );
-        }
+    if let (None, Some(state)) = (&named, &state) {
+        let prefix = resolve(model_dir, &state.latest);
+        let Some(newest) = newest else {
+            return Err(Error::Gone {
+                model_dir: model_dir.to_owned(),
+                prefix,
+            });
+        };
+        let instead = newest.prefix.display();
+        tracing::warn!(named = %prefix.display(), %instead, "the checkpoint that the state file names is not complete");
     }
     let chosen = newest.cloned().or(named);
     Ok(chosen.map(|checkpoint| Latest {

@@ -123,7 +123,7 @@ fn entries_that_lie_are_refused() {
     assert!(
         change(|t| {
             t.shape = vec![1 << 40];
-            t.size = 1 << 42
+            t.size = 1 << 42;
         })
         .contains("but the file has 3456")
     );

@@ -1,5 +1,7 @@
 //! Checkpoints against what TensorFlow wrote, and TensorFlow against what is written here.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod garbage;
 mod golden;
 mod manifest;

@@ -167,6 +167,17 @@ fn the_state_file_decides_unless_it_is_behind() {
 }
 
 #[test]
+fn a_state_without_its_checkpoint_is_no_fresh_start() {
+    let dir = tempfile::tempdir().unwrap();
+    keep::delete(&save(dir.path(), 5)).unwrap();
+    let error = state::latest(dir.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("model.ckpt-5, which is not complete") && error.contains("hint: "),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_moved_folder_with_absolute_paths_still_works() {
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), 5);

@@ -12,6 +12,11 @@ use crate::files;
 /// CRC and write go over pieces of this size, so that the second finds the bytes in the cache.
 const PIECE_BYTES: usize = 1 << 18;
 
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "tensors are written from memory as they are"
+);
+
 /// Writes tensors one after the other into one data file, under its final name. Unless it is finished, the file is
 /// removed when this is dropped.
 #[derive(Debug)]
@@ -84,12 +89,6 @@ impl DataFileWriter {
         slice: Option<&Slice>,
         chunks: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<(), Error> {
-        const {
-            assert!(
-                cfg!(target_endian = "little"),
-                "data files are written from memory as it is"
-            )
-        };
         let refuse = |what: String| Error::Tensor {
             path: self.path.clone(),
             name: name.to_owned(),

@@ -97,13 +97,14 @@ pub(super) fn parse(name: &str, entry: &BundleEntryProto, shard_count: i32) -> R
     if !(0..shard_count).contains(&entry.shard_id) {
         return Err(format!("in data file {} of {shard_count}", entry.shard_id));
     }
-    if let (true, Some(bytes)) = (whole, dtype_bytes(dtype)) {
-        if count.checked_mul(bytes) != Some(size) {
-            return Err(format!(
-                "shape {shape:?} of {} does not take {size} bytes",
-                dtype_name(dtype)
-            ));
-        }
+    let wanted = dtype_bytes(dtype)
+        .filter(|_| whole)
+        .map(|bytes| count.checked_mul(bytes));
+    if wanted.is_some_and(|wanted| wanted != Some(size)) {
+        return Err(format!(
+            "shape {shape:?} of {} does not take {size} bytes",
+            dtype_name(dtype)
+        ));
     }
     offset
         .checked_add(size)

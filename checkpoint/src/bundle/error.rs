@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{DataType, Slice, dtype_name};
+use super::{DataType, dtype_name};
 use crate::files;
 
 /// A bundle that cannot be read or written.
@@ -137,15 +137,13 @@ pub enum Error {
         elements: u64,
     },
     /// Two slices hold the same element.
-    #[error("{}: slices {first} and {second} of {name:?} overlap", path.display())]
+    #[error("{}: slices {} of {name:?} overlap", path.display(), slices.join(" and "))]
     Overlap {
         /// The index file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// One of them.
-        first: Slice,
-        /// The other.
-        second: Slice,
+        /// The two, as TensorFlow prints slices.
+        slices: [String; 2],
     },
 }

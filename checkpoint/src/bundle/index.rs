@@ -148,12 +148,11 @@ pub(super) fn check_cover(path: &Path, name: &str, shape: &[i64], slices: &[&Sli
     }
     for (index, first) in slices.iter().enumerate() {
         if let Some(second) = slices[index + 1..].iter().find(|second| first.overlaps(second)) {
-            let (first, second) = ((*first).clone(), (*second).clone());
+            let slices = [first.to_string(), second.to_string()];
             return Err(Error::Overlap {
                 path: path.to_owned(),
                 name: name.to_owned(),
-                first,
-                second,
+                slices,
             });
         }
     }

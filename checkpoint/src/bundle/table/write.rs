@@ -153,12 +153,11 @@ fn handle((offset, size): (usize, usize)) -> Vec<u8> {
 /// A short key that is at least `key` and below `next` (`FindShortestSeparator`).
 fn shortest_separator(key: &[u8], next: &[u8]) -> Vec<u8> {
     let common = key.iter().zip(next).take_while(|(a, b)| a == b).count();
-    if let (Some(&byte), Some(&limit)) = (key.get(common), next.get(common)) {
-        if byte < 0xff && byte + 1 < limit {
-            let mut separator = key[..=common].to_vec();
-            separator[common] += 1;
-            return separator;
-        }
+    let ends = key.get(common).copied().zip(next.get(common).copied());
+    if ends.is_some_and(|(byte, limit)| byte < 0xff && byte + 1 < limit) {
+        let mut separator = key[..=common].to_vec();
+        separator[common] += 1;
+        return separator;
     }
     key.to_vec()
 }
