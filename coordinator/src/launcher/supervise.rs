@@ -21,6 +21,7 @@ use super::{Error, Failure, JOB_ID_VARIABLE, Options, Outcome, ports, probe};
 /// How long to wait for the rest of a dead task's output; a process that it left behind may hold its pipe open.
 const REST_OF_OUTPUT: Duration = Duration::from_secs(2);
 
+#[derive(Clone, Copy)]
 enum Event {
     Exited(usize, Exit),
     Ready(usize),
