@@ -1,4 +1,19 @@
-//! coati-coordinator.
+//! The coordinator: membership, data leases, step commits, checkpoints, the end; and the launcher of local clusters.
+//!
+//! [`membership`], [`clock`], [`ledger`] and [`cadence`] decide; [`state`] puts them together behind one lock; [`run`] drives
+//! the servers; [`service`] answers the replicas, which use [`client`].
 
+pub mod cadence;
+pub mod client;
+pub mod clock;
+pub mod invariants;
 #[cfg(unix)]
 pub mod launcher;
+pub mod ledger;
+pub mod membership;
+pub mod run;
+mod service;
+mod state;
+
+pub use client::Client;
+pub use run::{Event, Handle, Init, Options, Outcome, start};

@@ -1,0 +1,193 @@
+//! The replica's side of the coordinator's service.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use coati_common::rpc::{self, Peer, call, call_headroom};
+use coati_proto::coati::v1;
+use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
+use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+use crate::membership::Identity;
+
+/// One long poll.
+const POLL: Duration = Duration::from_secs(10);
+
+/// A short call.
+const CALL: Duration = Duration::from_secs(30);
+
+/// Why the coordinator is of no help.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// It did not answer, or refused; names it.
+    #[error(transparent)]
+    Rpc(#[from] rpc::Error),
+    /// It answered with something incomplete.
+    #[error("{peer}: the answer to {what} is incomplete\nhint: do all tasks run the same version of Coati?")]
+    Incomplete {
+        /// Who.
+        peer: Peer,
+        /// Which call.
+        what: &'static str,
+    },
+    /// The job failed meanwhile.
+    #[error("the job failed: {0}")]
+    Aborted(String),
+    /// The cluster did not form in time.
+    #[error("{peer}: waited {waited:.0} s for the cluster to form; it waits for {waiting_for}")]
+    Forming {
+        /// Who was asked.
+        peer: Peer,
+        /// Seconds.
+        waited: f64,
+        /// Who is missing.
+        waiting_for: String,
+    },
+}
+
+/// What the coordinator wants of this task, as the last heartbeat said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Directive {
+    /// Go on.
+    Continue,
+    /// Leave in order.
+    Drain(String),
+    /// Leave with failure.
+    Abort(String),
+}
+
+#[derive(Debug)]
+struct Shared {
+    activity: Mutex<&'static str>,
+    directive: Mutex<Directive>,
+}
+
+/// A task's connection, with a heartbeat of its own. Dropping it ends the heartbeat.
+pub struct Client {
+    peer: Peer,
+    rpc: CoordinatorClient<Channel>,
+    job: v1::JobRef,
+    task: v1::Task,
+    shared: Arc<Shared>,
+    heartbeat: JoinHandle<()>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+    }
+}
+
+impl Client {
+    /// Joins the job: dials until `deadline` is over, registers, starts the heartbeat.
+    pub async fn join(address: &str, task: v1::Task, own_address: &str, identity: &Identity, deadline: Duration, silence: Duration) -> Result<Self, Error> {
+        let peer = Peer::new("master", address);
+        let mut rpc = CoordinatorClient::new(rpc::connect(&peer, deadline).await?);
+        let request = v1::RegisterRequest {
+            job_id: String::new(),
+            task: Some(task.clone()),
+            address: own_address.to_owned(),
+            software_version: identity.software_version.clone(),
+            config_digest: identity.config_digest.clone(),
+            dataset_digest: identity.dataset_digest.clone(),
+            record_count: identity.record_count,
+            pid: u64::from(std::process::id()),
+        };
+        let reply = call(&peer, "registration", CALL, rpc.register(request)).await?;
+        let job = reply.job.ok_or_else(|| Error::Incomplete { peer: peer.clone(), what: "registration" })?;
+        let shared = Arc::new(Shared { activity: Mutex::new("starting"), directive: Mutex::new(Directive::Continue) });
+        let interval = Duration::from_millis(u64::from(reply.heartbeat_interval_ms.max(50)));
+        let heartbeat = tokio::spawn(beat(peer.clone(), rpc.clone(), job.clone(), task.clone(), Arc::clone(&shared), interval, silence));
+        Ok(Self { peer, rpc, job, task, shared, heartbeat })
+    }
+
+    /// The job and its incarnation.
+    pub fn job(&self) -> &v1::JobRef {
+        &self.job
+    }
+
+    /// What this task is doing, for those who wait for it.
+    pub fn set_activity(&self, activity: &'static str) {
+        *self.shared.activity.lock().unwrap_or_else(PoisonError::into_inner) = activity;
+    }
+
+    /// What the last heartbeat said.
+    pub fn directive(&self) -> Directive {
+        self.shared.directive.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the cluster to form; `say` hears now and then who is missing.
+    pub async fn plan(&mut self, deadline: Duration, mut say: impl FnMut(&str)) -> Result<v1::JobPlan, Error> {
+        let begun = Instant::now();
+        loop {
+            let request = v1::GetPlanRequest { job: Some(self.job.clone()), task: Some(self.task.clone()), wait_ms: POLL.as_millis() as u32 };
+            let reply = call(&self.peer, "the plan of the job", POLL + CALL + call_headroom(), self.rpc.get_plan(request)).await?;
+            if reply.ready {
+                return reply.plan.ok_or_else(|| Error::Incomplete { peer: self.peer.clone(), what: "the plan of the job" });
+            }
+            if begun.elapsed() >= deadline {
+                return Err(Error::Forming { peer: self.peer.clone(), waited: begun.elapsed().as_secs_f64(), waiting_for: reply.waiting_for });
+            }
+            say(&reply.waiting_for);
+        }
+    }
+
+    /// The next batches.
+    pub async fn lease(&mut self, replica: u32, batches: u32) -> Result<(Vec<v1::BatchLease>, bool), Error> {
+        let request = v1::LeaseRequest { job: Some(self.job.clone()), replica, batches };
+        let reply = call(&self.peer, "a lease of records", CALL, self.rpc.lease(request)).await?;
+        Ok((reply.leases, reply.exhausted))
+    }
+
+    /// Reports a contribution and waits for its fate, as long as the coordinator lives; `say` hears who is waited for.
+    pub async fn report(&mut self, request: v1::ReportRequest, mut say: impl FnMut(&str)) -> Result<v1::ReportReply, Error> {
+        let request = v1::ReportRequest { wait_ms: POLL.as_millis() as u32, ..request };
+        loop {
+            let reply = call(&self.peer, "the fate of a step", POLL + CALL + call_headroom(), self.rpc.report(request.clone())).await?;
+            match reply.outcome() {
+                Fate::Pending | Fate::Unspecified => say(&reply.waiting_for),
+                Fate::Aborted => return Err(Error::Aborted(reply.waiting_for)),
+                _ => return Ok(reply),
+            }
+        }
+    }
+}
+
+async fn beat(
+    peer: Peer,
+    mut rpc: CoordinatorClient<Channel>,
+    job: v1::JobRef,
+    task: v1::Task,
+    shared: Arc<Shared>,
+    interval: Duration,
+    silence: Duration,
+) {
+    let mut answered = Instant::now();
+    loop {
+        let activity = *shared.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = v1::HeartbeatRequest { job: Some(job.clone()), task: Some(task.clone()), activity: activity.to_owned() };
+        let directive = match call(&peer, "a heartbeat", silence, rpc.heartbeat(request)).await {
+            Ok(reply) => {
+                answered = Instant::now();
+                match reply.directive() {
+                    v1::Directive::Drain => Directive::Drain(reply.reason),
+                    v1::Directive::Abort => Directive::Abort(reply.reason),
+                    _ => Directive::Continue,
+                }
+            }
+            Err(error) if answered.elapsed() >= silence || !error.retryable() => Directive::Abort(error.to_string()),
+            Err(_) => Directive::Continue,
+        };
+        let over = directive != Directive::Continue;
+        *shared.directive.lock().unwrap_or_else(PoisonError::into_inner) = directive;
+        if over {
+            return;
+        }
+        tokio::time::sleep(interval).await;
+    }
+}

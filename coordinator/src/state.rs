@@ -1,0 +1,163 @@
+//! Everything that the coordinator knows, behind one lock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use coati_proto::coati::v1;
+use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::sync::{Notify, watch};
+
+use crate::clock::{Clock, Reported};
+use crate::ledger::{Lease, Ledger};
+use crate::membership::Membership;
+
+/// How far the job is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not everybody is there, or the variables are not loaded; what is waited for.
+    Forming(String),
+    /// Steps are committed.
+    Training,
+    /// The last step is committed (or the job was stopped): replicas leave.
+    Draining(String),
+    /// The job failed.
+    Failed(String),
+}
+
+/// What became of a replica's newest decided contribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Decided {
+    pub sequence: u64,
+    pub fate: Fate,
+    pub version: u64,
+}
+
+/// What a replica said beside the bare contribution.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Details {
+    pub losses: Vec<v1::Scalar>,
+    pub seconds: Vec<v1::Scalar>,
+    pub bad_records: Vec<String>,
+}
+
+pub(crate) struct Inner {
+    pub phase: Phase,
+    pub membership: Membership,
+    pub clock: Clock,
+    pub ledger: Ledger,
+    pub plan: Option<v1::JobPlan>,
+    pub decided: BTreeMap<u32, Decided>,
+    pub details: BTreeMap<u32, Details>,
+    /// Leases handed out of which the replica may not know (its answer got lost): by rank, in order.
+    pub leases: BTreeMap<u64, Lease>,
+    pub stop: Option<String>,
+    /// Tasks that know that the job is over.
+    pub told: BTreeSet<String>,
+    pub last_checkpoint: u64,
+    pub num_steps: u64,
+    pub lockstep: bool,
+    pub replicas: u32,
+    pub start_version: u64,
+    pub record_count: u64,
+}
+
+/// See the module.
+pub(crate) struct State {
+    inner: Mutex<Inner>,
+    /// Counts changes that waiting calls should look at.
+    changes: watch::Sender<u64>,
+    /// Work for the committing task.
+    pub work: Notify,
+    pub job: v1::JobRef,
+}
+
+impl State {
+    pub(crate) fn new(job: v1::JobRef, inner: Inner) -> Self {
+        Self { inner: Mutex::new(inner), changes: watch::Sender::new(0), work: Notify::new(), job }
+    }
+
+    /// The lock. A panic elsewhere is reported there; the data is consistent whenever the lock is free.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes all who wait for an outcome.
+    pub(crate) fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+impl Inner {
+    /// The name of a rank's task.
+    pub(crate) fn task_of(rank: u32) -> String {
+        if rank == 0 { "master".to_owned() } else { format!("worker-{}", rank - 1) }
+    }
+
+    /// Whether the newest version is the last one.
+    pub(crate) fn is_last(&self) -> bool {
+        self.clock.version() >= self.num_steps || self.stop.is_some()
+    }
+
+    /// Whether the job is over for replicas.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Draining(_) | Phase::Failed(_))
+    }
+
+    /// Gives out up to `wanted` batches; true when no more will come.
+    pub(crate) fn lease(&mut self, replica: u32, wanted: u32) -> (Vec<Lease>, bool) {
+        let mut leases = Vec::new();
+        if self.is_over() || self.stop.is_some() {
+            return (leases, true);
+        }
+        let steps = self.num_steps.saturating_sub(self.start_version);
+        let exhausted = |inner: &Self| inner.lockstep && inner.ledger.batches_of(replica) >= steps;
+        while leases.len() < wanted as usize && !exhausted(self) {
+            let lease = self.ledger.lease(replica);
+            self.leases.insert(lease.id, lease);
+            leases.push(lease);
+        }
+        (leases, exhausted(self))
+    }
+
+    /// Records what was decided about contributions.
+    pub(crate) fn decide(&mut self, gone: &[Reported], fate: Fate) {
+        let version = self.clock.version();
+        for reported in gone {
+            self.leases.remove(&reported.lease);
+            if fate == Fate::Committed {
+                self.ledger.complete(reported.lease);
+            } else {
+                self.ledger.give_back(reported.lease);
+            }
+            self.decided.insert(reported.replica, Decided { sequence: reported.sequence, fate, version });
+        }
+    }
+
+    /// Who the next step waits for, in words.
+    pub(crate) fn waiting_for(&self) -> String {
+        match self.clock.decide() {
+            crate::clock::Decision::Wait(ranks) => {
+                let names: Vec<String> = ranks.iter().map(|&rank| self.membership.describe(&Self::task_of(rank))).collect();
+                names.join(", ")
+            }
+            _ => "the commit on the parameter servers".to_owned(),
+        }
+    }
+
+    /// Members that have been silent for too long, in words.
+    pub(crate) fn lost(&self, now: Instant) -> Option<String> {
+        let silent: Vec<String> = self
+            .membership
+            .silent(now)
+            .into_iter()
+            .filter(|(task, _)| !self.told.contains(*task))
+            .map(|(task, silence)| format!("{} has been silent for {:.0} s", self.membership.describe(task), silence.as_secs_f64()))
+            .collect();
+        (!silent.is_empty()).then(|| silent.join("; "))
+    }
+}
