@@ -218,7 +218,7 @@ mod tests {
 
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(
-            name.starts_with("events.out.tfevents.") && name.ends_with(".eval"),
+            name.starts_with("events.out.tfevents.") && path.extension().is_some_and(|end| end == "eval"),
             "{name}"
         );
         let events = events(&path);
