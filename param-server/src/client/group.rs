@@ -2,13 +2,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coati_common::rpc::CHUNK_BYTES;
 use coati_proto::coati::v1;
 use futures::future::{join_all, try_join_all};
 
 use super::{Configuration, Error, PsClient};
 use crate::placement::{Layout, ServerLayout};
-use crate::pool::Pool;
+use crate::pool::{CHUNK, Pool};
 use crate::store::{Admit, Committed, Contributor, Restored, Saved, Tag};
 
 /// All servers of a placement. Cloning is cheap; clones share the connections.
@@ -50,7 +49,7 @@ impl PsGroup {
             clients,
             layout,
             placement,
-            pool: Pool::new(CHUNK_BYTES / 4),
+            pool: Pool::new(CHUNK),
         })
     }
 

@@ -4,20 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coati_common::rpc::{self, CHUNK_BYTES, Error, ErrorCode, ServiceError};
+use coati_common::rpc::{self, Error, ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::single::{PsClient, Retry, timed};
 use crate::placement::ServerLayout;
-use crate::pool::Pool;
+use crate::pool::{CHUNK, Pool};
 use crate::store::{Admit, Tag};
 
 /// Chunks gathered ahead of the connection.
 const AHEAD: usize = 2;
-
-const CHUNK: usize = CHUNK_BYTES / 4;
 
 const _: () = assert!(
     cfg!(target_endian = "little"),

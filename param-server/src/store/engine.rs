@@ -9,7 +9,7 @@ use super::model::{Model, threads_for};
 use super::{Snapshot, Status, lock};
 use crate::optimizer::OptimizerConfig;
 use crate::placement::{Layout, ServerLayout};
-use crate::pool::{Buffer, Pool};
+use crate::pool::{Buffer, Pool, Shelf};
 use crate::schedule::learning_rate;
 
 /// What a commit did.
@@ -55,6 +55,8 @@ pub(crate) struct Engine {
     pub(crate) pool: Arc<Pool>,
     /// Held for as long as a commit computes.
     model: Mutex<Option<Model>>,
+    /// Only for whoever holds the model.
+    shelf: Mutex<Shelf>,
     /// Held for moments only.
     ledger: Mutex<Option<Ledger<Buffer>>>,
     versions: watch::Sender<Seen>,
@@ -81,6 +83,7 @@ impl Engine {
             threads,
             pool,
             model: Mutex::default(),
+            shelf: Mutex::default(),
             ledger: Mutex::default(),
             versions: watch::Sender::new(Seen::Loading),
         }
@@ -214,7 +217,14 @@ impl Engine {
         };
         let rate = learning_rate(&self.optimizer.learning_rate, version);
         let threads = threads_for(server.pushed_len, self.threads);
-        model.apply(server, &self.optimizer, rate, &mut contributions, threads);
+        model.apply(
+            server,
+            &self.optimizer,
+            rate,
+            &mut contributions,
+            &mut lock(&self.shelf),
+            threads,
+        );
         let released = lock(&self.ledger)
             .as_mut()
             .map(|ledger| ledger.applied(version, contributors, rate, drop_others));

@@ -8,7 +8,7 @@ use coati_common::variables::VariableKind;
 use crate::invariants::{self, Invariant};
 use crate::optimizer::{self, AdamPowers, OptimizerConfig, Rule};
 use crate::placement::{Segment, ServerLayout};
-use crate::pool::Buffer;
+use crate::pool::{Buffer, Shelf};
 
 /// Elements handled at a time: a block of all vectors together stays in the cache.
 const BLOCK: usize = 8 << 10;
@@ -59,6 +59,7 @@ impl Model {
         optimizer: &OptimizerConfig,
         rate: f32,
         contributions: &mut [(Buffer, u32)],
+        shelf: &mut Shelf,
         threads: usize,
     ) {
         let Some(((mean, first_samples), others)) = contributions.split_first_mut() else {
@@ -72,7 +73,7 @@ impl Model {
             || format!("arena of {}, staged {}", server.pushed_len, mean.data.len()),
         );
         let (values, slots) = (
-            owned(&mut self.values),
+            shelf.writable(&mut self.values),
             self.slots.iter_mut().map(owned).collect::<Vec<_>>(),
         );
         let mut slots = slots.into_iter();
@@ -307,7 +308,14 @@ mod tests {
                 (buffer, samples)
             })
             .collect();
-        model.apply(server, &optimizer, 0.1, &mut contributions, threads);
+        model.apply(
+            server,
+            &optimizer,
+            0.1,
+            &mut contributions,
+            &mut Shelf::default(),
+            threads,
+        );
         let mut all = model.values.to_vec();
         all.extend(model.averages.iter().chain(&model.slots).flat_map(|v| v.iter()));
         all

@@ -2,11 +2,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coati_common::rpc::{CHUNK_BYTES, ErrorCode, ServiceError};
+use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_common::variables::VariableKind;
 
 use super::model::Model;
 use crate::placement::ServerLayout;
+use crate::pool::CHUNK;
 
 /// One server's arena at one version. Later commits leave it as it is.
 #[derive(Clone, Debug)]
@@ -78,15 +79,15 @@ impl Snapshot {
             .map(|part| (part.range.start, &part.vector[part.range.clone()]))
     }
 
-    /// The values as messages of at most 4 MiB, not copied: first element within the arena, bytes.
+    /// The values as messages, not copied: first element within the arena, bytes.
     pub fn into_chunks(self) -> impl Iterator<Item = (u64, Bytes)> {
         self.parts.into_iter().flat_map(|part| {
             let Part { vector, range } = part;
             let end = range.end;
-            range.step_by(CHUNK_BYTES / 4).map(move |start| {
+            range.step_by(CHUNK).map(move |start| {
                 let part = Part {
                     vector: Arc::clone(&vector),
-                    range: start..end.min(start + CHUNK_BYTES / 4),
+                    range: start..end.min(start + CHUNK),
                 };
                 (start as u64, Bytes::from_owner(part))
             })
