@@ -189,7 +189,7 @@ async fn measure(mut arguments: Arguments) -> anyhow::Result<()> {
             protos::MomentumOptimizer {
                 learning_rate: Some(protos::LearningRate {
                     learning_rate: Some(protos::learning_rate::LearningRate::ConstantLearningRate(
-                        Default::default(),
+                        protos::ConstantLearningRate::default(),
                     )),
                 }),
                 momentum_optimizer_value: Some(0.9),

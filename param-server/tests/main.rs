@@ -1,5 +1,7 @@
 //! Parameter servers against recorded numbers of the reference, and against each other over real connections.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod checkpoints;
 mod cluster;
 mod faults;

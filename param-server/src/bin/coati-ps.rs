@@ -1,5 +1,7 @@
 //! `coati-ps`: one parameter server, for hosts without libtorch.
 
+#![allow(clippy::doc_markdown, reason = "the texts of --help are read without Markdown")]
+
 use std::process::ExitCode;
 use std::time::Duration;
 

@@ -20,7 +20,7 @@ pub use single::{Configuration, PsClient};
 pub enum Error {
     /// A server did not answer, or refused.
     #[error(transparent)]
-    Rpc(#[from] rpc::Error),
+    Rpc(Box<rpc::Error>),
     /// The placement cannot be used.
     #[error(transparent)]
     Placement(#[from] placement::Error),
@@ -42,12 +42,23 @@ pub enum Error {
     },
 }
 
+impl From<rpc::Error> for Error {
+    fn from(error: rpc::Error) -> Self {
+        Self::Rpc(Box::new(error))
+    }
+}
+
 impl Error {
-    /// The service's own code, where one answered.
-    pub fn code(&self) -> Option<rpc::ErrorCode> {
+    /// The call's own error, unless it was refused on this side.
+    pub fn rpc(&self) -> Option<&rpc::Error> {
         match self {
-            Self::Rpc(error) => error.code(),
+            Self::Rpc(error) => Some(error),
             _ => None,
         }
+    }
+
+    /// The service's own code, where one answered.
+    pub fn code(&self) -> Option<rpc::ErrorCode> {
+        self.rpc().and_then(rpc::Error::code)
     }
 }

@@ -114,6 +114,7 @@ impl PsClient {
         Self { job, ..self.clone() }
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "as messages have it")]
     pub(super) fn job(&self) -> Option<v1::JobRef> {
         Some(self.job.clone())
     }

@@ -108,7 +108,7 @@ fn axes(shape: &[i64], start: usize, length: usize) -> Option<(Vec<i64>, Vec<i64
             // Lies within one row of this dimension.
             counts.push(1);
         } else {
-            if first != 0 || length % stride != 0 || index + length / stride > size as usize {
+            if first != 0 || !length.is_multiple_of(stride) || index + length / stride > size as usize {
                 return None;
             }
             counts.push((length / stride) as i64);

@@ -209,7 +209,7 @@ impl Layout {
             .servers
             .iter()
             .map(|server| {
-                std::iter::repeat_with(|| <&mut [f32]>::default())
+                std::iter::repeat_with(<&mut [f32]>::default)
                     .take(server.pieces.len())
                     .collect()
             })

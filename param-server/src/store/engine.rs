@@ -180,12 +180,12 @@ impl Engine {
     }
 
     pub(crate) fn admit(&self, tag: Tag) -> Result<Admit, ServiceError> {
-        lock(&self.ledger).as_ref().ok_or_else(|| self.not_loaded())?.admit(tag)
+        lock(&self.ledger).as_ref().ok_or_else(not_loaded)?.admit(tag)
     }
 
     pub(crate) fn stage(&self, tag: Tag, data: Buffer) -> Result<Admit, ServiceError> {
         let mut ledger = lock(&self.ledger);
-        let outcome = ledger.as_mut().ok_or_else(|| self.not_loaded())?.stage(tag, data);
+        let outcome = ledger.as_mut().ok_or_else(not_loaded)?.stage(tag, data);
         drop(ledger);
         match outcome {
             Ok((admit, _unwanted)) => Ok(admit),
@@ -200,11 +200,11 @@ impl Engine {
         drop_others: bool,
     ) -> Result<Committed, ServiceError> {
         let mut held = lock(&self.model);
-        let model = held.as_mut().ok_or_else(|| self.not_loaded())?;
+        let model = held.as_mut().ok_or_else(not_loaded)?;
         let server = self.server()?;
         let prepared = lock(&self.ledger)
             .as_mut()
-            .ok_or_else(|| self.not_loaded())?
+            .ok_or_else(not_loaded)?
             .prepare(version, contributors)?;
         let mut contributions = match prepared {
             Prepared::Repeat(learning_rate) => {
@@ -251,18 +251,18 @@ impl Engine {
     /// One consistent state; cheap, as vectors are shared.
     pub(crate) fn model(&self) -> Result<(Model, u64), ServiceError> {
         let held = lock(&self.model);
-        let model = held.clone().ok_or_else(|| self.not_loaded())?;
+        let model = held.clone().ok_or_else(not_loaded)?;
         let version = lock(&self.ledger)
             .as_ref()
             .map(Ledger::version)
-            .ok_or_else(|| self.not_loaded())?;
+            .ok_or_else(not_loaded)?;
         Ok((model, version))
     }
+}
 
-    fn not_loaded(&self) -> ServiceError {
-        ServiceError::new(
-            ErrorCode::NotConfigured,
-            "this parameter server is configured but holds no values yet",
-        )
-    }
+fn not_loaded() -> ServiceError {
+    ServiceError::new(
+        ErrorCode::NotConfigured,
+        "this parameter server is configured but holds no values yet",
+    )
 }

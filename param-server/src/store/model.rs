@@ -135,7 +135,7 @@ impl Weights {
                     mean.iter_mut().zip(&other[range.clone()]).for_each(|(m, o)| *m += o);
                 }
                 if *count > 1.0 {
-                    mean.iter_mut().for_each(|m| *m /= count);
+                    divide(mean, *count);
                 }
             }
             Self::Samples {
@@ -143,15 +143,23 @@ impl Weights {
                 others: weights,
                 total,
             } => {
-                mean.iter_mut().for_each(|m| *m *= first);
+                for m in mean.iter_mut() {
+                    *m *= first;
+                }
                 for (other, weight) in others.iter().zip(weights) {
                     mean.iter_mut()
                         .zip(&other[range.clone()])
                         .for_each(|(m, o)| *m += o * weight);
                 }
-                mean.iter_mut().for_each(|m| *m /= total);
+                divide(mean, *total);
             }
         }
+    }
+}
+
+fn divide(values: &mut [f32], by: f32) {
+    for value in values {
+        *value /= by;
     }
 }
 
@@ -233,6 +241,7 @@ impl Step<'_> {
         }
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "it is a bundle of exclusive borrows")]
     fn block(&self, kind: VariableKind, block: Vectors<'_>) {
         let range = block.from..block.from + block.values.len();
         match kind {

@@ -118,7 +118,7 @@ impl Loading {
 
 fn take(data: &mut Vec<f32>, limit: usize, offset: u64, bytes: &[u8]) -> Result<(), String> {
     let (next, count) = (data.len(), bytes.len() / 4);
-    if bytes.len() % 4 != 0 {
+    if !bytes.len().is_multiple_of(4) {
         return Err(format!(
             "a chunk of {} bytes is no whole number of float32",
             bytes.len()
