@@ -245,6 +245,8 @@ pub(crate) enum BenchCommand {
         batch_size: usize,
         #[arg(long, default_value_t = 12)]
         steps: usize,
+        #[arg(long, value_name = "FILE")]
+        pipeline_config_path: PathBuf,
     },
 }
 

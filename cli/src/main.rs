@@ -1,2 +1,50 @@
 //! The one binary `coati`.
-fn main() {}
+
+mod args;
+mod commands;
+mod console;
+mod failure;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+use crate::console::say;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(args::normalised(std::env::args_os()));
+    log(cli.verbose);
+    let outcome = match cli.command {
+        Command::Train(args) => commands::train::run(args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Check(args) => commands::check::run(&args),
+        Command::Data(command) => commands::data::run(command),
+        Command::Checkpoint(command) => commands::checkpoint::run(&command),
+        Command::Bench(command) => commands::bench::run(&command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {}", chain(&error)));
+            failure::exit_code(&error).into()
+        }
+    }
+}
+
+/// The error and what it came from; causes whose text the error already holds are not said twice.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}
+
+fn log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "coati=info,warn",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("COATI_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -175,10 +175,9 @@ impl Handle {
         &self.address
     }
 
-    /// Asks for a checkpoint after the current step, and the end.
-    pub fn stop(&self, reason: &str) {
-        self.state.lock().stop.get_or_insert_with(|| reason.to_owned());
-        self.state.work.notify_one();
+    /// For those who may stop the job.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.state))
     }
 
     /// Ends the job as failed: the master itself cannot go on.
@@ -198,6 +197,18 @@ impl Handle {
         self.close.send_replace(true);
         let _ = tokio::time::timeout(Duration::from_secs(2), self.server).await;
         outcome
+    }
+}
+
+/// Can stop a job in order. Cloneable.
+#[derive(Clone)]
+pub struct Stopper(Arc<State>);
+
+impl Stopper {
+    /// Asks for a checkpoint after the current step, and the end.
+    pub fn stop(&self, reason: &str) {
+        self.0.lock().stop.get_or_insert_with(|| reason.to_owned());
+        self.0.work.notify_one();
     }
 }
 
@@ -264,7 +275,6 @@ impl Run {
         let beat = keep_alive(servers.clone(), self.options.limits.heartbeat_timeout / 3);
         let ended = self.train(&servers).await;
         beat.abort();
-        // Replicas hear of the end only when the last checkpoint is there: who saw the end can rely on it.
         let saved = self.save(&servers).await;
         let outcome = match (ended, saved) {
             (Err(reason), Ok(())) => Outcome::Failed(reason),
@@ -394,13 +404,9 @@ impl Run {
             }
             match &decision {
                 Decision::Commit(chosen) => {
-                    self.commit(servers, &decision, chosen).await?;
-                    let (version, stop) = {
-                        let inner = self.state.lock();
-                        (inner.clock.version(), inner.stop.clone())
-                    };
-                    if stop.is_some() {
-                        return Ok(stop);
+                    let (version, last_step) = self.commit(servers, &decision, chosen).await?;
+                    if last_step && version < self.options.num_steps {
+                        return Ok(self.state.lock().stop.clone());
                     }
                     if version < self.options.num_steps && cadence::is_due(Instant::now(), version, last, self.options.cadence) {
                         if let Err(error) = self.save(servers).await {
@@ -438,7 +444,7 @@ impl Run {
         }
     }
 
-    async fn commit(&self, servers: &PsGroup, decision: &Decision, chosen: &[Reported]) -> Result<(), String> {
+    async fn commit(&self, servers: &PsGroup, decision: &Decision, chosen: &[Reported]) -> Result<(u64, bool), String> {
         let version = self.state.lock().clock.version();
         let contributors: Vec<Contributor> = chosen
             .iter()
@@ -462,14 +468,15 @@ impl Run {
         check(Invariant::VersionsAreConsecutive, committed.version == version + 1, || {
             format!("servers went from version {version} to {}", committed.version)
         });
-        let event = {
+        let (event, last_step) = {
             let mut inner = self.state.lock();
             inner.clock.settle(decision);
+            let last_step = inner.is_last();
             inner.decide(chosen, Fate::Committed);
             let details: Vec<(u32, Details)> =
                 chosen.iter().map(|r| (r.samples, inner.details.remove(&r.replica).unwrap_or_default())).collect();
             let epoch = inner.ledger.position().position.saturating_sub(1) / inner.record_count.max(1);
-            step_event(committed.version, f64::from(committed.learning_rate), chosen, version, epoch, &details)
+            (step_event(committed.version, f64::from(committed.learning_rate), chosen, version, epoch, &details), last_step)
         };
         self.state.changed();
         for (_, details) in &event.1 {
@@ -478,7 +485,7 @@ impl Run {
             }
         }
         let _ = self.events.send(event.0);
-        Ok(())
+        Ok((committed.version, last_step))
     }
 
     /// Writes a checkpoint of the newest version. No commit is under way meanwhile, so that it is one instant.

@@ -171,7 +171,7 @@ impl Coordinator for Service {
                 let version = inner.clock.version();
                 let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply { outcome: outcome.into(), version, waiting_for, last };
                 if let Some(decided) = inner.decided.get(&tag.replica).copied().filter(|decided| decided.sequence == tag.sequence) {
-                    let last = decided.version == version && inner.is_last();
+                    let last = decided.last;
                     if last {
                         inner.told.insert(Inner::task_of(tag.replica));
                     }

@@ -31,6 +31,8 @@ pub(crate) struct Decided {
     pub sequence: u64,
     pub fate: Fate,
     pub version: u64,
+    /// No step follows. Decided together with the step, so that all contributors hear the same.
+    pub last: bool,
 }
 
 /// What a replica said beside the bare contribution.
@@ -127,6 +129,7 @@ impl Inner {
     /// Records what was decided about contributions.
     pub(crate) fn decide(&mut self, gone: &[Reported], fate: Fate) {
         let version = self.clock.version();
+        let last = fate == Fate::Committed && self.is_last();
         for reported in gone {
             self.leases.remove(&reported.lease);
             if fate == Fate::Committed {
@@ -134,7 +137,7 @@ impl Inner {
             } else {
                 self.ledger.give_back(reported.lease);
             }
-            self.decided.insert(reported.replica, Decided { sequence: reported.sequence, fate, version });
+            self.decided.insert(reported.replica, Decided { sequence: reported.sequence, fate, version, last });
         }
     }
 

@@ -41,7 +41,7 @@ pub enum Error {
     Source(#[from] coati_dataset::shards::Error),
     /// An augmentation cannot be used.
     #[error(transparent)]
-    Augmentation(#[from] augment::config::Error),
+    Augmentation(#[from] augment::Error),
 }
 
 /// Which input of the configuration.
@@ -143,12 +143,12 @@ pub fn categories(labels: &LabelMap) -> Vec<Category> {
 }
 
 /// How training batches of `[height, width]` are made.
-pub fn train_options(config: &PipelineConfig, input: &Input, [height, width]: [usize; 2], seed: u64, threads: usize) -> Result<batch::Options, Error> {
+pub fn train_options(config: &PipelineConfig, input: &Input, (height, width): (usize, usize), seed: u64, threads: usize) -> Result<batch::Options, Error> {
     let reader = config.train_input_reader();
     Ok(batch::Options {
         height,
         width,
-        augmentations: augment::config::from_config(&config.train_config().data_augmentation_options)?,
+        augmentations: augment::from_config(&config.train_config().data_augmentation_options)?,
         example: example::Options { classes: classes(&input.labels), strict: false },
         seed,
         shuffle: reader.shuffle(),
@@ -163,7 +163,7 @@ pub fn train_options(config: &PipelineConfig, input: &Input, [height, width]: [u
 pub const PREFETCH: usize = 3;
 
 /// How evaluation examples of `[height, width]` are read.
-pub fn eval_options(config: &PipelineConfig, input: &Input, [height, width]: [usize; 2]) -> eval::Options {
+pub fn eval_options(config: &PipelineConfig, input: &Input, (height, width): (usize, usize)) -> eval::Options {
     eval::Options {
         height,
         width,

@@ -1,1 +1,19 @@
-//! coati-worker.
+//! Training and evaluation: the loop of a replica, the exchange of gradients, and what goes on around them.
+//!
+//! [`train`] runs a job in one process, [`cluster`] one task of a cluster; both drive [`replica`] over an [`exchange`].
+//! [`evaluate`] computes metrics, [`observe`] is what a job tells those who watch.
+
+pub mod cluster;
+pub mod evaluate;
+pub mod exchange;
+pub mod input;
+pub mod job;
+mod local;
+pub mod model;
+pub mod observe;
+mod remote;
+pub mod replica;
+mod session;
+pub mod stop;
+pub mod tensorboard;
+pub mod train;

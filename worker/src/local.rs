@@ -173,8 +173,7 @@ impl Local {
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             files: Vec::new(),
         };
-        let tensors: Vec<_> = saved.tensors.iter().map(TryInto::try_into).collect::<Result<_, _>>().map_err(Error::new)?;
-        saver::publish(&prefix, 1, &tensors, manifest).map_err(Error::new)?;
+        saver::publish(&prefix, 1, &saved.tensors, manifest).map_err(Error::new)?;
         keep::update(folder, &prefix, now, self.options.saving.keep).map_err(Error::new)?;
         self.saved_step = Some(self.version);
         self.saved_at = Instant::now();

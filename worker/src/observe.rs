@@ -93,6 +93,8 @@ pub struct Summary {
     pub exchange: f64,
     /// … and waiting for batches.
     pub input: f64,
+    /// From the user's command to the first finished step.
+    pub seconds_to_first_step: f64,
 }
 
 /// Who wants to know. Called from one thread.

@@ -52,17 +52,17 @@ pub enum End {
     Left(String),
 }
 
-/// Called after each contribution; may take its time (evaluation), the others wait. Sees the version and, on demand, the variables.
-pub type Between<'a> = dyn FnMut(&mut dyn Exchange, &mut dyn Model, u64) -> Result<(), Error> + 'a;
+/// Called after each committed step; may take its time (evaluation), the others wait.
+pub type Between<'a, M, E> = dyn FnMut(&mut M, &mut E) -> Result<(), Error> + 'a;
 
 /// Trains until the job ends or `stop` is raised.
-pub fn train(
-    model: &mut dyn Model,
+pub fn train<M: Model, E: Exchange>(
+    model: &mut M,
     loader: &Loader,
-    exchange: &mut dyn Exchange,
+    exchange: &mut E,
     start_version: u64,
     stop: &StopFlag,
-    between: &mut Between<'_>,
+    between: &mut Between<'_, M, E>,
 ) -> Result<End, Error> {
     let mut variables = vec![0.0; model.flat_elements()];
     let mut gradients = vec![0.0; model.flat_elements()];
@@ -111,7 +111,7 @@ pub fn train(
         match fate {
             Fate::Committed { version: next, last } => {
                 version = next;
-                between(exchange, model, version)?;
+                between(model, exchange)?;
                 if last {
                     return Ok(if stop.raised() { End::Left("stopped on request".to_owned()) } else { End::Finished });
                 }
@@ -122,7 +122,7 @@ pub fn train(
     }
 }
 
-fn top_up(loader: &Loader, exchange: &mut dyn Exchange, exhausted: bool) -> Result<bool, exchange::Error> {
+fn top_up<E: Exchange>(loader: &Loader, exchange: &mut E, exhausted: bool) -> Result<bool, exchange::Error> {
     let wanted = AHEAD.saturating_sub(loader.pending());
     if exhausted || wanted == 0 {
         return Ok(exhausted);

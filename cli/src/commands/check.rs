@@ -14,7 +14,7 @@ use crate::failure::Failure;
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let config = PipelineConfig::load(&args.pipeline_config_path)?;
     let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
-    let support = supported::check(&config, Mode::Train);
+    let support = supported::survey(&config, Mode::TrainAndEval)?;
     let mut problems: Vec<String> = support.refused.iter().map(ToString::to_string).collect();
     let mut warnings = support.warnings.clone();
     warnings.extend(plan.iter().flat_map(|plan| plan.warnings.clone()));

@@ -1,0 +1,102 @@
+//! Measurements that `scripts/bench` collects; one JSON object each.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use coati_common::config::PipelineConfig;
+use coati_dataset::batch::Batch;
+use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
+use coati_proto::coati::v1::JobRef;
+use coati_worker::model::{self, Trainer};
+use coati_worker::replica::Model as _;
+use serde_json::json;
+
+use crate::args::BenchCommand;
+use crate::console::report;
+
+pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
+    let BenchCommand::Step { batch_size, steps, pipeline_config_path } = command;
+    let config = PipelineConfig::load(pipeline_config_path)?;
+    let mut trainer = Trainer::new(model::build(&config, None)?, &config);
+    let variables = trainer.ssd().variables().to_vec();
+    let job = JobRef { job_id: "bench".to_owned(), incarnation: 1 };
+    let placement = plan(&variables, 1, Strategy::Balanced)?;
+    let layout = Layout::new(&placement)?;
+    let server = layout.server(0).context("no server in the placement")?;
+    let store = Store::new(store::Options::default());
+    let optimizer = OptimizerConfig::try_from(&config.train_config().optimizer.clone().unwrap_or_default())?;
+    store.configure(&job, 0, &placement, optimizer, 0)?;
+    let mut flat = trainer.ssd().init_values(1);
+    let mut arena = Vec::new();
+    layout.gather(0, &flat, &mut arena);
+    store.load(&job, arena.clone(), 0)?;
+
+    let batch = made_up(*batch_size, trainer.ssd().input_size(), trainer.ssd().num_classes());
+    let mut gradients = vec![0.0; flat.len()];
+    let (mut times, mut parts) = (Vec::new(), Vec::new());
+    // Two steps warm memory and caches up.
+    for step in 0..*steps as u64 + 2 {
+        let begun = Instant::now();
+        store.pull(&job, step)?.scatter(server, &mut flat);
+        let pulled = begun.elapsed();
+        trainer.step(&flat, &batch, &mut gradients).map_err(anyhow::Error::msg)?;
+        let computed = begun.elapsed();
+        arena.clear();
+        server.gather(0, server.pushed_len, &gradients, &mut arena);
+        store.push(&job, Tag { replica: 0, sequence: step, version: step }, &arena)?;
+        store.commit(&job, step, &[Contributor { replica: 0, sequence: step, samples: *batch_size as u32 }], true)?;
+        if step >= 2 {
+            times.push(begun.elapsed().as_secs_f64() * 1e3);
+            let layers = trainer.ssd().network().layer_times();
+            let sum = |of: fn(&coati_detection::network::LayerTime) -> f64| layers.iter().map(of).sum::<f64>() * 1e3;
+            parts.push([sum(|l| l.forward_s), sum(|l| l.backward_s), (computed - pulled).as_secs_f64() * 1e3]);
+        }
+    }
+    let threads = trainer.ssd().network().threads();
+    let part = |index: usize| median(&parts.iter().map(|part| part[index]).collect::<Vec<f64>>());
+    let data = json!({
+        "bench": "step", "batch_size": batch_size, "threads": threads, "steps": steps,
+        "step_ms": {"median": median(&times), "min": times.iter().copied().fold(f64::MAX, f64::min), "max": times.iter().copied().fold(0.0, f64::max)},
+        "forward_ms": part(0), "backward_ms": part(1), "model_ms": part(2),
+        "images_per_s": *batch_size as f64 * 1e3 / median(&times),
+        "parameters": variables.iter().map(coati_common::variables::VariableSpec::elements).sum::<usize>(),
+    });
+    report(&serde_json::to_string(&data)?);
+    Ok(())
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Noise with a few boxes an image: what the losses do depends on the boxes, what the network does on nothing.
+fn made_up(count: usize, (height, width): (usize, usize), classes: usize) -> Batch {
+    let pixel = |i: usize| ((i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as f32;
+    let groundtruth = (0..count)
+        .map(|image| {
+            let boxes: Vec<[f32; 4]> = (0..10)
+                .map(|i| {
+                    let (y, x) = (0.07 * i as f32, 0.08 * ((i + image) % 10) as f32);
+                    [y, x, y + 0.2, x + 0.15]
+                })
+                .collect();
+            coati_dataset::Groundtruth {
+                classes: (0..boxes.len()).map(|i| (i % classes.max(1)) as i64).collect(),
+                weights: vec![1.0; boxes.len()],
+                boxes,
+                ..Default::default()
+            }
+        })
+        .collect();
+    Batch {
+        images: (0..count * height * width * 3).map(pixel).collect(),
+        height,
+        width,
+        groundtruth,
+        source_ids: vec![String::new(); count],
+        filenames: vec!["made up".to_owned(); count],
+        ..Batch::default()
+    }
+}

@@ -1,0 +1,241 @@
+//! `coati train`: in this process, as the launcher of a local cluster, or as one task of a cluster.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use coati_common::cluster::{ClusterFile, ClusterPlan, Placement, TaskType, TfConfig};
+use coati_common::config::PipelineConfig;
+use coati_common::config::supported::{self, Mode};
+use coati_common::exit::ExitCode;
+use coati_coordinator::launcher;
+use coati_coordinator::run::Limits;
+use coati_param_server::{Strategy, service};
+use coati_worker::cluster::{Cluster, run_master, run_worker};
+use coati_worker::stop::StopFlag;
+use coati_worker::train::{self, Outcome, train_here};
+use coati_worker::{input, job};
+
+use crate::args::TrainArgs;
+use crate::console::{Console, say};
+use crate::failure::Failure;
+
+/// When the user's command started, in milliseconds since 1970: tasks are told by the launcher.
+const STARTED_AT: &str = "COATI_STARTED_AT";
+
+pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
+    let task = TfConfig::from_env()?;
+    let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
+    // A parameter server knows nothing of models: it opens nothing.
+    if let Some(config) = task.as_ref().filter(|config| config.task.kind == TaskType::Ps) {
+        return serve(config);
+    }
+    let options = options(&args, plan.as_ref())?;
+    match (task, plan) {
+        (Some(config), plan) => one_task(&options, &config, plan.as_ref()),
+        (None, Some(plan)) if !plan.is_single() => launch(&options, plan),
+        (None, _) => {
+            preflight(&options)?;
+            on_signals(options.stop.clone())?;
+            ended(train_here(&options, &mut Console::new()))
+        }
+    }
+}
+
+fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train::Options> {
+    let from_plan = |find: fn(&ClusterPlan) -> Option<&str>| plan.and_then(find).map(PathBuf::from);
+    let missing = |flag: &str| Failure::user(format!("--{flag} is missing\nhint: give it on the command line, or in the cluster file's args"));
+    let path = args.pipeline_config_path.clone().or_else(|| from_plan(ClusterPlan::pipeline_config_path));
+    let path = path.ok_or_else(|| missing("pipeline_config_path"))?;
+    let model_dir = args.model_dir.clone().or_else(|| from_plan(ClusterPlan::model_dir)).ok_or_else(|| missing("model_dir"))?;
+    if model_dir.to_string_lossy().contains("://") {
+        return Err(Failure::user(format!("--model_dir {}: only local folders so far\nhint: buckets are not built yet", model_dir.display())).into());
+    }
+    let mut config = PipelineConfig::load(&path)?;
+    let steps = match args.num_train_steps {
+        Some(steps) => Some(steps),
+        None => plan
+            .and_then(|plan| plan.arg("num_train_steps"))
+            .map(|text| text.parse().map_err(|_| Failure::user(format!("args of the cluster file: --num_train_steps {text} is not a number"))))
+            .transpose()?,
+    };
+    if let Some(steps) = steps {
+        let steps = u32::try_from(steps).map_err(|_| Failure::user(format!("--num_train_steps {steps} is more than {}", u32::MAX)))?;
+        config.set_num_train_steps(steps);
+    }
+    config.set_sample_1_of_n_eval_examples(u32::try_from(args.sample_1_of_n_eval_examples).unwrap_or(u32::MAX));
+    Ok(train::Options {
+        config,
+        model_dir,
+        seed: args.seed,
+        save_every: Duration::from_secs(args.save_checkpoints_secs.max(1)),
+        save_every_steps: args.save_checkpoints_steps,
+        keep: args.keep_checkpoint_max,
+        eval: !args.no_eval,
+        threads: None,
+        stop: StopFlag::default(),
+        started_at: started_at(),
+    })
+}
+
+fn started_at() -> SystemTime {
+    let given = std::env::var(STARTED_AT).ok().and_then(|text| text.parse().ok());
+    given.map_or_else(SystemTime::now, |millis| UNIX_EPOCH + Duration::from_millis(millis))
+}
+
+/// What can be known to be wrong before anything starts.
+fn preflight(options: &train::Options) -> anyhow::Result<()> {
+    let support = supported::check(&options.config, if options.eval { Mode::TrainAndEval } else { Mode::Train })?;
+    for warning in &support.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    if !support.ignored.is_empty() {
+        say(&format!("accepted without effect: {}", support.ignored.join(", ")));
+    }
+    input::open(&options.config, input::Which::Train)?;
+    job::check_model_dir(&options.model_dir, &options.config)?;
+    Ok(())
+}
+
+fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
+    for warning in &plan.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    if !plan.ignored.is_empty() {
+        say(&format!("{}: accepted without effect: {}", plan.path.display(), plan.ignored.join(", ")));
+    }
+    if plan.evaluators.count > 0 {
+        return Err(Failure::user(format!(
+            "{}: evaluatorCount is {}: evaluators of their own are not built yet\nhint: leave it out; the master evaluates between checkpoints",
+            plan.path.display(),
+            plan.evaluators.count
+        ))
+        .into());
+    }
+    preflight(options)?;
+    let binary = std::env::current_exe().context("cannot find this program's own file")?;
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut launch = launcher::Options::new(plan, binary, args);
+    launch.job_dir = Some(options.model_dir.clone());
+    let since = options.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    launch.env.push((STARTED_AT.into(), since.to_string().into()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the launcher")?;
+    let outcome = runtime.block_on(launcher::run(launch)).map_err(|error| Failure { code: error.exit_code(), message: error.to_string() })?;
+    for warning in &outcome.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
+    match outcome.exit {
+        ExitCode::Success => Ok(()),
+        code => Err(Failure { code, message: [vec![outcome.reason], failures].concat().join("\n") }.into()),
+    }
+}
+
+/// The tasks that train.
+fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPlan>) -> anyhow::Result<()> {
+    supported::check(&options.config, Mode::Train)?;
+    let mut limits = Limits::default();
+    if let Some(plan) = plan {
+        limits.heartbeat_interval = plan.heartbeat.interval;
+        limits.heartbeat_timeout = plan.heartbeat.timeout;
+    }
+    let cluster = Cluster {
+        spec: config.cluster.clone(),
+        task: config.task,
+        strategy: match plan.map(|plan| plan.placement).unwrap_or_default() {
+            Placement::Balanced => Strategy::Balanced,
+            Placement::RoundRobin => Strategy::RoundRobin,
+        },
+        max_staleness: plan.and_then(|plan| plan.consistency.max_staleness),
+        limits,
+    };
+    match config.task.kind {
+        TaskType::Master => {
+            on_signals(options.stop.clone())?;
+            ended(run_master(options, &cluster, &mut Console::new()))
+        }
+        TaskType::Worker => run_worker(options, &cluster).map_err(failure),
+        TaskType::Ps => serve(config),
+        TaskType::Evaluator => Err(Failure::user("evaluators of their own are not built yet\nhint: leave evaluatorCount out; the master evaluates").into()),
+    }
+}
+
+fn ended(outcome: Result<Outcome, train::Error>) -> anyhow::Result<()> {
+    match outcome.map_err(failure)? {
+        Outcome::Completed(_) => Ok(()),
+        Outcome::Interrupted(summary, reason) => Err(Failure::interrupted(format!(
+            "{reason}; a checkpoint of step {} is written\nhint: the same command goes on from there",
+            summary.step
+        ))
+        .into()),
+    }
+}
+
+fn failure(error: train::Error) -> anyhow::Error {
+    match error {
+        train::Error::User(message) => Failure::user(message),
+        other => Failure::job(other.to_string()),
+    }
+    .into()
+}
+
+/// Serves variables until the job ends.
+fn serve(config: &TfConfig) -> anyhow::Result<()> {
+    let address = config.cluster.address(config.task).context("TF_CONFIG names no address for this task")?.to_string();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let mut options = service::Options::new(config.task.index, address);
+        options.store.threads = std::num::NonZeroUsize::new(1);
+        let handle = service::serve(options).await.map_err(|error| Failure::job(error.to_string()))?;
+        let leaving = handle.clone();
+        tokio::spawn(async move {
+            if signalled().await.is_ok() {
+                leaving.shutdown();
+            }
+        });
+        let ended = handle.ended().await;
+        say(&format!("left ({ended:?}); peak memory {:.1} MB", peak_memory().unwrap_or(0.0)));
+        match ended {
+            service::Ended::Failed(reason) => Err(Failure::job(reason).into()),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Of this process, in MB.
+fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string(Path::new("/proc/self/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes / 1024.0 * 1.048_576)
+}
+
+/// SIGINT or SIGTERM.
+async fn signalled() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// The first signal asks to stop after the current step, a second one ends the process.
+fn on_signals(stop: StopFlag) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot listen for signals")?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                if signalled().await.is_err() {
+                    return;
+                }
+                say("stopping after this step and writing a checkpoint; a second signal ends at once");
+                stop.raise();
+                if signalled().await.is_ok() {
+                    std::process::exit(i32::from(ExitCode::Interrupted.code()));
+                }
+            });
+        })
+        .context("cannot listen for signals")?;
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! Evaluation of variables on the evaluation set: detections, COCO metrics, pictures.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use coati_common::config::PipelineConfig;
+use coati_dataset::eval::{Example, Examples};
+use coati_detection::Detections;
+use coati_detection::model::Ssd;
+use coati_evaluation::coco::{self, Evaluator};
+use coati_evaluation::draw::{Label, beside, draw_boxes};
+use coati_evaluation::floor::{self, Floor};
+use coati_evaluation::{Category, ImageDetections, ImageGroundtruth};
+
+use crate::input::{self, Input};
+use crate::observe::EvalReport;
+
+/// Images that go through the network together.
+const BATCH: usize = 8;
+
+/// What evaluation can fail with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Detections and groundtruth do not go together.
+    #[error(transparent)]
+    Metrics(#[from] coco::Error),
+    /// Too many records cannot be used.
+    #[error(transparent)]
+    Input(#[from] coati_dataset::bad::TooMany),
+    /// The model refused.
+    #[error("{0}")]
+    Model(String),
+    /// A picture could not be written.
+    #[error("cannot write picture {path}: {message}")]
+    Picture {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+}
+
+/// What to do besides the metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Write pictures of the first `num_visualizations` images here.
+    pub pictures_dir: Option<PathBuf>,
+    /// Also find the best constant box.
+    pub constant_box: bool,
+}
+
+/// Metrics and, if asked for, the floor.
+#[derive(Debug)]
+pub struct Outcome {
+    /// As reported.
+    pub report: EvalReport,
+    /// The best constant box.
+    pub floor: Option<Floor>,
+}
+
+/// Evaluates `variables` (flat vector) of step `global_step`. `progress` hears of done and total images.
+pub fn evaluate(
+    model: &mut Ssd,
+    variables: &[f32],
+    global_step: u64,
+    config: &PipelineConfig,
+    input: &Input,
+    options: &Options,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Outcome, Error> {
+    let begun = Instant::now();
+    let settings = config.eval_config();
+    let categories = input::categories(&input.labels);
+    let mut evaluator = Evaluator::new(categories.clone());
+    let examples = Examples::new(input.source.clone(), input::eval_options(config, input, model.input_size()));
+    // As in the reference, 0 means all; more than there are is all, too.
+    let wanted = match u64::from(settings.num_examples()) {
+        0 => examples.total(),
+        n => n.min(examples.total()),
+    };
+    let mut pictures = Pictures { settings: options, count: settings.num_visualizations() as usize, categories: &categories, written: Vec::new() };
+    let mut sized = Vec::new();
+    let (mut model_seconds, mut done) = (0.0, 0);
+    let mut names = HashSet::new();
+
+    let (batches, bad) = ahead(examples, wanted);
+    for batch in &batches {
+        let batch = batch?;
+        let images: Vec<f32> = batch.iter().flat_map(|example| example.input.iter().copied()).collect();
+        let started = Instant::now();
+        let detections = model.detect(variables, &images).map_err(|error| Error::Model(error.to_string()))?;
+        model_seconds += started.elapsed().as_secs_f64();
+        for (example, found) in batch.iter().zip(&detections) {
+            let id = unique(&mut names, example);
+            let groundtruth = groundtruth(example);
+            evaluator.add_groundtruth(&id, &groundtruth)?;
+            evaluator.add_detections(&id, &absolute(example, found))?;
+            pictures.draw(example, found, settings)?;
+            if options.constant_box {
+                sized.push((id, [example.image.height as f32, example.image.width as f32], groundtruth));
+            }
+            done += 1;
+        }
+        progress(done, wanted);
+    }
+    let metrics = evaluator.evaluate()?;
+    let floor = options.constant_box.then(|| floor::best_constant_box(&categories, &sized)).transpose()?;
+    let mut named: serde_json::Map<String, serde_json::Value> =
+        metrics.named().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    if settings.include_metrics_per_category() {
+        for (category, ap) in &metrics.ap_by_category {
+            named.insert(format!("DetectionBoxes_PerformanceByCategory/mAP/{category}"), (*ap).into());
+        }
+    }
+    let bad_records = bad.recv().unwrap_or_default();
+    let report = EvalReport {
+        global_step,
+        images: done,
+        metrics: named,
+        seconds: begun.elapsed().as_secs_f64(),
+        model_seconds,
+        bad_records,
+        pictures: pictures.written,
+    };
+    Ok(Outcome { report, floor })
+}
+
+type Batches = mpsc::Receiver<Result<Vec<Example>, Error>>;
+
+/// Reads and decodes on a thread of its own while the network is busy.
+fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<String>>) {
+    let (send, batches) = mpsc::sync_channel(2);
+    let (tell, bad) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut left = wanted as usize;
+        loop {
+            let batch: Result<Vec<Example>, _> = examples.by_ref().take(BATCH.min(left)).collect();
+            let end = batch.as_ref().map_or(true, Vec::is_empty);
+            left -= batch.as_ref().map_or(0, Vec::len);
+            if batch.as_ref().is_ok_and(Vec::is_empty) || send.send(batch.map_err(Error::from)).is_err() || end {
+                break;
+            }
+        }
+        // Nobody listens any more when evaluation failed: fine.
+        let _ = tell.send(examples.bad_records());
+    });
+    (batches, bad)
+}
+
+/// The image's id: `image/source_id`, told apart by the record's number where it is missing or not unique.
+fn unique(names: &mut HashSet<String>, example: &Example) -> String {
+    let id = if example.source_id.is_empty() || names.contains(&example.source_id) {
+        format!("{}#{}", example.source_id, example.record)
+    } else {
+        example.source_id.clone()
+    };
+    names.insert(id.clone());
+    id
+}
+
+fn groundtruth(example: &Example) -> ImageGroundtruth {
+    ImageGroundtruth {
+        boxes_px: example.boxes_px.clone(),
+        classes: example.groundtruth.classes.iter().map(|class| (class + 1) as u32).collect(),
+        is_crowd: example.groundtruth.is_crowd.clone(),
+        area: Vec::new(),
+    }
+}
+
+fn absolute(example: &Example, found: &Detections) -> ImageDetections {
+    let (height, width) = (example.image.height as f32, example.image.width as f32);
+    ImageDetections {
+        boxes_px: found.boxes.iter().map(|b| [b[0] * height, b[1] * width, b[2] * height, b[3] * width]).collect(),
+        scores: found.scores.clone(),
+        classes: found.classes.iter().map(|class| (class + 1) as u32).collect(),
+    }
+}
+
+struct Pictures<'a> {
+    settings: &'a Options,
+    count: usize,
+    categories: &'a [Category],
+    written: Vec<PathBuf>,
+}
+
+impl Pictures<'_> {
+    /// Detections on the left, groundtruth on the right.
+    fn draw(&mut self, example: &Example, found: &Detections, settings: &coati_proto::object_detection::protos::EvalConfig) -> Result<(), Error> {
+        let Some(folder) = self.settings.pictures_dir.as_deref().filter(|_| self.written.len() < self.count) else {
+            return Ok(());
+        };
+        let (height, width) = (example.image.height, example.image.width);
+        let Some(original) = image::RgbImage::from_raw(width as u32, height as u32, example.image.pixels.clone()) else {
+            return Ok(());
+        };
+        let name = |class: i64| {
+            let id = class + 1;
+            self.categories.iter().find(|category| i64::from(category.id) == id).map_or_else(|| id.to_string(), |category| category.name.clone())
+        };
+        let threshold = settings.min_score_threshold();
+        let most = settings.max_num_boxes_to_visualize() as usize;
+        let absolute = absolute(example, found);
+        let mut labels: Vec<Label> = (0..found.scores.len())
+            .filter(|&i| found.scores[i] >= threshold)
+            .take(most)
+            .map(|i| Label {
+                box_px: absolute.boxes_px[i],
+                text: format!("{} {:.0}%", name(found.classes[i] as i64), found.scores[i] * 100.0),
+                colour: found.classes[i] as usize,
+            })
+            .collect();
+        labels.reverse(); // the surest on top
+        let truth: Vec<Label> = example
+            .boxes_px
+            .iter()
+            .zip(&example.groundtruth.classes)
+            .map(|(&box_px, &class)| Label { box_px, text: name(class), colour: class as usize })
+            .collect();
+        let (mut left, mut right) = (original.clone(), original);
+        draw_boxes(&mut left, &labels);
+        draw_boxes(&mut right, &truth);
+        let stem = Path::new(&example.filename).file_stem().map_or_else(|| "image".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let path = folder.join(format!("{:05}_{stem}.png", example.record));
+        let failed = |message: String| Error::Picture { path: path.clone(), message };
+        std::fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
+        beside(&left, &right).save(&path).map_err(|error| failed(error.to_string()))?;
+        self.written.push(path);
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! The detector as the training loop wants it, and its variables in checkpoints.
+
+use std::path::Path;
+
+use coati_checkpoint::bundle::Reader;
+use coati_common::config::PipelineConfig;
+use coati_common::variables::{VariableKind, VariableSpec};
+use coati_dataset::batch::Batch;
+use coati_detection::model::{self, Options, Ssd};
+use coati_detection::{Groundtruth, gradients};
+
+use crate::replica::Model;
+
+/// Why there is no model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration has none.
+    #[error("{0}: no model\nhint: a pipeline.config has a section `model {{ ssd {{ … }} }}`")]
+    Missing(String),
+    /// It cannot be built.
+    #[error(transparent)]
+    Build(#[from] model::Error),
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] coati_checkpoint::bundle::Error),
+    /// The checkpoint is of another model.
+    #[error("{prefix}: {what}\nhint: is it a checkpoint of this pipeline.config's model?")]
+    Other {
+        /// The checkpoint.
+        prefix: String,
+        /// What does not fit.
+        what: String,
+    },
+}
+
+/// Builds the detector that the configuration describes.
+pub fn build(config: &PipelineConfig, threads: Option<usize>) -> Result<Ssd, Error> {
+    let model = config.model().ok_or_else(|| Error::Missing(config.name().to_owned()))?;
+    let options = Options { threads, ..Options::from(config.train_config()) };
+    Ok(Ssd::new(model, &options)?)
+}
+
+/// Reads the model's variables from a checkpoint, whoever wrote it. With `averages`, moving averages in place of trainable
+/// variables (`eval_config.use_moving_averages`).
+pub fn read_variables(model: &Ssd, prefix: &Path, averages: bool) -> Result<Vec<f32>, Error> {
+    let reader = Reader::open(prefix)?;
+    let mut flat = Vec::with_capacity(coati_common::variables::flat_elements(model.variables()));
+    for spec in model.variables() {
+        let name = if averages && spec.kind == VariableKind::Trainable {
+            format!("{}/ExponentialMovingAverage", spec.name)
+        } else {
+            spec.name.clone()
+        };
+        flat.extend(read_one(&reader, &name, spec, prefix)?);
+    }
+    Ok(flat)
+}
+
+fn read_one(reader: &Reader, name: &str, spec: &VariableSpec, prefix: &Path) -> Result<Vec<f32>, Error> {
+    let other = |what: String| Error::Other { prefix: prefix.display().to_string(), what };
+    match reader.entries().find(|entry| entry.name == name) {
+        None => Err(other(format!("has no variable `{name}`"))),
+        Some(entry) if entry.shape != spec.shape => {
+            Err(other(format!("`{name}` has shape {:?}, the model's has {:?}", entry.shape, spec.shape)))
+        }
+        Some(_) => Ok(reader.read_f32(name)?),
+    }
+}
+
+/// `global_step` of a checkpoint.
+pub fn step_of(prefix: &Path) -> Result<u64, Error> {
+    let steps = Reader::open(prefix)?.read_i64("global_step")?;
+    Ok(steps.first().copied().and_then(|step| u64::try_from(step).ok()).unwrap_or(0))
+}
+
+/// A detector with the configuration's treatment of gradients.
+#[derive(Debug)]
+pub struct Trainer {
+    ssd: Ssd,
+    bias_multiplier: Option<f32>,
+    clip: Option<f32>,
+}
+
+impl Trainer {
+    /// Takes `train_config.bias_grad_multiplier` and `gradient_clipping_by_norm`; 0 means off, as in the reference.
+    pub fn new(ssd: Ssd, config: &PipelineConfig) -> Self {
+        let train = config.train_config();
+        let on = |value: f32| (value != 0.0).then_some(value);
+        Self { ssd, bias_multiplier: on(train.bias_grad_multiplier()), clip: on(train.gradient_clipping_by_norm()) }
+    }
+
+    /// The detector.
+    pub fn ssd(&mut self) -> &mut Ssd {
+        &mut self.ssd
+    }
+}
+
+impl Model for Trainer {
+    fn flat_elements(&self) -> usize {
+        coati_common::variables::flat_elements(self.ssd.variables())
+    }
+
+    fn step(&mut self, variables: &[f32], batch: &Batch, gradients: &mut [f32]) -> Result<Vec<(&'static str, f64)>, String> {
+        let groundtruth: Vec<Groundtruth> = batch
+            .groundtruth
+            .iter()
+            .zip(batch.filenames.iter().zip(&batch.source_ids))
+            .map(|(objects, (filename, source_id))| Groundtruth {
+                source_id: if filename.is_empty() { source_id.clone() } else { filename.clone() },
+                boxes: objects.boxes.clone(),
+                classes: objects.classes.clone(),
+                weights: objects.weights.clone(),
+            })
+            .collect();
+        let losses =
+            self.ssd.train_step(variables, &batch.images, &groundtruth, gradients).map_err(|error| error.to_string())?;
+        if let Some(multiplier) = self.bias_multiplier {
+            gradients::multiply_biases(gradients, self.ssd.variables(), multiplier);
+        }
+        if let Some(norm) = self.clip {
+            gradients::clip_by_global_norm(gradients, self.ssd.variables(), norm);
+        }
+        Ok(vec![
+            ("Loss/classification_loss", f64::from(losses.classification)),
+            ("Loss/localization_loss", f64::from(losses.localization)),
+            ("Loss/regularization_loss", f64::from(losses.regularization)),
+            ("Loss/total_loss", f64::from(losses.total)),
+        ])
+    }
+}
