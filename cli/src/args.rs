@@ -7,7 +7,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Trains object detectors on one machine or on a cluster, from the files of the TensorFlow Object Detection API.
 #[derive(Debug, Parser)]
-#[command(name = "coati", version, max_term_width = 110, rename_all = "snake_case", subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "coati",
+    version,
+    max_term_width = 110,
+    rename_all = "snake_case",
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -262,7 +269,9 @@ pub(crate) fn normalised(arguments: impl Iterator<Item = OsString>) -> Vec<OsStr
                 literal = true;
                 return argument;
             }
-            let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+            let (name, value) = text
+                .split_once('=')
+                .map_or((text, None), |(name, value)| (name, Some(value)));
             let mut normal = format!("--{}", name[2..].replace('-', "_"));
             if let Some(value) = value {
                 normal.push('=');
@@ -289,8 +298,24 @@ mod tests {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
         let parsed = Cli::try_parse_from(normalised(
-            ["coati", "train", "--pipeline-config-path", "p", "--model_dir", "m", "--num-train-steps=5"].map(OsString::from).into_iter(),
+            [
+                "coati",
+                "train",
+                "--pipeline-config-path",
+                "p",
+                "--model_dir",
+                "m",
+                "--num-train-steps=5",
+            ]
+            .map(OsString::from)
+            .into_iter(),
         ));
-        assert!(matches!(parsed.unwrap().command, Command::Train(TrainArgs { num_train_steps: Some(5), .. })));
+        assert!(matches!(
+            parsed.unwrap().command,
+            Command::Train(TrainArgs {
+                num_train_steps: Some(5),
+                ..
+            })
+        ));
     }
 }

@@ -23,11 +23,18 @@ impl Console {
         use std::io::IsTerminal as _;
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style);
             bar
         });
-        Self { bar, tally: Tally::default(), begun: Instant::now(), num_steps: 0, last_line: None }
+        Self {
+            bar,
+            tally: Tally::default(),
+            begun: Instant::now(),
+            num_steps: 0,
+            last_line: None,
+        }
     }
 
     fn line(&self, text: &str) {
@@ -56,7 +63,11 @@ impl Observer for Console {
     fn started(&mut self, started: &Started) {
         self.num_steps = started.num_steps;
         if let Some(prefix) = &started.resumed_from {
-            self.line(&format!("resuming from step {} ({})", started.start_step, prefix.display()));
+            self.line(&format!(
+                "resuming from step {} ({})",
+                started.start_step,
+                prefix.display()
+            ));
         }
         let servers = match started.parameter_servers {
             0 => "no parameter server".to_owned(),
@@ -98,7 +109,13 @@ impl Observer for Console {
     }
 
     fn evaluated(&mut self, report: &EvalReport) {
-        let metric = |name: &str| report.metrics.get(name).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+        let metric = |name: &str| {
+            report
+                .metrics
+                .get(name)
+                .and_then(serde_json::Value::as_f64)
+                .unwrap_or(f64::NAN)
+        };
         self.line(&format!(
             "evaluation at step {}: AP {:.3}, AP50 {:.3} on {} images ({:.1} s)",
             report.global_step,
@@ -136,9 +153,19 @@ fn step_text(record: &StepRecord, rate: f64, seconds_left: f64) -> String {
         .losses
         .iter()
         .filter(|(name, _)| name != "Loss/total_loss")
-        .map(|(name, value)| format!("{} {value:.3}", name.trim_start_matches("Loss/").trim_end_matches("_loss")))
+        .map(|(name, value)| {
+            format!(
+                "{} {value:.3}",
+                name.trim_start_matches("Loss/").trim_end_matches("_loss")
+            )
+        })
         .collect();
-    let mut text = format!("loss {:.3} ({})  lr {:.5}", record.total_loss(), parts.join(", "), record.learning_rate);
+    let mut text = format!(
+        "loss {:.3} ({})  lr {:.5}",
+        record.total_loss(),
+        parts.join(", "),
+        record.learning_rate
+    );
     if rate > 0.0 {
         text += &format!("  {rate:.1} images/s  {} left", clock(seconds_left));
     }
@@ -161,11 +188,17 @@ mod tests {
     fn a_step_in_one_line() {
         let record = StepRecord {
             step: 7,
-            losses: vec![("Loss/classification_loss".into(), 3.9), ("Loss/total_loss".into(), 5.1)],
+            losses: vec![
+                ("Loss/classification_loss".into(), 3.9),
+                ("Loss/total_loss".into(), 5.1),
+            ],
             learning_rate: 0.004,
             ..Default::default()
         };
-        assert_eq!(step_text(&record, 48.06, 92.0), "loss 5.100 (classification 3.900)  lr 0.00400  48.1 images/s  1:32 left");
+        assert_eq!(
+            step_text(&record, 48.06, 92.0),
+            "loss 5.100 (classification 3.900)  lr 0.00400  48.1 images/s  1:32 left"
+        );
         assert_eq!(clock(3725.0), "1:02:05");
     }
 }

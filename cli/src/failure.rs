@@ -13,21 +13,32 @@ pub(crate) struct Failure {
 impl Failure {
     /// The user's files or flags are wrong.
     pub(crate) fn user(message: impl Into<String>) -> Self {
-        Self { code: ExitCode::UserError, message: message.into() }
+        Self {
+            code: ExitCode::UserError,
+            message: message.into(),
+        }
     }
 
     /// The job failed.
     pub(crate) fn job(message: impl Into<String>) -> Self {
-        Self { code: ExitCode::JobFailure, message: message.into() }
+        Self {
+            code: ExitCode::JobFailure,
+            message: message.into(),
+        }
     }
 
     /// Stopped on request.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
-        Self { code: ExitCode::Interrupted, message: message.into() }
+        Self {
+            code: ExitCode::Interrupted,
+            message: message.into(),
+        }
     }
 }
 
 /// The exit code of any error: reading and checking come before anything starts, so what is not a [`Failure`] is the user's.
 pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
-    error.downcast_ref::<Failure>().map_or(ExitCode::UserError, |failure| failure.code)
+    error
+        .downcast_ref::<Failure>()
+        .map_or(ExitCode::UserError, |failure| failure.code)
 }

@@ -46,7 +46,12 @@ impl From<&VariableSpec> for v1::Variable {
             VariableKind::MovingStatistic { decay } => (v1::VariableKind::MovingStatistic, decay),
             VariableKind::Constant => (v1::VariableKind::Constant, 0.0),
         };
-        Self { name: spec.name.clone(), shape: spec.shape.clone(), kind: kind.into(), decay }
+        Self {
+            name: spec.name.clone(),
+            shape: spec.shape.clone(),
+            kind: kind.into(),
+            decay,
+        }
     }
 }
 
@@ -57,6 +62,10 @@ impl From<&v1::Variable> for VariableSpec {
             v1::VariableKind::Constant => VariableKind::Constant,
             v1::VariableKind::Trainable | v1::VariableKind::Unspecified => VariableKind::Trainable,
         };
-        Self { name: variable.name.clone(), shape: variable.shape.clone(), kind }
+        Self {
+            name: variable.name.clone(),
+            shape: variable.shape.clone(),
+            kind,
+        }
     }
 }

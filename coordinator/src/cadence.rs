@@ -37,11 +37,17 @@ mod tests {
     fn by_time_or_by_steps_never_twice() {
         let start = Instant::now();
         let last = Last { at: start, version: 10 };
-        let time = Options { every: Duration::from_secs(60), every_steps: None };
+        let time = Options {
+            every: Duration::from_secs(60),
+            every_steps: None,
+        };
         assert!(!is_due(start + Duration::from_secs(59), 99, last, time));
         assert!(is_due(start + Duration::from_secs(60), 99, last, time));
         assert!(!is_due(start + Duration::from_secs(60), 10, last, time));
-        let steps = Options { every_steps: Some(5), ..time };
+        let steps = Options {
+            every_steps: Some(5),
+            ..time
+        };
         assert!(!is_due(start + Duration::from_secs(600), 14, last, steps));
         assert!(is_due(start, 15, last, steps));
     }

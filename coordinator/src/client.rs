@@ -85,7 +85,14 @@ impl Drop for Client {
 
 impl Client {
     /// Joins the job: dials until `deadline` is over, registers, starts the heartbeat.
-    pub async fn join(address: &str, task: v1::Task, own_address: &str, identity: &Identity, deadline: Duration, silence: Duration) -> Result<Self, Error> {
+    pub async fn join(
+        address: &str,
+        task: v1::Task,
+        own_address: &str,
+        identity: &Identity,
+        deadline: Duration,
+        silence: Duration,
+    ) -> Result<Self, Error> {
         let peer = Peer::new("master", address);
         let mut rpc = CoordinatorClient::new(rpc::connect(&peer, deadline).await?);
         let request = v1::RegisterRequest {
@@ -99,11 +106,32 @@ impl Client {
             pid: u64::from(std::process::id()),
         };
         let reply = call(&peer, "registration", CALL, rpc.register(request)).await?;
-        let job = reply.job.ok_or_else(|| Error::Incomplete { peer: peer.clone(), what: "registration" })?;
-        let shared = Arc::new(Shared { activity: Mutex::new("starting"), directive: Mutex::new(Directive::Continue) });
+        let job = reply.job.ok_or_else(|| Error::Incomplete {
+            peer: peer.clone(),
+            what: "registration",
+        })?;
+        let shared = Arc::new(Shared {
+            activity: Mutex::new("starting"),
+            directive: Mutex::new(Directive::Continue),
+        });
         let interval = Duration::from_millis(u64::from(reply.heartbeat_interval_ms.max(50)));
-        let heartbeat = tokio::spawn(beat(peer.clone(), rpc.clone(), job.clone(), task.clone(), Arc::clone(&shared), interval, silence));
-        Ok(Self { peer, rpc, job, task, shared, heartbeat })
+        let heartbeat = tokio::spawn(beat(
+            peer.clone(),
+            rpc.clone(),
+            job.clone(),
+            task.clone(),
+            Arc::clone(&shared),
+            interval,
+            silence,
+        ));
+        Ok(Self {
+            peer,
+            rpc,
+            job,
+            task,
+            shared,
+            heartbeat,
+        })
     }
 
     /// The job and its incarnation.
@@ -118,20 +146,41 @@ impl Client {
 
     /// What the last heartbeat said.
     pub fn directive(&self) -> Directive {
-        self.shared.directive.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared
+            .directive
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Waits for the cluster to form; `say` hears now and then who is missing.
     pub async fn plan(&mut self, deadline: Duration, mut say: impl FnMut(&str)) -> Result<v1::JobPlan, Error> {
         let begun = Instant::now();
         loop {
-            let request = v1::GetPlanRequest { job: Some(self.job.clone()), task: Some(self.task.clone()), wait_ms: POLL.as_millis() as u32 };
-            let reply = call(&self.peer, "the plan of the job", POLL + CALL + call_headroom(), self.rpc.get_plan(request)).await?;
+            let request = v1::GetPlanRequest {
+                job: Some(self.job.clone()),
+                task: Some(self.task.clone()),
+                wait_ms: POLL.as_millis() as u32,
+            };
+            let reply = call(
+                &self.peer,
+                "the plan of the job",
+                POLL + CALL + call_headroom(),
+                self.rpc.get_plan(request),
+            )
+            .await?;
             if reply.ready {
-                return reply.plan.ok_or_else(|| Error::Incomplete { peer: self.peer.clone(), what: "the plan of the job" });
+                return reply.plan.ok_or_else(|| Error::Incomplete {
+                    peer: self.peer.clone(),
+                    what: "the plan of the job",
+                });
             }
             if begun.elapsed() >= deadline {
-                return Err(Error::Forming { peer: self.peer.clone(), waited: begun.elapsed().as_secs_f64(), waiting_for: reply.waiting_for });
+                return Err(Error::Forming {
+                    peer: self.peer.clone(),
+                    waited: begun.elapsed().as_secs_f64(),
+                    waiting_for: reply.waiting_for,
+                });
             }
             say(&reply.waiting_for);
         }
@@ -139,16 +188,33 @@ impl Client {
 
     /// The next batches.
     pub async fn lease(&mut self, replica: u32, batches: u32) -> Result<(Vec<v1::BatchLease>, bool), Error> {
-        let request = v1::LeaseRequest { job: Some(self.job.clone()), replica, batches };
+        let request = v1::LeaseRequest {
+            job: Some(self.job.clone()),
+            replica,
+            batches,
+        };
         let reply = call(&self.peer, "a lease of records", CALL, self.rpc.lease(request)).await?;
         Ok((reply.leases, reply.exhausted))
     }
 
     /// Reports a contribution and waits for its fate, as long as the coordinator lives; `say` hears who is waited for.
-    pub async fn report(&mut self, request: v1::ReportRequest, mut say: impl FnMut(&str)) -> Result<v1::ReportReply, Error> {
-        let request = v1::ReportRequest { wait_ms: POLL.as_millis() as u32, ..request };
+    pub async fn report(
+        &mut self,
+        request: v1::ReportRequest,
+        mut say: impl FnMut(&str),
+    ) -> Result<v1::ReportReply, Error> {
+        let request = v1::ReportRequest {
+            wait_ms: POLL.as_millis() as u32,
+            ..request
+        };
         loop {
-            let reply = call(&self.peer, "the fate of a step", POLL + CALL + call_headroom(), self.rpc.report(request.clone())).await?;
+            let reply = call(
+                &self.peer,
+                "the fate of a step",
+                POLL + CALL + call_headroom(),
+                self.rpc.report(request.clone()),
+            )
+            .await?;
             match reply.outcome() {
                 Fate::Pending | Fate::Unspecified => say(&reply.waiting_for),
                 Fate::Aborted => return Err(Error::Aborted(reply.waiting_for)),
@@ -170,7 +236,11 @@ async fn beat(
     let mut answered = Instant::now();
     loop {
         let activity = *shared.activity.lock().unwrap_or_else(PoisonError::into_inner);
-        let request = v1::HeartbeatRequest { job: Some(job.clone()), task: Some(task.clone()), activity: activity.to_owned() };
+        let request = v1::HeartbeatRequest {
+            job: Some(job.clone()),
+            task: Some(task.clone()),
+            activity: activity.to_owned(),
+        };
         let directive = match call(&peer, "a heartbeat", silence, rpc.heartbeat(request)).await {
             Ok(reply) => {
                 answered = Instant::now();

@@ -56,8 +56,17 @@ impl Clock {
     /// At `version`, with nothing reported.
     pub fn new(options: Options, version: u64) -> Self {
         let replicas = options.replicas.max(1);
-        let options = Options { replicas, aggregate: options.aggregate.clamp(1, replicas), ..options };
-        Self { options, version, arrivals: 0, pending: BTreeMap::new() }
+        let options = Options {
+            replicas,
+            aggregate: options.aggregate.clamp(1, replicas),
+            ..options
+        };
+        Self {
+            options,
+            version,
+            arrivals: 0,
+            pending: BTreeMap::new(),
+        }
     }
 
     /// The newest version.
@@ -67,7 +76,11 @@ impl Clock {
 
     /// Takes a report; the same one again changes nothing.
     pub fn report(&mut self, reported: Reported) {
-        if self.pending.get(&reported.replica).is_some_and(|(_, known)| *known == reported) {
+        if self
+            .pending
+            .get(&reported.replica)
+            .is_some_and(|(_, known)| *known == reported)
+        {
             return;
         }
         self.arrivals += 1;
@@ -76,12 +89,20 @@ impl Clock {
 
     /// What the table says.
     pub fn decide(&self) -> Decision {
-        let late: Vec<Reported> =
-            self.pending.values().map(|&(_, reported)| reported).filter(|reported| self.is_late(reported)).collect();
+        let late: Vec<Reported> = self
+            .pending
+            .values()
+            .map(|&(_, reported)| reported)
+            .filter(|reported| self.is_late(reported))
+            .collect();
         if !late.is_empty() {
             return Decision::Drop(late);
         }
-        let wanted = if self.options.synchronous { self.options.aggregate as usize } else { 1 };
+        let wanted = if self.options.synchronous {
+            self.options.aggregate as usize
+        } else {
+            1
+        };
         if self.pending.len() >= wanted {
             let mut first: Vec<(u64, Reported)> = self.pending.values().copied().collect();
             first.sort_by_key(|&(arrival, _)| arrival);
@@ -90,12 +111,18 @@ impl Clock {
             chosen.sort_by_key(|reported| reported.replica);
             return Decision::Commit(chosen);
         }
-        Decision::Wait((0..self.options.replicas).filter(|rank| !self.pending.contains_key(rank)).collect())
+        Decision::Wait(
+            (0..self.options.replicas)
+                .filter(|rank| !self.pending.contains_key(rank))
+                .collect(),
+        )
     }
 
     /// Carries out a decision; a commit makes a version.
     pub fn settle(&mut self, decision: &Decision) {
-        let (Decision::Commit(gone) | Decision::Drop(gone)) = decision else { return };
+        let (Decision::Commit(gone) | Decision::Drop(gone)) = decision else {
+            return;
+        };
         for reported in gone {
             self.pending.remove(&reported.replica);
         }
@@ -106,7 +133,12 @@ impl Clock {
 
     fn is_late(&self, reported: &Reported) -> bool {
         let behind = self.version.saturating_sub(reported.version);
-        behind > if self.options.synchronous { 0 } else { self.options.max_staleness }
+        behind
+            > if self.options.synchronous {
+                0
+            } else {
+                self.options.max_staleness
+            }
     }
 }
 
@@ -115,11 +147,25 @@ mod tests {
     use super::*;
 
     fn clock(aggregate: u32, synchronous: bool) -> Clock {
-        Clock::new(Options { replicas: 3, aggregate, synchronous, max_staleness: 1 }, 0)
+        Clock::new(
+            Options {
+                replicas: 3,
+                aggregate,
+                synchronous,
+                max_staleness: 1,
+            },
+            0,
+        )
     }
 
     fn reported(replica: u32, version: u64) -> Reported {
-        Reported { replica, sequence: version, version, samples: 8, lease: 0 }
+        Reported {
+            replica,
+            sequence: version,
+            version,
+            samples: 8,
+            lease: 0,
+        }
     }
 
     #[test]
@@ -130,7 +176,10 @@ mod tests {
         assert_eq!(clock.decide(), Decision::Wait(vec![1]));
         clock.report(reported(1, 0));
         let decision = clock.decide();
-        assert_eq!(decision, Decision::Commit(vec![reported(0, 0), reported(1, 0), reported(2, 0)]));
+        assert_eq!(
+            decision,
+            Decision::Commit(vec![reported(0, 0), reported(1, 0), reported(2, 0)])
+        );
         clock.settle(&decision);
         assert_eq!(clock.version(), 1);
         assert_eq!(clock.decide(), Decision::Wait(vec![0, 1, 2]));
@@ -160,6 +209,10 @@ mod tests {
             clock.settle(&decision);
         }
         clock.report(reported(2, 0));
-        assert_eq!(clock.decide(), Decision::Drop(vec![reported(2, 0)]), "two versions behind, one allowed");
+        assert_eq!(
+            clock.decide(),
+            Decision::Drop(vec![reported(2, 0)]),
+            "two versions behind, one allowed"
+        );
     }
 }

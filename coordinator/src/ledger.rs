@@ -57,7 +57,11 @@ pub struct Ledger {
 impl Ledger {
     /// Goes on from what a checkpoint says was used.
     pub fn new(options: Options, from: &DataPosition) -> Self {
-        let options = Options { replicas: options.replicas.max(1), batch: options.batch.max(1), ..options };
+        let options = Options {
+            replicas: options.replicas.max(1),
+            batch: options.batch.max(1),
+            ..options
+        };
         let mut ledger = Self {
             options,
             start: from.position,
@@ -93,7 +97,12 @@ impl Ledger {
     /// The next batch of a replica.
     pub fn lease(&mut self, replica: u32) -> Lease {
         let (first, count) = self.next_range(replica);
-        let lease = Lease { id: self.next_id, first, count, replica };
+        let lease = Lease {
+            id: self.next_id,
+            first,
+            count,
+            replica,
+        };
         self.next_id += 1;
         self.open.insert(lease.id, lease);
         lease
@@ -103,7 +112,10 @@ impl Ledger {
         let batch = u64::from(self.options.batch);
         if let Some(range) = self.returned.pop_front() {
             if range.count > batch {
-                self.returned.push_front(OpenRange { start: range.start + batch, count: range.count - batch });
+                self.returned.push_front(OpenRange {
+                    start: range.start + batch,
+                    count: range.count - batch,
+                });
             }
             return (range.start, range.count.min(batch));
         }
@@ -134,7 +146,9 @@ impl Ledger {
     /// A committed step used this lease.
     pub fn complete(&mut self, id: u64) {
         let lease = self.open.remove(&id);
-        check(Invariant::LeaseCommittedOnce, lease.is_some(), || format!("lease {id} is not open"));
+        check(Invariant::LeaseCommittedOnce, lease.is_some(), || {
+            format!("lease {id} is not open")
+        });
         let Some(lease) = lease else { return };
         self.records += lease.count;
         self.used.insert(lease.first, lease.first + lease.count);
@@ -146,20 +160,29 @@ impl Ledger {
     /// The lease was not used: its records go to whoever asks next.
     pub fn give_back(&mut self, id: u64) {
         if let Some(lease) = self.open.remove(&id) {
-            self.returned.push_back(OpenRange { start: lease.first, count: lease.count });
+            self.returned.push_back(OpenRange {
+                start: lease.first,
+                count: lease.count,
+            });
         }
     }
 
     /// What a checkpoint must know.
     pub fn position(&self) -> DataPosition {
         let Some((_, &end)) = self.used.last_key_value() else {
-            return DataPosition { position: self.watermark, open: Vec::new() };
+            return DataPosition {
+                position: self.watermark,
+                open: Vec::new(),
+            };
         };
         let mut open = Vec::new();
         let mut from = self.watermark;
         for (&start, &stop) in &self.used {
             if start > from {
-                open.push(OpenRange { start: from, count: start - from });
+                open.push(OpenRange {
+                    start: from,
+                    count: start - from,
+                });
             }
             from = stop;
         }
@@ -174,7 +197,14 @@ mod tests {
     use super::*;
 
     fn ledger(replicas: u32, lockstep: bool) -> Ledger {
-        Ledger::new(Options { replicas, batch: 4, lockstep }, &DataPosition::default())
+        Ledger::new(
+            Options {
+                replicas,
+                batch: 4,
+                lockstep,
+            },
+            &DataPosition::default(),
+        )
     }
 
     #[test]
@@ -193,7 +223,13 @@ mod tests {
         let (a, b) = (ledger.lease(0), ledger.lease(1));
         ledger.complete(b.id);
         ledger.give_back(a.id);
-        assert_eq!(ledger.position(), DataPosition { position: 8, open: vec![OpenRange { start: 0, count: 4 }] });
+        assert_eq!(
+            ledger.position(),
+            DataPosition {
+                position: 8,
+                open: vec![OpenRange { start: 0, count: 4 }]
+            }
+        );
         assert_eq!(ledger.lease(1).first, 0);
     }
 

@@ -40,7 +40,9 @@ pub struct Membership {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Not part of this cluster.
-    #[error("{task} is not a task of this cluster, which has {expected}\nhint: is the process's TF_CONFIG of another job?")]
+    #[error(
+        "{task} is not a task of this cluster, which has {expected}\nhint: is the process's TF_CONFIG of another job?"
+    )]
     Unexpected {
         /// Who.
         task: String,
@@ -66,31 +68,69 @@ pub enum Refusal {
 impl Membership {
     /// Waits for the tasks named (`master`, `worker-0`, …), which must agree with `reference`.
     pub fn new(expected: Vec<String>, reference: Identity, timeout: Duration) -> Self {
-        Self { expected, reference, timeout, members: BTreeMap::new() }
+        Self {
+            expected,
+            reference,
+            timeout,
+            members: BTreeMap::new(),
+        }
     }
 
     /// A task joins (or joins again).
     pub fn join(&mut self, task: &str, address: &str, identity: &Identity, now: Instant) -> Result<(), Refusal> {
         if !self.expected.iter().any(|expected| expected == task) {
-            return Err(Refusal::Unexpected { task: task.to_owned(), expected: self.expected.join(", ") });
+            return Err(Refusal::Unexpected {
+                task: task.to_owned(),
+                expected: self.expected.join(", "),
+            });
         }
         let ours = &self.reference;
         let differs = |what, theirs: &str, ours: &str, hint| {
-            Err(Refusal::Differs { task: task.to_owned(), what, theirs: theirs.to_owned(), ours: ours.to_owned(), hint })
+            Err(Refusal::Differs {
+                task: task.to_owned(),
+                what,
+                theirs: theirs.to_owned(),
+                ours: ours.to_owned(),
+                hint,
+            })
         };
         if identity.software_version != ours.software_version {
-            return differs("Coati", &identity.software_version, &ours.software_version, "install the same version everywhere");
+            return differs(
+                "Coati",
+                &identity.software_version,
+                &ours.software_version,
+                "install the same version everywhere",
+            );
         }
         if identity.config_digest != ours.config_digest {
-            return differs("configuration", &short(&identity.config_digest), &short(&ours.config_digest), "all tasks must read the same pipeline.config and flags");
+            return differs(
+                "configuration",
+                &short(&identity.config_digest),
+                &short(&ours.config_digest),
+                "all tasks must read the same pipeline.config and flags",
+            );
         }
         if identity.record_count != ours.record_count {
-            return differs("record count", &identity.record_count.to_string(), &ours.record_count.to_string(), "all tasks must see the same training records");
+            return differs(
+                "record count",
+                &identity.record_count.to_string(),
+                &ours.record_count.to_string(),
+                "all tasks must see the same training records",
+            );
         }
         if identity.dataset_digest != ours.dataset_digest {
-            return differs("data set", &short(&identity.dataset_digest), &short(&ours.dataset_digest), "all tasks must see the same training records");
+            return differs(
+                "data set",
+                &short(&identity.dataset_digest),
+                &short(&ours.dataset_digest),
+                "all tasks must see the same training records",
+            );
         }
-        let member = Member { address: address.to_owned(), seen: now, activity: "starting".to_owned() };
+        let member = Member {
+            address: address.to_owned(),
+            seen: now,
+            activity: "starting".to_owned(),
+        };
         self.members.insert(task.to_owned(), member);
         Ok(())
     }
@@ -106,7 +146,11 @@ impl Membership {
 
     /// Expected tasks that have not joined.
     pub fn missing(&self) -> Vec<&str> {
-        self.expected.iter().map(String::as_str).filter(|task| !self.members.contains_key(*task)).collect()
+        self.expected
+            .iter()
+            .map(String::as_str)
+            .filter(|task| !self.members.contains_key(*task))
+            .collect()
     }
 
     /// Joined tasks that have been silent for longer than the limit, and for how long.
@@ -120,7 +164,10 @@ impl Membership {
 
     /// `worker-1 (computing)`
     pub fn describe(&self, task: &str) -> String {
-        self.members.get(task).map_or_else(|| format!("{task} (not there)"), |member| format!("{task} ({})", member.activity))
+        self.members.get(task).map_or_else(
+            || format!("{task} (not there)"),
+            |member| format!("{task} ({})", member.activity),
+        )
     }
 
     /// All that joined.
@@ -138,11 +185,20 @@ mod tests {
     use super::*;
 
     fn identity() -> Identity {
-        Identity { software_version: "1".into(), config_digest: "c".into(), dataset_digest: "d".into(), record_count: 5 }
+        Identity {
+            software_version: "1".into(),
+            config_digest: "c".into(),
+            dataset_digest: "d".into(),
+            record_count: 5,
+        }
     }
 
     fn membership() -> Membership {
-        Membership::new(vec!["master".into(), "worker-0".into()], identity(), Duration::from_secs(10))
+        Membership::new(
+            vec!["master".into(), "worker-0".into()],
+            identity(),
+            Duration::from_secs(10),
+        )
     }
 
     #[test]
@@ -161,10 +217,25 @@ mod tests {
     #[test]
     fn refuses_strangers_and_those_who_differ() {
         let mut table = membership();
-        let stranger = table.join("worker-7", "", &identity(), Instant::now()).unwrap_err().to_string();
-        assert!(stranger.contains("worker-7 is not a task of this cluster"), "{stranger}");
-        let other = Identity { record_count: 6, ..identity() };
-        let differs = table.join("worker-0", "", &other, Instant::now()).unwrap_err().to_string();
-        assert!(differs.starts_with("worker-0 has record count 6, the master has 5"), "{differs}");
+        let stranger = table
+            .join("worker-7", "", &identity(), Instant::now())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            stranger.contains("worker-7 is not a task of this cluster"),
+            "{stranger}"
+        );
+        let other = Identity {
+            record_count: 6,
+            ..identity()
+        };
+        let differs = table
+            .join("worker-0", "", &other, Instant::now())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            differs.starts_with("worker-0 has record count 6, the master has 5"),
+            "{differs}"
+        );
     }
 }

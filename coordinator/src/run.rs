@@ -193,7 +193,10 @@ impl Handle {
 
     /// Waits for the end: last checkpoint, replicas and servers told.
     pub async fn finish(self) -> Outcome {
-        let outcome = self.outcome.await.unwrap_or_else(|error| Outcome::Failed(format!("the coordinator ended unexpectedly: {error}")));
+        let outcome = self
+            .outcome
+            .await
+            .unwrap_or_else(|error| Outcome::Failed(format!("the coordinator ended unexpectedly: {error}")));
         self.close.send_replace(true);
         let _ = tokio::time::timeout(Duration::from_secs(2), self.server).await;
         outcome
@@ -216,14 +219,27 @@ impl Stopper {
 pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Result<Handle, rpc::Error> {
     let listener = rpc::bind(&options.listen).await?;
     let replicas = options.workers + 1;
-    let aggregate = if options.replicas_to_aggregate == 0 { replicas } else { options.replicas_to_aggregate.min(replicas) };
+    let aggregate = if options.replicas_to_aggregate == 0 {
+        replicas
+    } else {
+        options.replicas_to_aggregate.min(replicas)
+    };
     let lockstep = options.synchronous && aggregate == replicas;
     let (start_version, data) = match &options.init {
         Init::Values(_) => (0, DataPosition::default()),
         Init::Checkpoint { step, data, .. } => (*step, data.clone()),
     };
-    let clock = clock::Options { replicas, aggregate, synchronous: options.synchronous, max_staleness: options.max_staleness };
-    let ledger = ledger::Options { replicas, batch: options.batch_size, lockstep };
+    let clock = clock::Options {
+        replicas,
+        aggregate,
+        synchronous: options.synchronous,
+        max_staleness: options.max_staleness,
+    };
+    let ledger = ledger::Options {
+        replicas,
+        batch: options.batch_size,
+        lockstep,
+    };
     let expected = (0..replicas).map(Inner::task_of).collect();
     let inner = Inner {
         phase: Phase::Forming("the parameter servers".to_owned()),
@@ -244,15 +260,31 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
         record_count: options.identity.record_count,
     };
     let state = Arc::new(State::new(options.job.clone(), inner));
-    let service = Service { state: Arc::clone(&state), heartbeat_interval: options.limits.heartbeat_interval };
+    let service = Service {
+        state: Arc::clone(&state),
+        heartbeat_interval: options.limits.heartbeat_interval,
+    };
     let service = CoordinatorServer::new(service).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let (close, mut closed) = watch::channel(false);
-    let server = tokio::spawn(rpc::server().add_service(service).serve_with_incoming_shutdown(listener.incoming, async move {
-        let _ = closed.wait_for(|closed| *closed).await;
-    }));
-    let run = Run { state: Arc::clone(&state), events, options };
+    let server = tokio::spawn(rpc::server().add_service(service).serve_with_incoming_shutdown(
+        listener.incoming,
+        async move {
+            let _ = closed.wait_for(|closed| *closed).await;
+        },
+    ));
+    let run = Run {
+        state: Arc::clone(&state),
+        events,
+        options,
+    };
     let outcome = tokio::spawn(run.run());
-    Ok(Handle { state, address: listener.address.to_string(), outcome, server, close })
+    Ok(Handle {
+        state,
+        address: listener.address.to_string(),
+        outcome,
+        server,
+        close,
+    })
 }
 
 struct Run {
@@ -271,14 +303,18 @@ impl Run {
                 return Outcome::Failed(reason);
             }
         };
-        let _ = self.events.send(Event::Formed { replicas: self.state.lock().replicas });
+        let _ = self.events.send(Event::Formed {
+            replicas: self.state.lock().replicas,
+        });
         let beat = keep_alive(servers.clone(), self.options.limits.heartbeat_timeout / 3);
         let ended = self.train(&servers).await;
         beat.abort();
         let saved = self.save(&servers).await;
         let outcome = match (ended, saved) {
             (Err(reason), Ok(())) => Outcome::Failed(reason),
-            (Err(reason), Err(error)) => Outcome::Failed(format!("{reason}; besides, the last checkpoint could not be written: {error}")),
+            (Err(reason), Err(error)) => Outcome::Failed(format!(
+                "{reason}; besides, the last checkpoint could not be written: {error}"
+            )),
             (Ok(_), Err(error)) => Outcome::Failed(format!("the last checkpoint could not be written: {error}")),
             (Ok(None), Ok(())) => Outcome::Completed,
             (Ok(Some(reason)), Ok(())) => Outcome::Interrupted(reason),
@@ -286,7 +322,10 @@ impl Run {
         let (phase, reason) = match &outcome {
             Outcome::Failed(reason) => (Phase::Failed(reason.clone()), reason.clone()),
             Outcome::Interrupted(reason) => (Phase::Draining(reason.clone()), reason.clone()),
-            Outcome::Completed => (Phase::Draining("the job is complete".to_owned()), "the job is complete".to_owned()),
+            Outcome::Completed => (
+                Phase::Draining("the job is complete".to_owned()),
+                "the job is complete".to_owned(),
+            ),
         };
         self.end(phase);
         self.farewell(Some(&servers), &reason).await;
@@ -310,13 +349,22 @@ impl Run {
         let options = &self.options;
         let deadline = Instant::now() + options.limits.formation;
         let alone = |error: String| (error, None);
-        let placement = plan(&options.variables, options.ps_addresses.len() as u32, options.strategy).map_err(|error| alone(error.to_string()))?;
-        let servers = PsGroup::connect(placement.clone(), &options.ps_addresses, &options.job, options.limits.formation)
-            .await
-            .map_err(|error| alone(format!("the cluster could not form: {error}")))?;
+        let placement = plan(&options.variables, options.ps_addresses.len() as u32, options.strategy)
+            .map_err(|error| alone(error.to_string()))?;
+        let servers = PsGroup::connect(
+            placement.clone(),
+            &options.ps_addresses,
+            &options.job,
+            options.limits.formation,
+        )
+        .await
+        .map_err(|error| alone(format!("the cluster could not form: {error}")))?;
         let failed = |error: String| (format!("the cluster could not form: {error}"), Some(servers.clone()));
         for client in servers.clients() {
-            let status = client.status(options.limits.commit).await.map_err(|error| failed(error.to_string()))?;
+            let status = client
+                .status(options.limits.commit)
+                .await
+                .map_err(|error| failed(error.to_string()))?;
             let own = env!("CARGO_PKG_VERSION");
             if status.software_version != own {
                 let reason = format!(
@@ -328,19 +376,30 @@ impl Run {
             }
         }
         let bound = if options.synchronous { 0 } else { options.max_staleness };
-        servers.configure(options.optimizer.clone(), bound, options.limits.formation).await.map_err(|error| failed(error.to_string()))?;
+        servers
+            .configure(options.optimizer.clone(), bound, options.limits.formation)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         let start_version = match &options.init {
             Init::Values(values) => {
-                servers.load(values, 0, options.limits.formation).await.map_err(|error| failed(error.to_string()))?;
+                servers
+                    .load(values, 0, options.limits.formation)
+                    .await
+                    .map_err(|error| failed(error.to_string()))?;
                 0
             }
             Init::Checkpoint { prefix, step, .. } => {
                 let prefix = prefix.display().to_string();
-                servers.restore(&prefix, *step, false, options.limits.save).await.map_err(|error| failed(error.to_string()))?;
+                servers
+                    .restore(&prefix, *step, false, options.limits.save)
+                    .await
+                    .map_err(|error| failed(error.to_string()))?;
                 *step
             }
         };
-        self.await_members(deadline).await.map_err(|reason| (reason, Some(servers.clone())))?;
+        self.await_members(deadline)
+            .await
+            .map_err(|reason| (reason, Some(servers.clone())))?;
         let mut inner = self.state.lock();
         inner.plan = Some(v1::JobPlan {
             placement: Some(placement),
@@ -388,7 +447,10 @@ impl Run {
 
     /// Commits until the last step; `Some(reason)` when stopped before.
     async fn train(&self, servers: &PsGroup) -> Result<Option<String>, String> {
-        let mut last = Last { at: Instant::now(), version: self.state.lock().clock.version() };
+        let mut last = Last {
+            at: Instant::now(),
+            version: self.state.lock().clock.version(),
+        };
         let check_every = (self.options.limits.heartbeat_timeout / 4).max(Duration::from_millis(50));
         loop {
             let (decision, over) = {
@@ -408,11 +470,18 @@ impl Run {
                     if last_step && version < self.options.num_steps {
                         return Ok(self.state.lock().stop.clone());
                     }
-                    if version < self.options.num_steps && cadence::is_due(Instant::now(), version, last, self.options.cadence) {
+                    if version < self.options.num_steps
+                        && cadence::is_due(Instant::now(), version, last, self.options.cadence)
+                    {
                         if let Err(error) = self.save(servers).await {
-                            let _ = self.events.send(Event::Warning(format!("checkpoint of step {version} failed; the previous one stays: {error}")));
+                            let _ = self.events.send(Event::Warning(format!(
+                                "checkpoint of step {version} failed; the previous one stays: {error}"
+                            )));
                         }
-                        last = Last { at: Instant::now(), version };
+                        last = Last {
+                            at: Instant::now(),
+                            version,
+                        };
                     }
                 }
                 Decision::Drop(late) => {
@@ -423,10 +492,15 @@ impl Run {
                     self.state.changed();
                 }
                 Decision::Wait(_) => {
-                    if tokio::time::timeout(check_every, self.state.work.notified()).await.is_err() {
+                    if tokio::time::timeout(check_every, self.state.work.notified())
+                        .await
+                        .is_err()
+                    {
                         let lost = self.state.lock().lost(Instant::now());
                         if let Some(lost) = lost {
-                            return Err(format!("{lost}\nhint: look into the task's log; the same command goes on from the last checkpoint"));
+                            return Err(format!(
+                                "{lost}\nhint: look into the task's log; the same command goes on from the last checkpoint"
+                            ));
                         }
                     }
                     // Nobody will report any more once all are told to stop: a stop between steps ends here.
@@ -448,13 +522,25 @@ impl Run {
         let version = self.state.lock().clock.version();
         let contributors: Vec<Contributor> = chosen
             .iter()
-            .map(|reported| Contributor { replica: reported.replica, sequence: reported.sequence, samples: reported.samples })
+            .map(|reported| Contributor {
+                replica: reported.replica,
+                sequence: reported.sequence,
+                samples: reported.samples,
+            })
             .collect();
         let deadline = Instant::now() + self.options.limits.commit;
         // Repeating a commit is safe: servers that have applied it answer the same.
         let committed = loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match servers.commit(version, &contributors, self.options.synchronous, left.max(Duration::from_millis(100))).await {
+            match servers
+                .commit(
+                    version,
+                    &contributors,
+                    self.options.synchronous,
+                    left.max(Duration::from_millis(100)),
+                )
+                .await
+            {
                 Ok(committed) => break committed,
                 Err(error) if left.is_zero() || !retryable(&error) => {
                     return Err(format!("step {} could not be committed: {error}", version + 1));
@@ -465,18 +551,32 @@ impl Run {
                 }
             }
         };
-        check(Invariant::VersionsAreConsecutive, committed.version == version + 1, || {
-            format!("servers went from version {version} to {}", committed.version)
-        });
+        check(
+            Invariant::VersionsAreConsecutive,
+            committed.version == version + 1,
+            || format!("servers went from version {version} to {}", committed.version),
+        );
         let (event, last_step) = {
             let mut inner = self.state.lock();
             inner.clock.settle(decision);
             let last_step = inner.is_last();
             inner.decide(chosen, Fate::Committed);
-            let details: Vec<(u32, Details)> =
-                chosen.iter().map(|r| (r.samples, inner.details.remove(&r.replica).unwrap_or_default())).collect();
+            let details: Vec<(u32, Details)> = chosen
+                .iter()
+                .map(|r| (r.samples, inner.details.remove(&r.replica).unwrap_or_default()))
+                .collect();
             let epoch = inner.ledger.position().position.saturating_sub(1) / inner.record_count.max(1);
-            (step_event(committed.version, f64::from(committed.learning_rate), chosen, version, epoch, &details), last_step)
+            (
+                step_event(
+                    committed.version,
+                    f64::from(committed.learning_rate),
+                    chosen,
+                    version,
+                    epoch,
+                    &details,
+                ),
+                last_step,
+            )
         };
         self.state.changed();
         for (_, details) in &event.1 {
@@ -499,13 +599,20 @@ impl Run {
             return Ok(());
         }
         let prefix = saver::prefix(&self.options.model_dir, version);
-        let saved = servers.save(&prefix.display().to_string(), version, self.options.limits.save).await.map_err(|error| {
-            // What was written of it must not be mistaken for a checkpoint.
-            let _ = keep::delete(&prefix);
-            error.to_string()
-        })?;
+        let saved = servers
+            .save(&prefix.display().to_string(), version, self.options.limits.save)
+            .await
+            .map_err(|error| {
+                // What was written of it must not be mistaken for a checkpoint.
+                let _ = keep::delete(&prefix);
+                error.to_string()
+            })?;
         let manifest = self.manifest(version, data);
-        let (folder, keeping, shards) = (self.options.model_dir.clone(), self.options.keep, self.options.ps_addresses.len() as u32);
+        let (folder, keeping, shards) = (
+            self.options.model_dir.clone(),
+            self.options.keep,
+            self.options.ps_addresses.len() as u32,
+        );
         let done = prefix.clone();
         tokio::task::spawn_blocking(move || publish(&folder, &done, shards, &saved.tensors, manifest, keeping))
             .await
@@ -528,7 +635,11 @@ impl Run {
             record_count: options.identity.record_count,
             replicas: options.workers + 1,
             batch_size: options.batch_size,
-            placement: manifest::Placement { strategy: strategy_name(options.strategy).to_owned(), version: 1, bytes: Vec::new() },
+            placement: manifest::Placement {
+                strategy: strategy_name(options.strategy).to_owned(),
+                version: 1,
+                bytes: Vec::new(),
+            },
             wall_time: now(),
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             files: Vec::new(),
@@ -545,13 +656,21 @@ impl Run {
                 let inner = self.state.lock();
                 let now = Instant::now();
                 let silent: Vec<&str> = inner.membership.silent(now).into_iter().map(|(task, _)| task).collect();
-                inner.membership.members().keys().filter(|task| !inner.told.contains(*task) && !silent.contains(&task.as_str())).cloned().collect()
+                inner
+                    .membership
+                    .members()
+                    .keys()
+                    .filter(|task| !inner.told.contains(*task) && !silent.contains(&task.as_str()))
+                    .cloned()
+                    .collect()
             };
             if untold.is_empty() {
                 break;
             }
             if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
-                let _ = self.events.send(Event::Warning(format!("{} did not take leave", untold.join(", "))));
+                let _ = self
+                    .events
+                    .send(Event::Warning(format!("{} did not take leave", untold.join(", "))));
                 break;
             }
         }
@@ -591,7 +710,9 @@ fn publish(
 }
 
 fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does.
@@ -630,8 +751,27 @@ fn step_event(
     let whole = |details: &Details| details.seconds.iter().map(|scalar| scalar.value).sum::<f64>();
     let slowest = details.iter().max_by(|(_, a), (_, b)| whole(a).total_cmp(&whole(b)));
     let seconds = slowest.map_or_else(Vec::new, |(_, details)| {
-        details.seconds.iter().map(|scalar| (scalar.name.clone(), scalar.value)).collect()
+        details
+            .seconds
+            .iter()
+            .map(|scalar| (scalar.name.clone(), scalar.value))
+            .collect()
     });
-    let staleness = chosen.iter().map(|reported| applied_to.saturating_sub(reported.version)).max().unwrap_or(0);
-    (Event::Step { version, losses, learning_rate, samples, epoch, seconds, staleness }, details.to_vec())
+    let staleness = chosen
+        .iter()
+        .map(|reported| applied_to.saturating_sub(reported.version))
+        .max()
+        .unwrap_or(0);
+    (
+        Event::Step {
+            version,
+            losses,
+            learning_rate,
+            samples,
+            epoch,
+            seconds,
+            staleness,
+        },
+        details.to_vec(),
+    )
 }

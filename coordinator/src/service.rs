@@ -23,7 +23,11 @@ pub(crate) struct Service {
 
 fn task_name(task: Option<&v1::Task>) -> Result<String, ServiceError> {
     let task = task.ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the request names no task"))?;
-    Ok(if task.r#type == "master" { "master".to_owned() } else { format!("{}-{}", task.r#type, task.index) })
+    Ok(if task.r#type == "master" {
+        "master".to_owned()
+    } else {
+        format!("{}-{}", task.r#type, task.index)
+    })
 }
 
 impl Service {
@@ -37,7 +41,10 @@ impl Service {
             )),
             Some(job) => Err(ServiceError::new(
                 ErrorCode::StaleIncarnation,
-                format!("this is incarnation {} of the job, the request is of {}", own.incarnation, job.incarnation),
+                format!(
+                    "this is incarnation {} of the job, the request is of {}",
+                    own.incarnation, job.incarnation
+                ),
             )),
             None => Err(ServiceError::new(ErrorCode::InvalidRequest, "the request names no job")),
         }
@@ -74,7 +81,9 @@ impl Coordinator for Service {
             record_count: request.record_count,
         };
         let mut inner = self.state.lock();
-        let joined = inner.membership.join(&task, &request.address, &identity, Instant::now());
+        let joined = inner
+            .membership
+            .join(&task, &request.address, &identity, Instant::now());
         if let Err(refusal) = joined {
             // A cluster in which one disagrees cannot start: everybody hears why.
             if matches!(inner.phase, Phase::Forming(_)) {
@@ -89,7 +98,10 @@ impl Coordinator for Service {
         tracing::info!(task, address = request.address, "joined");
         self.state.work.notify_one();
         let heartbeat_interval_ms = self.heartbeat_interval.as_millis() as u32;
-        Ok(Response::new(v1::RegisterReply { job: Some(self.state.job.clone()), heartbeat_interval_ms }))
+        Ok(Response::new(v1::RegisterReply {
+            job: Some(self.state.job.clone()),
+            heartbeat_interval_ms,
+        }))
     }
 
     async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Result<Response<v1::HeartbeatReply>, Status> {
@@ -110,21 +122,36 @@ impl Coordinator for Service {
             drop(inner);
             self.state.changed();
         }
-        Ok(Response::new(v1::HeartbeatReply { directive: directive.into(), reason }))
+        Ok(Response::new(v1::HeartbeatReply {
+            directive: directive.into(),
+            reason,
+        }))
     }
 
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanReply>, Status> {
         let request = request.into_inner();
         self.check(request.job.as_ref())?;
         let task = task_name(request.task.as_ref())?;
-        let rank = if task == "master" { 0 } else { request.task.map_or(0, |task| task.index) + 1 };
+        let rank = if task == "master" {
+            0
+        } else {
+            request.task.map_or(0, |task| task.index) + 1
+        };
         let reply = self
             .wait(request.wait_ms, |inner| {
                 let plan = inner.plan.clone().map(|plan| v1::JobPlan { replica: rank, ..plan });
                 match &inner.phase {
-                    Phase::Forming(waiting_for) => Err(Ok(v1::GetPlanReply { ready: false, waiting_for: waiting_for.clone(), plan: None })),
+                    Phase::Forming(waiting_for) => Err(Ok(v1::GetPlanReply {
+                        ready: false,
+                        waiting_for: waiting_for.clone(),
+                        plan: None,
+                    })),
                     Phase::Failed(reason) => Ok(Err(ServiceError::new(ErrorCode::Unavailable, reason.clone()))),
-                    Phase::Training | Phase::Draining(_) => Ok(Ok(v1::GetPlanReply { ready: true, waiting_for: String::new(), plan })),
+                    Phase::Training | Phase::Draining(_) => Ok(Ok(v1::GetPlanReply {
+                        ready: true,
+                        waiting_for: String::new(),
+                        plan,
+                    })),
                 }
             })
             .await;
@@ -137,14 +164,20 @@ impl Coordinator for Service {
         let (leases, exhausted) = self.state.lock().lease(request.replica, request.batches.min(64));
         let leases = leases
             .into_iter()
-            .map(|lease| v1::BatchLease { lease: lease.id, first_position: lease.first, count: lease.count as u32 })
+            .map(|lease| v1::BatchLease {
+                lease: lease.id,
+                first_position: lease.first,
+                count: lease.count as u32,
+            })
             .collect();
         Ok(Response::new(v1::LeaseReply { leases, exhausted }))
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
         let request = request.into_inner();
-        let tag = request.tag.ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the report has no tag"))?;
+        let tag = request
+            .tag
+            .ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the report has no tag"))?;
         self.check(tag.job.as_ref())?;
         {
             let mut inner = self.state.lock();
@@ -152,7 +185,10 @@ impl Coordinator for Service {
                 let message = format!("replica {} of {} reported", tag.replica, inner.replicas);
                 return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
             }
-            let decided = inner.decided.get(&tag.replica).is_some_and(|decided| decided.sequence >= tag.sequence);
+            let decided = inner
+                .decided
+                .get(&tag.replica)
+                .is_some_and(|decided| decided.sequence >= tag.sequence);
             if !decided && !inner.is_over() {
                 inner.clock.report(Reported {
                     replica: tag.replica,
@@ -161,7 +197,11 @@ impl Coordinator for Service {
                     samples: request.samples,
                     lease: request.lease,
                 });
-                let details = Details { losses: request.losses, seconds: request.seconds, bad_records: request.bad_records };
+                let details = Details {
+                    losses: request.losses,
+                    seconds: request.seconds,
+                    bad_records: request.bad_records,
+                };
                 inner.details.insert(tag.replica, details);
             }
         }
@@ -169,8 +209,18 @@ impl Coordinator for Service {
         let reply = self
             .wait(request.wait_ms, |inner| {
                 let version = inner.clock.version();
-                let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply { outcome: outcome.into(), version, waiting_for, last };
-                if let Some(decided) = inner.decided.get(&tag.replica).copied().filter(|decided| decided.sequence == tag.sequence) {
+                let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
+                    outcome: outcome.into(),
+                    version,
+                    waiting_for,
+                    last,
+                };
+                if let Some(decided) = inner
+                    .decided
+                    .get(&tag.replica)
+                    .copied()
+                    .filter(|decided| decided.sequence == tag.sequence)
+                {
                     let last = decided.last;
                     if last {
                         inner.told.insert(Inner::task_of(tag.replica));
@@ -198,7 +248,10 @@ impl Coordinator for Service {
         Ok(Response::new(reply))
     }
 
-    async fn job_status(&self, _request: Request<v1::JobStatusRequest>) -> Result<Response<v1::JobStatusReply>, Status> {
+    async fn job_status(
+        &self,
+        _request: Request<v1::JobStatusRequest>,
+    ) -> Result<Response<v1::JobStatusReply>, Status> {
         let inner = self.state.lock();
         let now = Instant::now();
         let tasks = inner
@@ -208,7 +261,10 @@ impl Coordinator for Service {
             .map(|(name, member)| {
                 let (kind, index) = name.rsplit_once('-').unwrap_or((name, "0"));
                 v1::TaskStatus {
-                    task: Some(v1::Task { r#type: kind.to_owned(), index: index.parse().unwrap_or(0) }),
+                    task: Some(v1::Task {
+                        r#type: kind.to_owned(),
+                        index: index.parse().unwrap_or(0),
+                    }),
                     address: member.address.clone(),
                     activity: member.activity.clone(),
                     seconds_since_heartbeat: now.saturating_duration_since(member.seen).as_secs_f64(),

@@ -76,7 +76,12 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(job: v1::JobRef, inner: Inner) -> Self {
-        Self { inner: Mutex::new(inner), changes: watch::Sender::new(0), work: Notify::new(), job }
+        Self {
+            inner: Mutex::new(inner),
+            changes: watch::Sender::new(0),
+            work: Notify::new(),
+            job,
+        }
     }
 
     /// The lock. A panic elsewhere is reported there; the data is consistent whenever the lock is free.
@@ -97,7 +102,11 @@ impl State {
 impl Inner {
     /// The name of a rank's task.
     pub(crate) fn task_of(rank: u32) -> String {
-        if rank == 0 { "master".to_owned() } else { format!("worker-{}", rank - 1) }
+        if rank == 0 {
+            "master".to_owned()
+        } else {
+            format!("worker-{}", rank - 1)
+        }
     }
 
     /// Whether the newest version is the last one.
@@ -137,7 +146,15 @@ impl Inner {
             } else {
                 self.ledger.give_back(reported.lease);
             }
-            self.decided.insert(reported.replica, Decided { sequence: reported.sequence, fate, version, last });
+            self.decided.insert(
+                reported.replica,
+                Decided {
+                    sequence: reported.sequence,
+                    fate,
+                    version,
+                    last,
+                },
+            );
         }
     }
 
@@ -145,7 +162,10 @@ impl Inner {
     pub(crate) fn waiting_for(&self) -> String {
         match self.clock.decide() {
             crate::clock::Decision::Wait(ranks) => {
-                let names: Vec<String> = ranks.iter().map(|&rank| self.membership.describe(&Self::task_of(rank))).collect();
+                let names: Vec<String> = ranks
+                    .iter()
+                    .map(|&rank| self.membership.describe(&Self::task_of(rank)))
+                    .collect();
                 names.join(", ")
             }
             _ => "the commit on the parameter servers".to_owned(),
@@ -159,7 +179,13 @@ impl Inner {
             .silent(now)
             .into_iter()
             .filter(|(task, _)| !self.told.contains(*task))
-            .map(|(task, silence)| format!("{} has been silent for {:.0} s", self.membership.describe(task), silence.as_secs_f64()))
+            .map(|(task, silence)| {
+                format!(
+                    "{} has been silent for {:.0} s",
+                    self.membership.describe(task),
+                    silence.as_secs_f64()
+                )
+            })
             .collect();
         (!silent.is_empty()).then(|| silent.join("; "))
     }

@@ -18,11 +18,7 @@ pub(crate) fn image(name: &str) -> Vec<u8> {
 
 /// A record with the given image and one box of class 1 for each element of `boxes`.
 pub(crate) fn record(id: usize, image: Vec<u8>, boxes: &[[f32; 4]]) -> Vec<u8> {
-    let bytes = |value: Vec<u8>| {
-        Kind::BytesList(tf::BytesList {
-            value: vec![value.into()],
-        })
-    };
+    let bytes = |value: Vec<u8>| Kind::BytesList(tf::BytesList { value: vec![value] });
     let side = |side: usize| {
         Kind::FloatList(tf::FloatList {
             value: boxes.iter().map(|object| object[side]).collect(),

@@ -38,7 +38,11 @@ pub struct Cluster {
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 fn runtime() -> Result<Runtime, Error> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Error::job)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::job)
 }
 
 impl Cluster {
@@ -47,22 +51,42 @@ impl Cluster {
     }
 
     fn wire_task(&self) -> v1::Task {
-        v1::Task { r#type: self.task.kind.name().to_owned(), index: self.task.index }
+        v1::Task {
+            r#type: self.task.kind.name().to_owned(),
+            index: self.task.index,
+        }
     }
 
     /// Joins, waits for the plan, connects to the servers.
-    async fn join(&self, master: &str, setup: &Setup, stop: &StopFlag) -> Result<(Client, v1::JobPlan, PsGroup), Error> {
-        let own = self.addresses(self.task.kind).get(self.task.index as usize).cloned().unwrap_or_default();
+    async fn join(
+        &self,
+        master: &str,
+        setup: &Setup,
+        stop: &StopFlag,
+    ) -> Result<(Client, v1::JobPlan, PsGroup), Error> {
+        let own = self
+            .addresses(self.task.kind)
+            .get(self.task.index as usize)
+            .cloned()
+            .unwrap_or_default();
         let limits = &self.limits;
         let joining = async {
-            let mut client = Client::join(master, self.wire_task(), &own, &setup.identity, limits.formation, limits.heartbeat_timeout)
-                .await
-                .map_err(Error::job)?;
+            let mut client = Client::join(
+                master,
+                self.wire_task(),
+                &own,
+                &setup.identity,
+                limits.formation,
+                limits.heartbeat_timeout,
+            )
+            .await
+            .map_err(Error::job)?;
             let say = |who: &str| tracing::warn!("waiting for the cluster to form: {who}");
             let plan = client.plan(limits.formation * 2, say).await.map_err(Error::job)?;
             let placement = plan.placement.clone().unwrap_or_default();
-            let servers =
-                PsGroup::connect(placement, &plan.ps_addresses, client.job(), limits.formation).await.map_err(Error::job)?;
+            let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), limits.formation)
+                .await
+                .map_err(Error::job)?;
             Ok((client, plan, servers))
         };
         tokio::select! {
@@ -86,7 +110,14 @@ pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
     // A signal asks the job to stop, not the worker alone: the master hears of it from the launcher.
     let (client, plan, servers) = runtime.block_on(cluster.join(&master, &setup, &options.stop))?;
     let mut exchange = Remote::new(runtime.handle().clone(), client, servers, plan.replica);
-    let ended = replica::train(&mut setup.trainer, &setup.loader, &mut exchange, plan.start_version, &options.stop, &mut |_, _| Ok(()));
+    let ended = replica::train(
+        &mut setup.trainer,
+        &setup.loader,
+        &mut exchange,
+        plan.start_version,
+        &options.stop,
+        &mut |_, _| Ok(()),
+    );
     match ended.map_err(Error::job)? {
         End::Finished => tracing::info!("the job is complete"),
         End::Left(reason) => tracing::info!(reason, "leaving"),
@@ -107,13 +138,20 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
         return Ok(Outcome::Completed(summary));
     }
     let init = match &job.latest {
-        Some(latest) => Init::Checkpoint { prefix: latest.prefix.clone(), step: latest.step, data: resume_point(latest)? },
+        Some(latest) => Init::Checkpoint {
+            prefix: latest.prefix.clone(),
+            step: latest.step,
+            data: resume_point(latest)?,
+        },
         None => Init::Values(Arc::new(setup.trainer.ssd().init_values(options.seed))),
     };
     let (sender, mut events) = mpsc::unbounded_channel();
     let listen = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();
     let handle = runtime
-        .block_on(coordinator::start(coordinator_options(options, cluster, &mut setup, job.job, init, listen, ps_addresses), sender))
+        .block_on(coordinator::start(
+            coordinator_options(options, cluster, &mut setup, job.job, init, listen, ps_addresses),
+            sender,
+        ))
         .map_err(Error::job)?;
     let stopper = handle.stopper();
     let stop = options.stop.clone();
@@ -123,7 +161,17 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
     });
 
     let mut last = None;
-    let trained = train(&runtime, options, cluster, &mut setup, &mut session, &mut events, handle.address(), job.latest.as_ref(), &mut last);
+    let trained = train(
+        &runtime,
+        options,
+        cluster,
+        &mut setup,
+        &mut session,
+        &mut events,
+        handle.address(),
+        job.latest.as_ref(),
+        &mut last,
+    );
     if let Err(error) = &trained {
         handle.fail(&error.to_string());
     }
@@ -155,18 +203,30 @@ fn train(
     last: &mut Option<Checkpoint>,
 ) -> Result<End, Error> {
     let (client, plan, servers) = runtime.block_on(cluster.join(address, setup, &options.stop))?;
-    let started = setup.started(plan.start_version, latest, plan.replicas, plan.ps_addresses.len() as u32);
+    let started = setup.started(
+        plan.start_version,
+        latest,
+        plan.replicas,
+        plan.ps_addresses.len() as u32,
+    );
     session.start(&started)?;
     let mut exchange = Remote::new(runtime.handle().clone(), client, servers, plan.replica);
     // The stop flag is the coordinator's to act on: it ends the job for all replicas at the same step.
-    let ended = replica::train(&mut setup.trainer, &setup.loader, &mut exchange, plan.start_version, &options.stop, &mut |trainer, exchange| {
-        if let Some(checkpoint) = drain(session, events) {
-            crate::exchange::Exchange::activity(exchange, "evaluating");
-            session.evaluate_if_due(trainer.ssd(), &checkpoint);
-            *last = Some(checkpoint);
-        }
-        Ok(())
-    });
+    let ended = replica::train(
+        &mut setup.trainer,
+        &setup.loader,
+        &mut exchange,
+        plan.start_version,
+        &options.stop,
+        &mut |trainer, exchange| {
+            if let Some(checkpoint) = drain(session, events) {
+                crate::exchange::Exchange::activity(exchange, "evaluating");
+                session.evaluate_if_due(trainer.ssd(), &checkpoint);
+                *last = Some(checkpoint);
+            }
+            Ok(())
+        },
+    );
     ended.map_err(Error::job)
 }
 
@@ -176,8 +236,24 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
     while let Ok(event) = events.try_recv() {
         match event {
             Event::Formed { .. } => {}
-            Event::Step { version, losses, learning_rate, samples, epoch, seconds, staleness } => {
-                session.step(&StepRecord { step: version, losses, learning_rate, samples, epoch, seconds, staleness });
+            Event::Step {
+                version,
+                losses,
+                learning_rate,
+                samples,
+                epoch,
+                seconds,
+                staleness,
+            } => {
+                session.step(&StepRecord {
+                    step: version,
+                    losses,
+                    learning_rate,
+                    samples,
+                    epoch,
+                    seconds,
+                    staleness,
+                });
             }
             Event::Saved { prefix, step } => newest = Some(session.saved(prefix, step)),
             Event::Warning(text) => session.warn(&text),
@@ -215,7 +291,10 @@ fn coordinator_options(
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
         // A replica that computes at half the others' speed is twice the number of replicas behind.
         max_staleness: cluster.max_staleness.unwrap_or(4 * u64::from(workers + 1)),
-        cadence: cadence::Options { every: options.save_every, every_steps: options.save_every_steps },
+        cadence: cadence::Options {
+            every: options.save_every,
+            every_steps: options.save_every_steps,
+        },
         keep: options.keep_options(),
         limits: cluster.limits,
     }
@@ -226,7 +305,10 @@ async fn dismiss(addresses: &[String], job: &v1::JobRef) {
     for (index, address) in (0..).zip(addresses) {
         let limit = Duration::from_secs(5);
         let sent = match coati_param_server::PsClient::connect(index, address, job.clone(), limit).await {
-            Ok(client) => client.shutdown("the job is complete", limit).await.map_err(|error| error.to_string()),
+            Ok(client) => client
+                .shutdown("the job is complete", limit)
+                .await
+                .map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = sent {
@@ -234,4 +316,3 @@ async fn dismiss(addresses: &[String], job: &v1::JobRef) {
         }
     }
 }
-

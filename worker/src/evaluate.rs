@@ -75,13 +75,21 @@ pub fn evaluate(
     let settings = config.eval_config();
     let categories = input::categories(&input.labels);
     let mut evaluator = Evaluator::new(categories.clone());
-    let examples = Examples::new(input.source.clone(), input::eval_options(config, input, model.input_size()));
+    let examples = Examples::new(
+        input.source.clone(),
+        input::eval_options(config, input, model.input_size()),
+    );
     // As in the reference, 0 means all; more than there are is all, too.
     let wanted = match u64::from(settings.num_examples()) {
         0 => examples.total(),
         n => n.min(examples.total()),
     };
-    let mut pictures = Pictures { settings: options, count: settings.num_visualizations() as usize, categories: &categories, written: Vec::new() };
+    let mut pictures = Pictures {
+        settings: options,
+        count: settings.num_visualizations() as usize,
+        categories: &categories,
+        written: Vec::new(),
+    };
     let mut sized = Vec::new();
     let (mut model_seconds, mut done) = (0.0, 0);
     let mut names = HashSet::new();
@@ -91,7 +99,9 @@ pub fn evaluate(
         let batch = batch?;
         let images: Vec<f32> = batch.iter().flat_map(|example| example.input.iter().copied()).collect();
         let started = Instant::now();
-        let detections = model.detect(variables, &images).map_err(|error| Error::Model(error.to_string()))?;
+        let detections = model
+            .detect(variables, &images)
+            .map_err(|error| Error::Model(error.to_string()))?;
         model_seconds += started.elapsed().as_secs_f64();
         for (example, found) in batch.iter().zip(&detections) {
             let id = unique(&mut names, example);
@@ -100,19 +110,31 @@ pub fn evaluate(
             evaluator.add_detections(&id, &absolute(example, found))?;
             pictures.draw(example, found, settings)?;
             if options.constant_box {
-                sized.push((id, [example.image.height as f32, example.image.width as f32], groundtruth));
+                sized.push((
+                    id,
+                    [example.image.height as f32, example.image.width as f32],
+                    groundtruth,
+                ));
             }
             done += 1;
         }
         progress(done, wanted);
     }
     let metrics = evaluator.evaluate()?;
-    let floor = options.constant_box.then(|| floor::best_constant_box(&categories, &sized)).transpose()?;
-    let mut named: serde_json::Map<String, serde_json::Value> =
-        metrics.named().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let floor = options
+        .constant_box
+        .then(|| floor::best_constant_box(&categories, &sized))
+        .transpose()?;
+    let mut named: serde_json::Map<String, serde_json::Value> = metrics
+        .named()
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
     if settings.include_metrics_per_category() {
         for (category, ap) in &metrics.ap_by_category {
-            named.insert(format!("DetectionBoxes_PerformanceByCategory/mAP/{category}"), (*ap).into());
+            named.insert(
+                format!("DetectionBoxes_PerformanceByCategory/mAP/{category}"),
+                (*ap).into(),
+            );
         }
     }
     let bad_records = bad.recv().unwrap_or_default();
@@ -164,7 +186,12 @@ fn unique(names: &mut HashSet<String>, example: &Example) -> String {
 fn groundtruth(example: &Example) -> ImageGroundtruth {
     ImageGroundtruth {
         boxes_px: example.boxes_px.clone(),
-        classes: example.groundtruth.classes.iter().map(|class| (class + 1) as u32).collect(),
+        classes: example
+            .groundtruth
+            .classes
+            .iter()
+            .map(|class| (class + 1) as u32)
+            .collect(),
         is_crowd: example.groundtruth.is_crowd.clone(),
         area: Vec::new(),
     }
@@ -173,7 +200,11 @@ fn groundtruth(example: &Example) -> ImageGroundtruth {
 fn absolute(example: &Example, found: &Detections) -> ImageDetections {
     let (height, width) = (example.image.height as f32, example.image.width as f32);
     ImageDetections {
-        boxes_px: found.boxes.iter().map(|b| [b[0] * height, b[1] * width, b[2] * height, b[3] * width]).collect(),
+        boxes_px: found
+            .boxes
+            .iter()
+            .map(|b| [b[0] * height, b[1] * width, b[2] * height, b[3] * width])
+            .collect(),
         scores: found.scores.clone(),
         classes: found.classes.iter().map(|class| (class + 1) as u32).collect(),
     }
@@ -188,17 +219,31 @@ struct Pictures<'a> {
 
 impl Pictures<'_> {
     /// Detections on the left, groundtruth on the right.
-    fn draw(&mut self, example: &Example, found: &Detections, settings: &coati_proto::object_detection::protos::EvalConfig) -> Result<(), Error> {
-        let Some(folder) = self.settings.pictures_dir.as_deref().filter(|_| self.written.len() < self.count) else {
+    fn draw(
+        &mut self,
+        example: &Example,
+        found: &Detections,
+        settings: &coati_proto::object_detection::protos::EvalConfig,
+    ) -> Result<(), Error> {
+        let Some(folder) = self
+            .settings
+            .pictures_dir
+            .as_deref()
+            .filter(|_| self.written.len() < self.count)
+        else {
             return Ok(());
         };
         let (height, width) = (example.image.height, example.image.width);
-        let Some(original) = image::RgbImage::from_raw(width as u32, height as u32, example.image.pixels.clone()) else {
+        let Some(original) = image::RgbImage::from_raw(width as u32, height as u32, example.image.pixels.clone())
+        else {
             return Ok(());
         };
         let name = |class: i64| {
             let id = class + 1;
-            self.categories.iter().find(|category| i64::from(category.id) == id).map_or_else(|| id.to_string(), |category| category.name.clone())
+            self.categories
+                .iter()
+                .find(|category| i64::from(category.id) == id)
+                .map_or_else(|| id.to_string(), |category| category.name.clone())
         };
         let threshold = settings.min_score_threshold();
         let most = settings.max_num_boxes_to_visualize() as usize;
@@ -217,16 +262,27 @@ impl Pictures<'_> {
             .boxes_px
             .iter()
             .zip(&example.groundtruth.classes)
-            .map(|(&box_px, &class)| Label { box_px, text: name(class), colour: class as usize })
+            .map(|(&box_px, &class)| Label {
+                box_px,
+                text: name(class),
+                colour: class as usize,
+            })
             .collect();
         let (mut left, mut right) = (original.clone(), original);
         draw_boxes(&mut left, &labels);
         draw_boxes(&mut right, &truth);
-        let stem = Path::new(&example.filename).file_stem().map_or_else(|| "image".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let stem = Path::new(&example.filename)
+            .file_stem()
+            .map_or_else(|| "image".to_owned(), |stem| stem.to_string_lossy().into_owned());
         let path = folder.join(format!("{:05}_{stem}.png", example.record));
-        let failed = |message: String| Error::Picture { path: path.clone(), message };
+        let failed = |message: String| Error::Picture {
+            path: path.clone(),
+            message,
+        };
         std::fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
-        beside(&left, &right).save(&path).map_err(|error| failed(error.to_string()))?;
+        beside(&left, &right)
+            .save(&path)
+            .map_err(|error| failed(error.to_string()))?;
         self.written.push(path);
         Ok(())
     }

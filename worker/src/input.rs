@@ -84,22 +84,35 @@ pub fn open(config: &PipelineConfig, which: Which) -> Result<Input, Error> {
     let file = || config.name().to_owned();
     let paths = paths(config, reader);
     if paths.is_empty() {
-        return Err(Error::NoPath { file: file(), reader: which.name() });
+        return Err(Error::NoPath {
+            file: file(),
+            reader: which.name(),
+        });
     }
     let map = reader.label_map_path.as_deref().filter(|path| !path.is_empty());
-    let map = map.ok_or_else(|| Error::NoLabelMap { file: file(), reader: which.name() })?;
+    let map = map.ok_or_else(|| Error::NoLabelMap {
+        file: file(),
+        reader: which.name(),
+    })?;
     let labels = LabelMap::load(&config.resolve_path(map))?;
     if let Some(problem) = label_map_problem(config, &labels) {
         return Err(Error::Classes(problem));
     }
-    Ok(Input { source: Arc::new(Source::open(&paths)?), labels })
+    Ok(Input {
+        source: Arc::new(Source::open(&paths)?),
+        labels,
+    })
 }
 
 fn paths(config: &PipelineConfig, reader: &InputReader) -> Vec<String> {
     let Some(input_reader::InputReader::TfRecordInputReader(records)) = &reader.input_reader else {
         return Vec::new();
     };
-    records.input_path.iter().map(|path| config.resolve_path(path).display().to_string()).collect()
+    records
+        .input_path
+        .iter()
+        .map(|path| config.resolve_path(path).display().to_string())
+        .collect()
 }
 
 /// What `coati check` says of a reader.
@@ -114,7 +127,10 @@ pub struct Found {
 /// Opens a reader's records and counts them.
 pub fn describe(config: &PipelineConfig, which: Which) -> Result<Found, Error> {
     let input = open(config, which)?;
-    Ok(Found { records: input.source.record_count(), files: input.source.files().len() })
+    Ok(Found {
+        records: input.source.record_count(),
+        files: input.source.files().len(),
+    })
 }
 
 /// Ids beyond the model's classes would be trained into nothing.
@@ -131,25 +147,50 @@ pub fn label_map_problem(config: &PipelineConfig, labels: &LabelMap) -> Option<S
 
 /// The classes as record decoding wants them.
 pub fn classes(labels: &LabelMap) -> Classes {
-    Classes::new(labels.items.iter().map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())))
+    Classes::new(
+        labels
+            .items
+            .iter()
+            .map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())),
+    )
 }
 
 /// The classes as evaluation wants them.
 pub fn categories(labels: &LabelMap) -> Vec<Category> {
     let shown = |item: &coati_common::label_map::Item| {
-        if item.display_name.is_empty() { item.name.clone() } else { item.display_name.clone() }
+        if item.display_name.is_empty() {
+            item.name.clone()
+        } else {
+            item.display_name.clone()
+        }
     };
-    labels.items.iter().map(|item| Category { id: item.id, name: shown(item) }).collect()
+    labels
+        .items
+        .iter()
+        .map(|item| Category {
+            id: item.id,
+            name: shown(item),
+        })
+        .collect()
 }
 
 /// How training batches of `[height, width]` are made.
-pub fn train_options(config: &PipelineConfig, input: &Input, (height, width): (usize, usize), seed: u64, threads: usize) -> Result<batch::Options, Error> {
+pub fn train_options(
+    config: &PipelineConfig,
+    input: &Input,
+    (height, width): (usize, usize),
+    seed: u64,
+    threads: usize,
+) -> Result<batch::Options, Error> {
     let reader = config.train_input_reader();
     Ok(batch::Options {
         height,
         width,
         augmentations: augment::from_config(&config.train_config().data_augmentation_options)?,
-        example: example::Options { classes: classes(&input.labels), strict: false },
+        example: example::Options {
+            classes: classes(&input.labels),
+            strict: false,
+        },
         seed,
         shuffle: reader.shuffle(),
         max_number_of_boxes: usize::try_from(config.train_config().max_number_of_boxes()).unwrap_or(100),
@@ -167,9 +208,11 @@ pub fn eval_options(config: &PipelineConfig, input: &Input, (height, width): (us
     eval::Options {
         height,
         width,
-        example: example::Options { classes: classes(&input.labels), strict: false },
+        example: example::Options {
+            classes: classes(&input.labels),
+            strict: false,
+        },
         sample_1_of_n: u64::from(config.eval_input_reader().sample_1_of_n_examples()),
         ..eval::Options::default()
     }
 }
-

@@ -47,7 +47,9 @@ pub enum Error {
         message: String,
     },
     /// Another model's.
-    #[error("{folder} belongs to another configuration: {difference}\nhint: choose another --model_dir for {config}, or go back to the configuration that the folder was made with")]
+    #[error(
+        "{folder} belongs to another configuration: {difference}\nhint: choose another --model_dir for {config}, or go back to the configuration that the folder was made with"
+    )]
     OtherConfiguration {
         /// The folder.
         folder: PathBuf,
@@ -75,11 +77,16 @@ pub struct Job {
 /// What of a configuration checkpoints depend on.
 fn essence(config: &PipelineConfig) -> String {
     let mut essential = config.clone();
-    let kind = config.train_config().optimizer.as_ref().and_then(|optimizer| optimizer.optimizer.as_ref()).map(|kind| match kind {
-        optimizer::Optimizer::RmsPropOptimizer(_) => "rms_prop_optimizer",
-        optimizer::Optimizer::MomentumOptimizer(_) => "momentum_optimizer",
-        optimizer::Optimizer::AdamOptimizer(_) => "adam_optimizer",
-    });
+    let kind = config
+        .train_config()
+        .optimizer
+        .as_ref()
+        .and_then(|optimizer| optimizer.optimizer.as_ref())
+        .map(|kind| match kind {
+            optimizer::Optimizer::RmsPropOptimizer(_) => "rms_prop_optimizer",
+            optimizer::Optimizer::MomentumOptimizer(_) => "momentum_optimizer",
+            optimizer::Optimizer::AdamOptimizer(_) => "adam_optimizer",
+        });
     essential.proto = TrainEvalPipelineConfig {
         model: config.proto.model.clone(),
         train_config: None::<TrainConfig>,
@@ -105,11 +112,20 @@ fn agrees(folder: &Path, config: &PipelineConfig, record: &Record) -> Result<(),
             (theirs, ours) if theirs == ours => {}
             (theirs, ours) => {
                 let line = |line: Option<&str>| line.map_or("nothing".to_owned(), |line| format!("`{}`", line.trim()));
-                break format!("it was made with {}, {} has {}", line(theirs), config.name(), line(ours));
+                break format!(
+                    "it was made with {}, {} has {}",
+                    line(theirs),
+                    config.name(),
+                    line(ours)
+                );
             }
         }
     };
-    Err(Error::OtherConfiguration { folder: folder.to_owned(), config: config.name().to_owned(), difference })
+    Err(Error::OtherConfiguration {
+        folder: folder.to_owned(),
+        config: config.name().to_owned(),
+        difference,
+    })
 }
 
 fn read(folder: &Path) -> Result<Option<Record>, Error> {
@@ -118,10 +134,18 @@ fn read(folder: &Path) -> Result<Option<Record>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Io { path, source }),
         Ok(bytes) => {
-            let record: Record = serde_json::from_slice(&bytes)
-                .map_err(|error| Error::Damaged { path: path.clone(), message: format!("not a job file: {error}") })?;
+            let record: Record = serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
+                path: path.clone(),
+                message: format!("not a job file: {error}"),
+            })?;
             if record.version > VERSION {
-                return Err(Error::Damaged { path, message: format!("version {} of it is newer than this Coati knows ({VERSION})", record.version) });
+                return Err(Error::Damaged {
+                    path,
+                    message: format!(
+                        "version {} of it is newer than this Coati knows ({VERSION})",
+                        record.version
+                    ),
+                });
             }
             Ok(Some(record))
         }
@@ -141,18 +165,33 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
             record.incarnation += 1;
             record
         }
-        None => Record { version: VERSION, job_id: new_id(), incarnation: 1, model: essence(config) },
+        None => Record {
+            version: VERSION,
+            job_id: new_id(),
+            incarnation: 1,
+            model: essence(config),
+        },
     };
     let path = folder.join(FILE);
     let temporary = folder.join(format!("{FILE}.partial"));
-    let text = serde_json::to_vec_pretty(&record).map_err(|error| Error::Damaged { path: path.clone(), message: error.to_string() })?;
+    let text = serde_json::to_vec_pretty(&record).map_err(|error| Error::Damaged {
+        path: path.clone(),
+        message: error.to_string(),
+    })?;
     fs::write(&temporary, text).map_err(io(&temporary))?;
     fs::rename(&temporary, &path).map_err(io(&path))?;
     // The configuration as it runs, beside what it made, as the reference writes it.
     let effective = folder.join("pipeline.config");
     fs::write(&effective, config.effective_text()).map_err(io(&effective))?;
     let cleaned = coati_checkpoint::keep::clean(folder)?;
-    Ok(Job { job: JobRef { job_id: record.job_id, incarnation: record.incarnation }, latest: state::latest(folder)?, cleaned })
+    Ok(Job {
+        job: JobRef {
+            job_id: record.job_id,
+            incarnation: record.incarnation,
+        },
+        latest: state::latest(folder)?,
+        cleaned,
+    })
 }
 
 /// An id that no other job on this or another machine has.
@@ -161,7 +200,9 @@ fn new_id() -> String {
     // The standard library's hasher is seeded by the system's randomness.
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     format!("{now:x}-{:016x}", hasher.finish())
 }
 
@@ -184,7 +225,10 @@ mod tests {
         assert_eq!(second.job.job_id, first.job.job_id);
         assert_eq!((first.job.incarnation, second.job.incarnation), (1, 2));
         let error = open(folder.path(), &config(4, 10)).unwrap_err().to_string();
-        assert!(error.contains("it was made with `num_classes: 3`, p.config has `num_classes: 4`"), "{error}");
+        assert!(
+            error.contains("it was made with `num_classes: 3`, p.config has `num_classes: 4`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -106,7 +106,9 @@ impl Local {
         let placement = plan(&options.variables, 1, Strategy::Balanced).map_err(Error::new)?;
         let layout = Layout::new(&placement).map_err(Error::new)?;
         let store = Store::new(store::Options::default());
-        store.configure(&options.job, 0, &placement, options.optimizer.clone(), 0).map_err(Error::new)?;
+        store
+            .configure(&options.job, 0, &placement, options.optimizer.clone(), 0)
+            .map_err(Error::new)?;
         let (version, position) = match *start {
             Start::Values(values) => {
                 let mut arena = Vec::new();
@@ -115,7 +117,9 @@ impl Local {
                 (0, 0)
             }
             Start::Checkpoint { prefix, step, position } => {
-                store.restore(&options.job, &prefix.display().to_string(), step, false).map_err(Error::new)?;
+                store
+                    .restore(&options.job, &prefix.display().to_string(), step, false)
+                    .map_err(Error::new)?;
                 (step, position)
             }
         };
@@ -156,7 +160,9 @@ impl Local {
             .store
             .save(&self.options.job, &prefix.display().to_string(), 0, 1, self.version)
             .map_err(Error::new)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
         let manifest = Manifest {
             version: manifest::VERSION,
             job_id: self.options.job.job_id.clone(),
@@ -164,7 +170,10 @@ impl Local {
             global_step: self.version,
             config_digest: self.options.config_digest.clone(),
             seeds: [("data".to_owned(), self.options.seed)].into(),
-            data: DataPosition { position: self.used, open: Vec::new() },
+            data: DataPosition {
+                position: self.used,
+                open: Vec::new(),
+            },
             record_count: self.options.record_count,
             replicas: 1,
             batch_size: self.options.batch_size,
@@ -177,7 +186,10 @@ impl Local {
         keep::update(folder, &prefix, now, self.options.saving.keep).map_err(Error::new)?;
         self.saved_step = Some(self.version);
         self.saved_at = Instant::now();
-        self.events.push(Event::Saved { prefix, step: self.version });
+        self.events.push(Event::Saved {
+            prefix,
+            step: self.version,
+        });
         Ok(())
     }
 
@@ -196,7 +208,11 @@ impl Exchange for Local {
         let left = self.options.num_steps.saturating_sub(self.version + outstanding);
         let leases = (0..u64::from(batches).min(left))
             .map(|_| {
-                let lease = Lease { id: self.next_lease, first_position: self.next_position, count };
+                let lease = Lease {
+                    id: self.next_lease,
+                    first_position: self.next_position,
+                    count,
+                };
                 self.next_lease += 1;
                 self.next_position += u64::from(count);
                 lease
@@ -215,28 +231,50 @@ impl Exchange for Local {
 
     fn contribute(&mut self, contribution: &Contribution<'_>) -> Result<(Fate, Duration), Error> {
         let begun = Instant::now();
-        let tag = Tag { replica: 0, sequence: self.sequence, version: contribution.version };
+        let tag = Tag {
+            replica: 0,
+            sequence: self.sequence,
+            version: contribution.version,
+        };
         self.arena.clear();
         if let Some(server) = self.layout.server(0) {
             server.gather(0, server.pushed_len, contribution.gradients, &mut self.arena);
         }
-        self.store.push(&self.options.job, tag, &self.arena).map_err(Error::new)?;
+        self.store
+            .push(&self.options.job, tag, &self.arena)
+            .map_err(Error::new)?;
         let push = begun.elapsed();
-        let who = [Contributor { replica: 0, sequence: self.sequence, samples: contribution.samples }];
-        let committed = self.store.commit(&self.options.job, contribution.version, &who, true).map_err(Error::new)?;
+        let who = [Contributor {
+            replica: 0,
+            sequence: self.sequence,
+            samples: contribution.samples,
+        }];
+        let committed = self
+            .store
+            .commit(&self.options.job, contribution.version, &who, true)
+            .map_err(Error::new)?;
         self.sequence += 1;
         self.version = committed.version;
         self.used = contribution.lease.first_position + u64::from(contribution.lease.count);
         let phases = &contribution.phases;
         self.events.push(Event::Step(StepRecord {
             step: self.version,
-            losses: contribution.losses.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
+            losses: contribution
+                .losses
+                .iter()
+                .map(|&(name, value)| (name.to_owned(), value))
+                .collect(),
             learning_rate: f64::from(committed.learning_rate),
             samples: u64::from(contribution.samples),
             epoch: self.used.saturating_sub(1) / self.options.record_count.max(1),
-            seconds: [("input", phases.input), ("pull", phases.pull), ("compute", phases.compute), ("push", push)]
-                .map(|(name, time)| (name.to_owned(), time.as_secs_f64()))
-                .into(),
+            seconds: [
+                ("input", phases.input),
+                ("pull", phases.pull),
+                ("compute", phases.compute),
+                ("push", push),
+            ]
+            .map(|(name, time)| (name.to_owned(), time.as_secs_f64()))
+            .into(),
             staleness: 0,
         }));
         let last = self.version >= self.options.num_steps || self.options.stop.raised();
@@ -248,7 +286,13 @@ impl Exchange for Local {
             self.saved_at = Instant::now();
             self.events.push(Event::SaveFailed(error.to_string()));
         }
-        Ok((Fate::Committed { version: self.version, last }, push))
+        Ok((
+            Fate::Committed {
+                version: self.version,
+                last,
+            },
+            push,
+        ))
     }
 
     fn asked_to_leave(&self) -> Option<String> {

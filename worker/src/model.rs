@@ -37,7 +37,10 @@ pub enum Error {
 /// Builds the detector that the configuration describes.
 pub fn build(config: &PipelineConfig, threads: Option<usize>) -> Result<Ssd, Error> {
     let model = config.model().ok_or_else(|| Error::Missing(config.name().to_owned()))?;
-    let options = Options { threads, ..Options::from(config.train_config()) };
+    let options = Options {
+        threads,
+        ..Options::from(config.train_config())
+    };
     Ok(Ssd::new(model, &options)?)
 }
 
@@ -58,12 +61,16 @@ pub fn read_variables(model: &Ssd, prefix: &Path, averages: bool) -> Result<Vec<
 }
 
 fn read_one(reader: &Reader, name: &str, spec: &VariableSpec, prefix: &Path) -> Result<Vec<f32>, Error> {
-    let other = |what: String| Error::Other { prefix: prefix.display().to_string(), what };
+    let other = |what: String| Error::Other {
+        prefix: prefix.display().to_string(),
+        what,
+    };
     match reader.entries().find(|entry| entry.name == name) {
         None => Err(other(format!("has no variable `{name}`"))),
-        Some(entry) if entry.shape != spec.shape => {
-            Err(other(format!("`{name}` has shape {:?}, the model's has {:?}", entry.shape, spec.shape)))
-        }
+        Some(entry) if entry.shape != spec.shape => Err(other(format!(
+            "`{name}` has shape {:?}, the model's has {:?}",
+            entry.shape, spec.shape
+        ))),
         Some(_) => Ok(reader.read_f32(name)?),
     }
 }
@@ -71,7 +78,11 @@ fn read_one(reader: &Reader, name: &str, spec: &VariableSpec, prefix: &Path) -> 
 /// `global_step` of a checkpoint.
 pub fn step_of(prefix: &Path) -> Result<u64, Error> {
     let steps = Reader::open(prefix)?.read_i64("global_step")?;
-    Ok(steps.first().copied().and_then(|step| u64::try_from(step).ok()).unwrap_or(0))
+    Ok(steps
+        .first()
+        .copied()
+        .and_then(|step| u64::try_from(step).ok())
+        .unwrap_or(0))
 }
 
 /// A detector with the configuration's treatment of gradients.
@@ -87,7 +98,11 @@ impl Trainer {
     pub fn new(ssd: Ssd, config: &PipelineConfig) -> Self {
         let train = config.train_config();
         let on = |value: f32| (value != 0.0).then_some(value);
-        Self { ssd, bias_multiplier: on(train.bias_grad_multiplier()), clip: on(train.gradient_clipping_by_norm()) }
+        Self {
+            ssd,
+            bias_multiplier: on(train.bias_grad_multiplier()),
+            clip: on(train.gradient_clipping_by_norm()),
+        }
     }
 
     /// The detector.
@@ -101,20 +116,31 @@ impl Model for Trainer {
         coati_common::variables::flat_elements(self.ssd.variables())
     }
 
-    fn step(&mut self, variables: &[f32], batch: &Batch, gradients: &mut [f32]) -> Result<Vec<(&'static str, f64)>, String> {
+    fn step(
+        &mut self,
+        variables: &[f32],
+        batch: &Batch,
+        gradients: &mut [f32],
+    ) -> Result<Vec<(&'static str, f64)>, String> {
         let groundtruth: Vec<Groundtruth> = batch
             .groundtruth
             .iter()
             .zip(batch.filenames.iter().zip(&batch.source_ids))
             .map(|(objects, (filename, source_id))| Groundtruth {
-                source_id: if filename.is_empty() { source_id.clone() } else { filename.clone() },
+                source_id: if filename.is_empty() {
+                    source_id.clone()
+                } else {
+                    filename.clone()
+                },
                 boxes: objects.boxes.clone(),
                 classes: objects.classes.clone(),
                 weights: objects.weights.clone(),
             })
             .collect();
-        let losses =
-            self.ssd.train_step(variables, &batch.images, &groundtruth, gradients).map_err(|error| error.to_string())?;
+        let losses = self
+            .ssd
+            .train_step(variables, &batch.images, &groundtruth, gradients)
+            .map_err(|error| error.to_string())?;
         if let Some(multiplier) = self.bias_multiplier {
             gradients::multiply_biases(gradients, self.ssd.variables(), multiplier);
         }

@@ -27,12 +27,18 @@ pub struct StepRecord {
 impl StepRecord {
     /// The sum of all loss parts, or the part named total.
     pub fn total_loss(&self) -> f64 {
-        self.losses.iter().find(|(name, _)| name == "Loss/total_loss").map_or(f64::NAN, |&(_, value)| value)
+        self.losses
+            .iter()
+            .find(|(name, _)| name == "Loss/total_loss")
+            .map_or(f64::NAN, |&(_, value)| value)
     }
 
     /// Seconds of a phase.
     pub fn seconds_of(&self, phase: &str) -> f64 {
-        self.seconds.iter().find(|(name, _)| name == phase).map_or(0.0, |&(_, value)| value)
+        self.seconds
+            .iter()
+            .find(|(name, _)| name == phase)
+            .map_or(0.0, |&(_, value)| value)
     }
 }
 
@@ -141,12 +147,20 @@ impl Tally {
 
     /// Examples a second so far.
     pub fn rate(&self) -> f64 {
-        if self.summary.seconds > 0.0 { self.summary.samples as f64 / self.summary.seconds } else { 0.0 }
+        if self.summary.seconds > 0.0 {
+            self.summary.samples as f64 / self.summary.seconds
+        } else {
+            0.0
+        }
     }
 
     /// Seconds a step so far.
     pub fn seconds_a_step(&self) -> f64 {
-        if self.summary.steps > 0 { self.summary.seconds / self.summary.steps as f64 } else { 0.0 }
+        if self.summary.steps > 0 {
+            self.summary.seconds / self.summary.steps as f64
+        } else {
+            0.0
+        }
     }
 
     /// The whole of it.
@@ -170,11 +184,22 @@ mod tests {
         let mut tally = Tally::default();
         for step in 1..=5 {
             let seconds = vec![("compute".to_owned(), 0.8), ("input".to_owned(), 0.05)];
-            tally.add(&StepRecord { step, samples: 24, seconds, ..Default::default() }, Duration::from_secs(step));
+            tally.add(
+                &StepRecord {
+                    step,
+                    samples: 24,
+                    seconds,
+                    ..Default::default()
+                },
+                Duration::from_secs(step),
+            );
         }
         let summary = tally.summary();
         assert_eq!((summary.step, summary.steps, summary.samples), (5, 4, 96));
-        assert!((summary.compute - 0.8).abs() < 1e-9 && (summary.input - 0.05).abs() < 1e-9, "{summary:?}");
+        assert!(
+            (summary.compute - 0.8).abs() < 1e-9 && (summary.input - 0.05).abs() < 1e-9,
+            "{summary:?}"
+        );
         assert!((summary.exchange - 0.15).abs() < 1e-9, "{summary:?}");
         assert!((tally.rate() - 24.0).abs() < 1e-9);
     }

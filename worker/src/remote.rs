@@ -29,37 +29,67 @@ pub struct Remote {
 impl Remote {
     /// For the replica of this rank.
     pub fn new(runtime: Handle, coordinator: Client, servers: PsGroup, replica: u32) -> Self {
-        Self { runtime, coordinator, servers, replica, sequence: 0 }
+        Self {
+            runtime,
+            coordinator,
+            servers,
+            replica,
+            sequence: 0,
+        }
     }
 }
 
 fn scalars<'a>(values: impl IntoIterator<Item = (&'a str, f64)>) -> Vec<v1::Scalar> {
-    values.into_iter().map(|(name, value)| v1::Scalar { name: name.to_owned(), value }).collect()
+    values
+        .into_iter()
+        .map(|(name, value)| v1::Scalar {
+            name: name.to_owned(),
+            value,
+        })
+        .collect()
 }
 
 impl Exchange for Remote {
     fn lease(&mut self, batches: u32) -> Result<(Vec<Lease>, bool), Error> {
-        let (leases, exhausted) = self.runtime.block_on(self.coordinator.lease(self.replica, batches)).map_err(Error::new)?;
+        let (leases, exhausted) = self
+            .runtime
+            .block_on(self.coordinator.lease(self.replica, batches))
+            .map_err(Error::new)?;
         let leases = leases
             .into_iter()
-            .map(|lease| Lease { id: lease.lease, first_position: lease.first_position, count: lease.count })
+            .map(|lease| Lease {
+                id: lease.lease,
+                first_position: lease.first_position,
+                count: lease.count,
+            })
             .collect();
         Ok((leases, exhausted))
     }
 
     fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error> {
-        self.runtime.block_on(self.servers.pull(min_version, TRANSFER, variables)).map_err(Error::new)
+        self.runtime
+            .block_on(self.servers.pull(min_version, TRANSFER, variables))
+            .map_err(Error::new)
     }
 
     fn contribute(&mut self, contribution: &Contribution<'_>) -> Result<(Fate, Duration), Error> {
         let begun = Instant::now();
         self.coordinator.set_activity("pushing");
-        let tag = Tag { replica: self.replica, sequence: self.sequence, version: contribution.version };
-        let admitted =
-            self.runtime.block_on(self.servers.push(tag, contribution.gradients, TRANSFER)).map_err(Error::new)?;
+        let tag = Tag {
+            replica: self.replica,
+            sequence: self.sequence,
+            version: contribution.version,
+        };
+        let admitted = self
+            .runtime
+            .block_on(self.servers.push(tag, contribution.gradients, TRANSFER))
+            .map_err(Error::new)?;
         let push = begun.elapsed();
         if admitted == Admit::TooOld {
-            tracing::debug!(version = contribution.version, "the gradient is too old; the coordinator will drop it");
+            tracing::debug!(
+                version = contribution.version,
+                "the gradient is too old; the coordinator will drop it"
+            );
         }
         let phases = &contribution.phases;
         let request = v1::ReportRequest {
@@ -89,9 +119,15 @@ impl Exchange for Remote {
                 tracing::warn!("waiting for {who} since {:.0} s", waiting_since.elapsed().as_secs_f64());
             }
         };
-        let reply = self.runtime.block_on(self.coordinator.report(request, say)).map_err(Error::new)?;
+        let reply = self
+            .runtime
+            .block_on(self.coordinator.report(request, say))
+            .map_err(Error::new)?;
         let fate = match reply.outcome() {
-            Outcome::Committed => Fate::Committed { version: reply.version, last: reply.last },
+            Outcome::Committed => Fate::Committed {
+                version: reply.version,
+                last: reply.last,
+            },
             Outcome::Dropped => Fate::Dropped { version: reply.version },
             _ => Fate::Ended,
         };

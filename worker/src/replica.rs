@@ -40,7 +40,12 @@ pub trait Model {
 
     /// Forward, loss, backward. Fills `gradients` (flat vector; batch statistics in the places of moving ones, clipping and
     /// regularisation included) and returns the losses by the reference's names.
-    fn step(&mut self, variables: &[f32], batch: &Batch, gradients: &mut [f32]) -> Result<Vec<(&'static str, f64)>, String>;
+    fn step(
+        &mut self,
+        variables: &[f32],
+        batch: &Batch,
+        gradients: &mut [f32],
+    ) -> Result<Vec<(&'static str, f64)>, String>;
 }
 
 /// How the loop ended.
@@ -98,11 +103,20 @@ pub fn train<M: Model, E: Exchange>(
         let all_bad = loader.bad_records();
         let contribution = Contribution {
             version,
-            lease: Lease { id: lease.id, first_position: lease.first_position, count: lease.count as u32 },
+            lease: Lease {
+                id: lease.id,
+                first_position: lease.first_position,
+                count: lease.count as u32,
+            },
             samples: batch.len() as u32,
             gradients: &gradients,
             losses,
-            phases: Phases { input, pull, compute, push: Duration::ZERO },
+            phases: Phases {
+                input,
+                pull,
+                compute,
+                push: Duration::ZERO,
+            },
             bad_records: all_bad.get(reported_bad..).unwrap_or_default().to_vec(),
         };
         reported_bad = all_bad.len();
@@ -113,7 +127,11 @@ pub fn train<M: Model, E: Exchange>(
                 version = next;
                 between(model, exchange)?;
                 if last {
-                    return Ok(if stop.raised() { End::Left("stopped on request".to_owned()) } else { End::Finished });
+                    return Ok(if stop.raised() {
+                        End::Left("stopped on request".to_owned())
+                    } else {
+                        End::Finished
+                    });
                 }
             }
             Fate::Dropped { version: next } => version = next,
@@ -129,7 +147,11 @@ fn top_up<E: Exchange>(loader: &Loader, exchange: &mut E, exhausted: bool) -> Re
     }
     let (leases, exhausted) = exchange.lease(wanted as u32)?;
     for lease in leases {
-        loader.request(batch::Lease { id: lease.id, first_position: lease.first_position, count: lease.count as usize });
+        loader.request(batch::Lease {
+            id: lease.id,
+            first_position: lease.first_position,
+            count: lease.count as usize,
+        });
     }
     Ok(exhausted)
 }

@@ -34,9 +34,21 @@ impl<'a> Session<'a> {
     /// Opens what evaluation needs, so that a mistake there is found before anything starts.
     pub(crate) fn new(options: &'a Options, observer: &'a mut dyn Observer) -> Result<Self, Error> {
         let wanted = options.eval && !options.config.eval_input_readers().is_empty();
-        let eval_input = wanted.then(|| input::open(&options.config, Which::Eval)).transpose().map_err(Error::user)?;
+        let eval_input = wanted
+            .then(|| input::open(&options.config, Which::Eval))
+            .transpose()
+            .map_err(Error::user)?;
         let now = Instant::now();
-        Ok(Self { options, observer, curves: None, tally: Tally::default(), begun: now, eval_input, evaluated: now, first_step: None })
+        Ok(Self {
+            options,
+            observer,
+            curves: None,
+            tally: Tally::default(),
+            begun: now,
+            eval_input,
+            evaluated: now,
+            first_step: None,
+        })
     }
 
     pub(crate) fn observer(&mut self) -> &mut dyn Observer {
@@ -46,7 +58,10 @@ impl<'a> Session<'a> {
     /// The job's folder holds a checkpoint of the last step.
     pub(crate) fn nothing_to_do(&mut self, summary: &Summary, num_steps: u64) {
         let folder = self.options.model_dir.display();
-        self.observer.warning(&format!("{folder} is at step {} already: nothing to train up to {num_steps}", summary.step));
+        self.observer.warning(&format!(
+            "{folder} is at step {} already: nothing to train up to {num_steps}",
+            summary.step
+        ));
     }
 
     pub(crate) fn start(&mut self, started: &Started) -> Result<(), Error> {
@@ -59,7 +74,12 @@ impl<'a> Session<'a> {
 
     pub(crate) fn step(&mut self, record: &StepRecord) {
         self.tally.add(record, self.begun.elapsed());
-        self.first_step.get_or_insert_with(|| self.options.started_at.elapsed().map_or(0.0, |since| since.as_secs_f64()));
+        self.first_step.get_or_insert_with(|| {
+            self.options
+                .started_at
+                .elapsed()
+                .map_or(0.0, |since| since.as_secs_f64())
+        });
         if let Some(curves) = &mut self.curves {
             curves.step(record);
         }
@@ -80,7 +100,9 @@ impl<'a> Session<'a> {
         match event {
             local::Event::Step(record) => self.step(&record),
             local::Event::Saved { prefix, step } => return Some(self.saved(prefix, step)),
-            local::Event::SaveFailed(error) => self.warn(&format!("a checkpoint could not be written; the previous one stays: {error}")),
+            local::Event::SaveFailed(error) => self.warn(&format!(
+                "a checkpoint could not be written; the previous one stays: {error}"
+            )),
         }
         None
     }
@@ -100,17 +122,29 @@ impl<'a> Session<'a> {
         let outcome = model::read_variables(ssd, &checkpoint.prefix, config.eval_config().use_moving_averages())
             .map_err(|error| error.to_string())
             .and_then(|variables| {
-                evaluate::evaluate(ssd, &variables, checkpoint.step, config, input, &evaluate::Options::default(), &mut |_, _| {})
-                    .map_err(|error| error.to_string())
+                evaluate::evaluate(
+                    ssd,
+                    &variables,
+                    checkpoint.step,
+                    config,
+                    input,
+                    &evaluate::Options::default(),
+                    &mut |_, _| {},
+                )
+                .map_err(|error| error.to_string())
             });
         match outcome {
             Ok(outcome) => {
-                if let Err(error) = tensorboard::write_evaluation(&self.options.model_dir.join("eval"), &outcome.report) {
-                    self.observer.warning(&format!("the evaluation's curves could not be written: {error}"));
+                if let Err(error) = tensorboard::write_evaluation(&self.options.model_dir.join("eval"), &outcome.report)
+                {
+                    self.observer
+                        .warning(&format!("the evaluation's curves could not be written: {error}"));
                 }
                 self.observer.evaluated(&outcome.report);
             }
-            Err(error) => self.observer.warning(&format!("evaluation at step {} failed: {error}", checkpoint.step)),
+            Err(error) => self
+                .observer
+                .warning(&format!("evaluation at step {} failed: {error}", checkpoint.step)),
         }
         self.evaluated = Instant::now();
     }
@@ -124,7 +158,9 @@ impl<'a> Session<'a> {
         }
         self.observer.finished(&summary);
         let path = self.options.model_dir.join("summary.json");
-        let written = serde_json::to_vec_pretty(&summary).map_err(std::io::Error::other).and_then(|text| std::fs::write(&path, text));
+        let written = serde_json::to_vec_pretty(&summary)
+            .map_err(std::io::Error::other)
+            .and_then(|text| std::fs::write(&path, text));
         if let Err(error) = written {
             self.observer.warning(&format!("{}: {error}", path.display()));
         }

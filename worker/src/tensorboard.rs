@@ -21,7 +21,11 @@ pub struct Curves {
 impl Curves {
     /// Opens a new event file.
     pub fn create(model_dir: &Path) -> Result<Self, events::Error> {
-        Ok(Self { writer: EventWriter::create(model_dir, "")?, since: None, failed: false })
+        Ok(Self {
+            writer: EventWriter::create(model_dir, "")?,
+            since: None,
+            failed: false,
+        })
     }
 
     fn write(&mut self, step: u64, scalars: &[(&str, f32)]) {
@@ -43,8 +47,11 @@ impl Observer for Curves {
         if !record.step.is_multiple_of(EVERY_STEPS) {
             return;
         }
-        let mut scalars: Vec<(&str, f32)> =
-            record.losses.iter().map(|(name, value)| (name.as_str(), *value as f32)).collect();
+        let mut scalars: Vec<(&str, f32)> = record
+            .losses
+            .iter()
+            .map(|(name, value)| (name.as_str(), *value as f32))
+            .collect();
         scalars.push(("loss", record.total_loss() as f32));
         scalars.push(("learning_rate", record.learning_rate as f32));
         scalars.push(("staleness", record.staleness as f32));
@@ -61,8 +68,11 @@ impl Observer for Curves {
 /// Writes an evaluation's metrics into `folder` (the reference's `eval_0`).
 pub fn write_evaluation(folder: &Path, report: &EvalReport) -> Result<(), events::Error> {
     let mut writer = EventWriter::create(folder, "")?;
-    let scalars: Vec<(&str, f32)> =
-        report.metrics.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()? as f32))).collect();
+    let scalars: Vec<(&str, f32)> = report
+        .metrics
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()? as f32)))
+        .collect();
     writer.scalars(report.global_step, &scalars)?;
     writer.flush()
 }

@@ -50,7 +50,10 @@ impl Options {
     /// What to keep of checkpoints.
     pub(crate) fn keep_options(&self) -> keep::Options {
         let hours = self.config.train_config().keep_checkpoint_every_n_hours();
-        keep::Options { max_to_keep: self.keep, keep_every_n_hours: f64::from(hours) }
+        keep::Options {
+            max_to_keep: self.keep,
+            keep_every_n_hours: f64::from(hours),
+        }
     }
 }
 
@@ -121,15 +124,37 @@ impl Setup {
         }
         let batch_size = train.batch_size();
         if batch_size == 0 {
-            return Err(Error::User(format!("{}: train_config.batch_size is 0; at least 1 is needed", config.name())));
+            return Err(Error::User(format!(
+                "{}: train_config.batch_size is 0; at least 1 is needed",
+                config.name()
+            )));
         }
-        Ok(Self { trainer: Trainer::new(ssd, config), loader, optimizer, identity, num_steps, batch_size })
+        Ok(Self {
+            trainer: Trainer::new(ssd, config),
+            loader,
+            optimizer,
+            identity,
+            num_steps,
+            batch_size,
+        })
     }
 
     /// What observers hear first.
-    pub(crate) fn started(&mut self, start_step: u64, latest: Option<&Latest>, replicas: u32, parameter_servers: u32) -> Started {
-        let parameters: usize =
-            self.trainer.ssd().variables().iter().filter(|spec| spec.kind == VariableKind::Trainable).map(|spec| spec.elements()).sum();
+    pub(crate) fn started(
+        &mut self,
+        start_step: u64,
+        latest: Option<&Latest>,
+        replicas: u32,
+        parameter_servers: u32,
+    ) -> Started {
+        let parameters: usize = self
+            .trainer
+            .ssd()
+            .variables()
+            .iter()
+            .filter(|spec| spec.kind == VariableKind::Trainable)
+            .map(|spec| spec.elements())
+            .sum();
         Started {
             start_step,
             resumed_from: latest.map(|latest| latest.prefix.clone()),
@@ -146,7 +171,10 @@ impl Setup {
 pub(crate) fn open_job(options: &Options, observer: &mut dyn Observer) -> Result<Job, Error> {
     let job = job::open(&options.model_dir, &options.config).map_err(Error::user)?;
     for path in &job.cleaned {
-        observer.warning(&format!("removed {}: part of a checkpoint that was never finished", path.display()));
+        observer.warning(&format!(
+            "removed {}: part of a checkpoint that was never finished",
+            path.display()
+        ));
     }
     Ok(job)
 }
@@ -162,7 +190,10 @@ pub(crate) fn resume_point(latest: &Latest) -> Result<coati_checkpoint::manifest
 }
 
 pub(crate) fn already_done(latest: Option<&Latest>, num_steps: u64) -> Option<Summary> {
-    latest.filter(|latest| latest.step >= num_steps).map(|latest| Summary { step: latest.step, ..Summary::default() })
+    latest.filter(|latest| latest.step >= num_steps).map(|latest| Summary {
+        step: latest.step,
+        ..Summary::default()
+    })
 }
 
 /// Trains in this process.
@@ -184,12 +215,20 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
         record_count: setup.identity.record_count,
         config_digest: setup.identity.config_digest.clone(),
         seed: options.seed,
-        saving: Saving { every: options.save_every, every_steps: options.save_every_steps, keep: options.keep_options() },
+        saving: Saving {
+            every: options.save_every,
+            every_steps: options.save_every_steps,
+            keep: options.keep_options(),
+        },
         stop: options.stop.clone(),
     };
     let values;
     let start = match &job.latest {
-        Some(latest) => Start::Checkpoint { prefix: &latest.prefix, step: latest.step, position: resume_point(latest)?.position },
+        Some(latest) => Start::Checkpoint {
+            prefix: &latest.prefix,
+            step: latest.step,
+            position: resume_point(latest)?.position,
+        },
         None => {
             values = setup.trainer.ssd().init_values(options.seed);
             Start::Values(&values)
@@ -200,14 +239,30 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
     let started = setup.started(first, job.latest.as_ref(), 1, 0);
     session.start(&started)?;
 
-    let ended = replica::train(&mut setup.trainer, &setup.loader, &mut exchange, first, &options.stop, &mut |trainer, exchange| {
-        if let Some(checkpoint) = exchange.take_events().into_iter().filter_map(|event| session.local(event)).last() {
-            session.evaluate_if_due(trainer.ssd(), &checkpoint);
-        }
-        Ok(())
-    });
+    let ended = replica::train(
+        &mut setup.trainer,
+        &setup.loader,
+        &mut exchange,
+        first,
+        &options.stop,
+        &mut |trainer, exchange| {
+            if let Some(checkpoint) = exchange
+                .take_events()
+                .into_iter()
+                .filter_map(|event| session.local(event))
+                .last()
+            {
+                session.evaluate_if_due(trainer.ssd(), &checkpoint);
+            }
+            Ok(())
+        },
+    );
     let saved = exchange.save();
-    let last = exchange.take_events().into_iter().filter_map(|event| session.local(event)).last();
+    let last = exchange
+        .take_events()
+        .into_iter()
+        .filter_map(|event| session.local(event))
+        .last();
     ended.map_err(Error::job)?;
     saved.map_err(Error::job)?;
     let interrupted = exchange.version() < setup.num_steps;
@@ -215,5 +270,9 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
         session.evaluate(setup.trainer.ssd(), &last);
     }
     let summary = session.finish();
-    Ok(if interrupted { Outcome::Interrupted(summary, "stopped on request".to_owned()) } else { Outcome::Completed(summary) })
+    Ok(if interrupted {
+        Outcome::Interrupted(summary, "stopped on request".to_owned())
+    } else {
+        Outcome::Completed(summary)
+    })
 }

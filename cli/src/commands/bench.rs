@@ -15,11 +15,18 @@ use crate::args::BenchCommand;
 use crate::console::report;
 
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
-    let BenchCommand::Step { batch_size, steps, pipeline_config_path } = command;
+    let BenchCommand::Step {
+        batch_size,
+        steps,
+        pipeline_config_path,
+    } = command;
     let config = PipelineConfig::load(pipeline_config_path)?;
     let mut trainer = Trainer::new(model::build(&config, None)?, &config);
     let variables = trainer.ssd().variables().to_vec();
-    let job = JobRef { job_id: "bench".to_owned(), incarnation: 1 };
+    let job = JobRef {
+        job_id: "bench".to_owned(),
+        incarnation: 1,
+    };
     let placement = plan(&variables, 1, Strategy::Balanced)?;
     let layout = Layout::new(&placement)?;
     let server = layout.server(0).context("no server in the placement")?;
@@ -39,17 +46,40 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
         let begun = Instant::now();
         store.pull(&job, step)?.scatter(server, &mut flat);
         let pulled = begun.elapsed();
-        trainer.step(&flat, &batch, &mut gradients).map_err(anyhow::Error::msg)?;
+        trainer
+            .step(&flat, &batch, &mut gradients)
+            .map_err(anyhow::Error::msg)?;
         let computed = begun.elapsed();
         arena.clear();
         server.gather(0, server.pushed_len, &gradients, &mut arena);
-        store.push(&job, Tag { replica: 0, sequence: step, version: step }, &arena)?;
-        store.commit(&job, step, &[Contributor { replica: 0, sequence: step, samples: *batch_size as u32 }], true)?;
+        store.push(
+            &job,
+            Tag {
+                replica: 0,
+                sequence: step,
+                version: step,
+            },
+            &arena,
+        )?;
+        store.commit(
+            &job,
+            step,
+            &[Contributor {
+                replica: 0,
+                sequence: step,
+                samples: *batch_size as u32,
+            }],
+            true,
+        )?;
         if step >= 2 {
             times.push(begun.elapsed().as_secs_f64() * 1e3);
             let layers = trainer.ssd().network().layer_times();
             let sum = |of: fn(&coati_detection::network::LayerTime) -> f64| layers.iter().map(of).sum::<f64>() * 1e3;
-            parts.push([sum(|l| l.forward_s), sum(|l| l.backward_s), (computed - pulled).as_secs_f64() * 1e3]);
+            parts.push([
+                sum(|l| l.forward_s),
+                sum(|l| l.backward_s),
+                (computed - pulled).as_secs_f64() * 1e3,
+            ]);
         }
     }
     let threads = trainer.ssd().network().threads();

@@ -53,7 +53,10 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
                 report(&cluster_text(plan));
             }
             for (name, found) in &data {
-                report(&format!("# {name}: {} records in {} file(s)", found["records"], found["files"]));
+                report(&format!(
+                    "# {name}: {} records in {} file(s)",
+                    found["records"], found["files"]
+                ));
             }
             let ignored = ignored(&support.ignored, plan.as_ref());
             if !ignored.is_empty() {
@@ -64,11 +67,19 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
             }
         }
     }
-    if problems.is_empty() { Ok(()) } else { Err(Failure::user(problems.join("\n")).into()) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::user(problems.join("\n")).into())
+    }
 }
 
 fn ignored(pipeline: &[String], plan: Option<&ClusterPlan>) -> Vec<String> {
-    pipeline.iter().cloned().chain(plan.iter().flat_map(|plan| plan.ignored.clone())).collect()
+    pipeline
+        .iter()
+        .cloned()
+        .chain(plan.iter().flat_map(|plan| plan.ignored.clone()))
+        .collect()
 }
 
 fn cluster_text(plan: &ClusterPlan) -> String {

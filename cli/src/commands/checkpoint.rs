@@ -7,14 +7,23 @@ use crate::args::{CheckpointCommand, Format};
 use crate::console::report;
 
 pub(crate) fn run(command: &CheckpointCommand) -> anyhow::Result<()> {
-    let CheckpointCommand::Show { path, variables, format } = command;
+    let CheckpointCommand::Show {
+        path,
+        variables,
+        format,
+    } = command;
     let found = show::report(path)?;
     if *format == Format::Json {
         report(&serde_json::to_string(&found).context("the report")?);
         return Ok(());
     }
     for checkpoint in &found.checkpoints {
-        let mut line = format!("{}  step {}  {}", checkpoint.prefix.display(), checkpoint.step, checkpoint.condition);
+        let mut line = format!(
+            "{}  step {}  {}",
+            checkpoint.prefix.display(),
+            checkpoint.step,
+            checkpoint.condition
+        );
         if let Some(problem) = &checkpoint.problem {
             line += &format!(" ({problem})");
         }
@@ -27,13 +36,25 @@ pub(crate) fn run(command: &CheckpointCommand) -> anyhow::Result<()> {
         report(&line);
     }
     match &found.latest {
-        Some(latest) => report(&format!("latest: {} ({} tensors, {} elements)", latest.display(), found.variables.len(), found.elements)),
+        Some(latest) => report(&format!(
+            "latest: {} ({} tensors, {} elements)",
+            latest.display(),
+            found.variables.len(),
+            found.elements
+        )),
         None => report(&format!("{}: no complete checkpoint", found.model_dir.display())),
     }
     if *variables {
         for variable in &found.variables {
-            let parts = if variable.slices > 1 { format!("  in {} parts", variable.slices) } else { String::new() };
-            report(&format!("  {} {} {:?}{parts}", variable.name, variable.dtype, variable.shape));
+            let parts = if variable.slices > 1 {
+                format!("  in {} parts", variable.slices)
+            } else {
+                String::new()
+            };
+            report(&format!(
+                "  {} {} {:?}{parts}",
+                variable.name, variable.dtype, variable.shape
+            ));
         }
     }
     Ok(())

@@ -23,8 +23,17 @@ fn make(args: &SynthArgs) -> anyhow::Result<()> {
         image_size: args.image_size,
         seed: args.seed,
     })?;
-    let classes: Vec<String> = made.boxes.iter().map(|(class, count)| format!("{class} {count}")).collect();
-    say(&format!("{}: {} images; boxes: {}", args.output_dir.display(), made.images, classes.join(", ")));
+    let classes: Vec<String> = made
+        .boxes
+        .iter()
+        .map(|(class, count)| format!("{class} {count}"))
+        .collect();
+    say(&format!(
+        "{}: {} images; boxes: {}",
+        args.output_dir.display(),
+        made.images,
+        classes.join(", ")
+    ));
     Ok(())
 }
 
@@ -55,7 +64,11 @@ fn voc(args: &VocArgs) -> anyhow::Result<()> {
     for warning in done.warnings.iter().chain(&done.skipped_images) {
         say(&format!("warning: {warning}"));
     }
-    let classes: Vec<String> = done.boxes.iter().map(|(class, count)| format!("{class} {count}")).collect();
+    let classes: Vec<String> = done
+        .boxes
+        .iter()
+        .map(|(class, count)| format!("{class} {count}"))
+        .collect();
     say(&format!(
         "{}: {} images in {} file(s), {} left out; boxes: {}",
         args.output_path.display(),

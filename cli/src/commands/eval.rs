@@ -81,9 +81,17 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
 }
 
 fn events_folder(args: &EvalArgs) -> PathBuf {
-    let name = if args.eval_training_data { "eval_on_train" } else { "eval" };
+    let name = if args.eval_training_data {
+        "eval_on_train"
+    } else {
+        "eval"
+    };
     args.model_dir.clone().unwrap_or_else(|| {
-        let folder = if args.checkpoint_dir.is_dir() { args.checkpoint_dir.as_path() } else { args.checkpoint_dir.parent().unwrap_or(Path::new(".")) };
+        let folder = if args.checkpoint_dir.is_dir() {
+            args.checkpoint_dir.as_path()
+        } else {
+            args.checkpoint_dir.parent().unwrap_or(Path::new("."))
+        };
         folder.join(name)
     })
 }
@@ -94,17 +102,38 @@ fn newest(path: &Path) -> anyhow::Result<Option<Latest>> {
         return Ok(state::latest(path)?);
     }
     let step = model::step_of(path)?;
-    Ok(Some(Latest { prefix: path.to_owned(), step, manifest: None }))
+    Ok(Some(Latest {
+        prefix: path.to_owned(),
+        step,
+        manifest: None,
+    }))
 }
 
-fn one(args: &EvalArgs, config: &PipelineConfig, input: &Input, model: &mut Ssd, latest: &Latest) -> anyhow::Result<Outcome> {
+fn one(
+    args: &EvalArgs,
+    config: &PipelineConfig,
+    input: &Input,
+    model: &mut Ssd,
+    latest: &Latest,
+) -> anyhow::Result<Outcome> {
     let variables = model::read_variables(model, &latest.prefix, config.eval_config().use_moving_averages())?;
     let bar = indicatif::ProgressBar::new(0);
-    let options = evaluate::Options { pictures_dir: args.pictures_dir.clone(), constant_box: args.constant_box };
-    let outcome = evaluate::evaluate(model, &variables, latest.step, config, input, &options, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
+    let options = evaluate::Options {
+        pictures_dir: args.pictures_dir.clone(),
+        constant_box: args.constant_box,
+    };
+    let outcome = evaluate::evaluate(
+        model,
+        &variables,
+        latest.step,
+        config,
+        input,
+        &options,
+        &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        },
+    );
     bar.finish_and_clear();
     Ok(outcome?)
 }
@@ -112,7 +141,10 @@ fn one(args: &EvalArgs, config: &PipelineConfig, input: &Input, model: &mut Ssd,
 fn as_json(outcome: &Outcome) -> anyhow::Result<serde_json::Value> {
     let mut value = serde_json::to_value(&outcome.report).context("the metrics")?;
     if let Some(Floor { rule, metrics }) = &outcome.floor {
-        let named: serde_json::Map<_, _> = metrics.named().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        let named: serde_json::Map<_, _> = metrics
+            .named()
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .collect();
         value["constant_box"] = json!({"rule": rule, "metrics": named});
     }
     Ok(value)
@@ -120,17 +152,28 @@ fn as_json(outcome: &Outcome) -> anyhow::Result<serde_json::Value> {
 
 fn print(outcome: &Outcome) {
     let result = &outcome.report;
-    report(&format!("step {}: {} images, {:.1} s ({:.1} s of it in the network)", result.global_step, result.images, result.seconds, result.model_seconds));
+    report(&format!(
+        "step {}: {} images, {:.1} s ({:.1} s of it in the network)",
+        result.global_step, result.images, result.seconds, result.model_seconds
+    ));
     for (name, value) in &result.metrics {
         report(&format!("{name:<44} {:.4}", value.as_f64().unwrap_or(f64::NAN)));
     }
     if let Some(Floor { rule, metrics }) = &outcome.floor {
-        report(&format!("best constant box ({rule}): mAP {:.4}, mAP@.50IOU {:.4}", metrics.ap(), metrics.ap50()));
+        report(&format!(
+            "best constant box ({rule}): mAP {:.4}, mAP@.50IOU {:.4}",
+            metrics.ap(),
+            metrics.ap50()
+        ));
     }
     for record in &result.bad_records {
         say(&format!("warning: {record}"));
     }
     if let Some(first) = result.pictures.first() {
-        say(&format!("{} pictures, the first: {}", result.pictures.len(), first.display()));
+        say(&format!(
+            "{} pictures, the first: {}",
+            result.pictures.len(),
+            first.display()
+        ));
     }
 }

@@ -22,7 +22,12 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let classes = match &args.label_map_path {
         Some(path) => {
             let labels = LabelMap::load(path)?;
-            Classes::new(labels.items.iter().map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())))
+            Classes::new(
+                labels
+                    .items
+                    .iter()
+                    .map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())),
+            )
         }
         None => Classes::numbered(usize::from(u16::MAX)),
     };
@@ -69,19 +74,28 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
     match args.format {
         Format::Json => {
             let classes: serde_json::Map<_, _> = boxes.iter().map(|(&id, &count)| (named(id), count.into())).collect();
-            let sizes: Vec<_> = sizes.iter().map(|(&(w, h), &count)| json!({"width": w, "height": h, "images": count})).collect();
+            let sizes: Vec<_> = sizes
+                .iter()
+                .map(|(&(w, h), &count)| json!({"width": w, "height": h, "images": count}))
+                .collect();
             let files: Vec<_> = source.files().map(|path| path.display().to_string()).collect();
             let data = json!({"records": source.record_count(), "files": files, "digest": source.digest(), "boxes": classes,
                 "images_without_boxes": empty, "image_sizes": sizes, "bad": bad});
             report(&serde_json::to_string(&data).context("the statistics")?);
         }
         Format::Text => {
-            report(&format!("{} records in {} file(s), {empty} without boxes", source.record_count(), source.files().len()));
+            report(&format!(
+                "{} records in {} file(s), {empty} without boxes",
+                source.record_count(),
+                source.files().len()
+            ));
             for (&id, count) in &boxes {
                 report(&format!("{count:>8} {}", named(id)));
             }
             if largest > 0.0 {
-                report(&format!("box sizes (root of the area, 1 is the image): {smallest:.3} to {largest:.3}"));
+                report(&format!(
+                    "box sizes (root of the area, 1 is the image): {smallest:.3} to {largest:.3}"
+                ));
             }
             let mut common: Vec<_> = sizes.into_iter().collect();
             common.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
@@ -130,7 +144,10 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
             ));
             for (bounds, &class) in annotated.objects.boxes.iter().zip(&annotated.objects.classes) {
                 let [ymin, xmin, ymax, xmax] = bounds;
-                report(&format!("  {}: ymin {ymin:.4} xmin {xmin:.4} ymax {ymax:.4} xmax {xmax:.4}", name(class)));
+                report(&format!(
+                    "  {}: ymin {ymin:.4} xmin {xmin:.4} ymax {ymax:.4} xmax {xmax:.4}",
+                    name(class)
+                ));
             }
             for object in &annotated.bad_objects {
                 say(&format!("warning: {object}"));
@@ -140,17 +157,23 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
     if let Some(path) = &args.picture {
         let image = Decoder::new(decode::Options::default()).decode(annotated.image)?;
         let (height, width) = (image.height, image.width);
-        let mut picture =
-            image::RgbImage::from_raw(width as u32, height as u32, image.pixels).context("the decoded image has another size than it says")?;
+        let mut picture = image::RgbImage::from_raw(width as u32, height as u32, image.pixels)
+            .context("the decoded image has another size than it says")?;
         let labels: Vec<Label> = annotated
             .objects
             .boxes_px(height, width)
             .into_iter()
             .zip(&annotated.objects.classes)
-            .map(|(box_px, &class)| Label { box_px, text: name(class), colour: class as usize })
+            .map(|(box_px, &class)| Label {
+                box_px,
+                text: name(class),
+                colour: class as usize,
+            })
             .collect();
         draw_boxes(&mut picture, &labels);
-        picture.save(path).with_context(|| format!("cannot write {}", path.display()))?;
+        picture
+            .save(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         say(&format!("picture: {}", path.display()));
     }
     Ok(())

@@ -45,23 +45,45 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
 
 fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train::Options> {
     let from_plan = |find: fn(&ClusterPlan) -> Option<&str>| plan.and_then(find).map(PathBuf::from);
-    let missing = |flag: &str| Failure::user(format!("--{flag} is missing\nhint: give it on the command line, or in the cluster file's args"));
-    let path = args.pipeline_config_path.clone().or_else(|| from_plan(ClusterPlan::pipeline_config_path));
+    let missing = |flag: &str| {
+        Failure::user(format!(
+            "--{flag} is missing\nhint: give it on the command line, or in the cluster file's args"
+        ))
+    };
+    let path = args
+        .pipeline_config_path
+        .clone()
+        .or_else(|| from_plan(ClusterPlan::pipeline_config_path));
     let path = path.ok_or_else(|| missing("pipeline_config_path"))?;
-    let model_dir = args.model_dir.clone().or_else(|| from_plan(ClusterPlan::model_dir)).ok_or_else(|| missing("model_dir"))?;
+    let model_dir = args
+        .model_dir
+        .clone()
+        .or_else(|| from_plan(ClusterPlan::model_dir))
+        .ok_or_else(|| missing("model_dir"))?;
     if model_dir.to_string_lossy().contains("://") {
-        return Err(Failure::user(format!("--model_dir {}: only local folders so far\nhint: buckets are not built yet", model_dir.display())).into());
+        return Err(Failure::user(format!(
+            "--model_dir {}: only local folders so far\nhint: buckets are not built yet",
+            model_dir.display()
+        ))
+        .into());
     }
     let mut config = PipelineConfig::load(&path)?;
     let steps = match args.num_train_steps {
         Some(steps) => Some(steps),
         None => plan
             .and_then(|plan| plan.arg("num_train_steps"))
-            .map(|text| text.parse().map_err(|_| Failure::user(format!("args of the cluster file: --num_train_steps {text} is not a number"))))
+            .map(|text| {
+                text.parse().map_err(|_| {
+                    Failure::user(format!(
+                        "args of the cluster file: --num_train_steps {text} is not a number"
+                    ))
+                })
+            })
             .transpose()?,
     };
     if let Some(steps) = steps {
-        let steps = u32::try_from(steps).map_err(|_| Failure::user(format!("--num_train_steps {steps} is more than {}", u32::MAX)))?;
+        let steps = u32::try_from(steps)
+            .map_err(|_| Failure::user(format!("--num_train_steps {steps} is more than {}", u32::MAX)))?;
         config.set_num_train_steps(steps);
     }
     config.set_sample_1_of_n_eval_examples(u32::try_from(args.sample_1_of_n_eval_examples).unwrap_or(u32::MAX));
@@ -86,7 +108,10 @@ fn started_at() -> SystemTime {
 
 /// What can be known to be wrong before anything starts.
 fn preflight(options: &train::Options) -> anyhow::Result<()> {
-    let support = supported::check(&options.config, if options.eval { Mode::TrainAndEval } else { Mode::Train })?;
+    let support = supported::check(
+        &options.config,
+        if options.eval { Mode::TrainAndEval } else { Mode::Train },
+    )?;
     for warning in &support.warnings {
         say(&format!("warning: {warning}"));
     }
@@ -103,7 +128,11 @@ fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
         say(&format!("warning: {warning}"));
     }
     if !plan.ignored.is_empty() {
-        say(&format!("{}: accepted without effect: {}", plan.path.display(), plan.ignored.join(", ")));
+        say(&format!(
+            "{}: accepted without effect: {}",
+            plan.path.display(),
+            plan.ignored.join(", ")
+        ));
     }
     if plan.evaluators.count > 0 {
         return Err(Failure::user(format!(
@@ -118,17 +147,31 @@ fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut launch = launcher::Options::new(plan, binary, args);
     launch.job_dir = Some(options.model_dir.clone());
-    let since = options.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let since = options
+        .started_at
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
     launch.env.push((STARTED_AT.into(), since.to_string().into()));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the launcher")?;
-    let outcome = runtime.block_on(launcher::run(launch)).map_err(|error| Failure { code: error.exit_code(), message: error.to_string() })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the launcher")?;
+    let outcome = runtime.block_on(launcher::run(launch)).map_err(|error| Failure {
+        code: error.exit_code(),
+        message: error.to_string(),
+    })?;
     for warning in &outcome.warnings {
         say(&format!("warning: {warning}"));
     }
     let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
     match outcome.exit {
         ExitCode::Success => Ok(()),
-        code => Err(Failure { code, message: [vec![outcome.reason], failures].concat().join("\n") }.into()),
+        code => Err(Failure {
+            code,
+            message: [vec![outcome.reason], failures].concat().join("\n"),
+        }
+        .into()),
     }
 }
 
@@ -157,7 +200,10 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
         }
         TaskType::Worker => run_worker(options, &cluster).map_err(failure),
         TaskType::Ps => serve(config),
-        TaskType::Evaluator => Err(Failure::user("evaluators of their own are not built yet\nhint: leave evaluatorCount out; the master evaluates").into()),
+        TaskType::Evaluator => Err(Failure::user(
+            "evaluators of their own are not built yet\nhint: leave evaluatorCount out; the master evaluates",
+        )
+        .into()),
     }
 }
 
@@ -182,12 +228,22 @@ fn failure(error: train::Error) -> anyhow::Error {
 
 /// Serves variables until the job ends.
 fn serve(config: &TfConfig) -> anyhow::Result<()> {
-    let address = config.cluster.address(config.task).context("TF_CONFIG names no address for this task")?.to_string();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start")?;
+    let address = config
+        .cluster
+        .address(config.task)
+        .context("TF_CONFIG names no address for this task")?
+        .to_string();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start")?;
     runtime.block_on(async {
         let mut options = service::Options::new(config.task.index, address);
         options.store.threads = std::num::NonZeroUsize::new(1);
-        let handle = service::serve(options).await.map_err(|error| Failure::job(error.to_string()))?;
+        let handle = service::serve(options)
+            .await
+            .map_err(|error| Failure::job(error.to_string()))?;
         let leaving = handle.clone();
         tokio::spawn(async move {
             if signalled().await.is_ok() {
@@ -195,7 +251,10 @@ fn serve(config: &TfConfig) -> anyhow::Result<()> {
             }
         });
         let ended = handle.ended().await;
-        say(&format!("left ({ended:?}); peak memory {:.1} MB", peak_memory().unwrap_or(0.0)));
+        say(&format!(
+            "left ({ended:?}); peak memory {:.1} MB",
+            peak_memory().unwrap_or(0.0)
+        ));
         match ended {
             service::Ended::Failed(reason) => Err(Failure::job(reason).into()),
             _ => Ok(()),
@@ -207,7 +266,11 @@ fn serve(config: &TfConfig) -> anyhow::Result<()> {
 fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string(Path::new("/proc/self/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.split_whitespace().next()?.parse::<f64>().ok().map(|kilobytes| kilobytes / 1024.0 * 1.048_576)
+    line.split_whitespace()
+        .next()?
+        .parse::<f64>()
+        .ok()
+        .map(|kilobytes| kilobytes / 1024.0 * 1.048_576)
 }
 
 /// SIGINT or SIGTERM.
@@ -221,7 +284,10 @@ async fn signalled() -> std::io::Result<()> {
 
 /// The first signal asks to stop after the current step, a second one ends the process.
 fn on_signals(stop: StopFlag) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot listen for signals")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot listen for signals")?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {

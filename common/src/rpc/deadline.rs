@@ -75,9 +75,14 @@ mod tests {
     #[tokio::test]
     async fn a_timeout_names_the_peer_and_what_was_awaited() {
         let peer = Peer::ps(1, "127.0.0.1:4003");
-        let error = with_deadline(&peer, "version 7", Duration::from_millis(100), std::future::pending::<()>())
-            .await
-            .unwrap_err();
+        let error = with_deadline(
+            &peer,
+            "version 7",
+            Duration::from_millis(100),
+            std::future::pending::<()>(),
+        )
+        .await
+        .unwrap_err();
         assert_eq!(error.to_string(), "ps-1 (127.0.0.1:4003): waited 0.1 s for version 7");
         assert!(error.retryable());
     }

@@ -177,7 +177,7 @@ fn check(index: usize, field: &str, value: f32, good: bool, right: &'static str)
 fn field_name(step: &Step) -> String {
     let shown = format!("{step:?}");
     let mut name = String::new();
-    for character in shown.chars().take_while(|character| character.is_ascii_alphanumeric()) {
+    for character in shown.chars().take_while(char::is_ascii_alphanumeric) {
         if character.is_ascii_uppercase() && !name.is_empty() {
             name.push('_');
         }

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::decode::Image;
+use crate::resize::Resizer;
 
 fn objects(boxes: &[[f32; 4]]) -> Groundtruth {
     let n = boxes.len();
@@ -144,6 +146,60 @@ fn flipping_mirrors_boxes_and_view() {
         "{:?}",
         flipped.boxes
     );
+}
+
+#[test]
+fn boxes_stay_on_their_objects() {
+    // A white rectangle on black: whatever is cropped and mirrored, the box must still frame it.
+    let (height, width) = (90, 120);
+    let bounds = [20.0 / 90.0, 70.0 / 120.0, 60.0 / 90.0, 110.0 / 120.0];
+    let mut image = Image {
+        height,
+        width,
+        pixels: vec![0; height * width * 3],
+    };
+    for row in 20..60 {
+        image.pixels[(row * width + 70) * 3..(row * width + 110) * 3].fill(255);
+    }
+    let steps = [
+        Augmentation::SsdCrop(ssd_operations()),
+        Augmentation::HorizontalFlip { probability: 0.5 },
+        Augmentation::SsdCrop(ssd_operations()),
+        Augmentation::HorizontalFlip { probability: 0.5 },
+    ];
+    let (rows, columns) = (64, 48);
+    let mut pixels = vec![0.0; rows * columns * 3];
+    let mut mirrored = 0;
+    for record in 0..300 {
+        let mut objects = objects(&[bounds]);
+        let view = apply(&steps, height, width, &mut objects, &mut stream(4, 0, record));
+        mirrored += u32::from(view.mirrored);
+        Resizer::new(rows, columns)
+            .resize_into(&image, view, &mut pixels)
+            .unwrap();
+        let Some(&[ymin, xmin, ymax, xmax]) = objects.boxes.first() else {
+            continue;
+        };
+        for row in 0..rows {
+            for column in 0..columns {
+                let (y, x) = (row as f32 / rows as f32, column as f32 / columns as f32);
+                // Interpolation smears the border over a pixel or two of the input.
+                let (high, wide) = (2.0 / view.height as f32, 2.0 / view.width as f32);
+                let inside = y >= ymin + high && y < ymax - high && x >= xmin + wide && x < xmax - wide;
+                let outside = y < ymin - high || y > ymax + high || x < xmin - wide || x > xmax + wide;
+                let value = pixels[(row * columns + column) * 3];
+                assert!(
+                    !inside || value == 255.0,
+                    "record {record}: {value} at {row}, {column} in {view:?}"
+                );
+                assert!(
+                    !outside || value == 0.0,
+                    "record {record}: {value} at {row}, {column} in {view:?}"
+                );
+            }
+        }
+    }
+    assert!((100..200).contains(&mirrored));
 }
 
 #[test]

@@ -14,11 +14,14 @@ fn damaged(error: &image::ImageError) -> Error {
     }
 }
 
-fn open(bytes: &[u8], max_pixels: usize) -> Result<(PngDecoder<Cursor<&[u8]>>, usize, usize), Error> {
+type Decoder<'a> = PngDecoder<Cursor<&'a [u8]>>;
+
+/// A decoder that has read the header, and the height and width found there.
+fn open(bytes: &[u8], max_pixels: usize) -> Result<(Decoder<'_>, usize, usize), Error> {
     let mut limits = Limits::default();
     // Four 16-bit channels, and as much again for the decoder's own buffers.
     limits.max_alloc = Some((max_pixels as u64).saturating_mul(16).saturating_add(1 << 20));
-    let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits).map_err(|error| damaged(&error))?;
+    let decoder = Decoder::with_limits(Cursor::new(bytes), limits).map_err(|error| damaged(&error))?;
     let (width, height) = decoder.dimensions();
     let (height, width) = (height as usize, width as usize);
     check_size(height, width, max_pixels)?;

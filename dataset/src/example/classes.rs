@@ -1,8 +1,9 @@
 //! Which class ids exist and what they are called.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 
-use coati_proto::object_detection::protos::StringIntLabelMap;
+use coati_common::label_map::LabelMap;
 
 /// The classes of a data set: ids from 1 as in label maps, names as in records.
 #[derive(Debug, Clone, Default)]
@@ -59,15 +60,6 @@ impl Classes {
         classes
     }
 
-    /// The classes of a label map. Items without id are left out: whoever reads the file checks it.
-    pub fn from_label_map(map: &StringIntLabelMap) -> Self {
-        Self::new(
-            map.item
-                .iter()
-                .filter_map(|item| Some((i64::from(item.id?), item.name(), item.display_name()))),
-        )
-    }
-
     /// Classes without names: ids 1 to `count`.
     pub fn numbered(count: usize) -> Self {
         Self {
@@ -114,6 +106,16 @@ impl Classes {
     }
 }
 
+impl From<&LabelMap> for Classes {
+    fn from(map: &LabelMap) -> Self {
+        Self::new(
+            map.items
+                .iter()
+                .map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())),
+        )
+    }
+}
+
 fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>) -> String {
     const SHOWN: usize = 8;
     let count = items.len();
@@ -123,7 +125,7 @@ fn listed<T: ToString>(items: impl ExactSizeIterator<Item = T>) -> String {
         .collect::<Vec<_>>()
         .join(", ");
     if count > SHOWN {
-        list.push_str(&format!(" and {} more", count - SHOWN));
+        let _ = write!(list, " and {} more", count - SHOWN);
     }
     list
 }
@@ -143,6 +145,20 @@ mod tests {
             ("cat".to_owned(), "class 9".to_owned())
         );
         assert!(classes.has_names() && !Classes::numbered(3).has_names());
+    }
+
+    #[test]
+    fn a_label_map_gives_the_classes() {
+        let map = "item { id: 2 name: 'n02' display_name: 'dog' } item { id: 1 name: 'cat' }";
+        let classes = Classes::from(&LabelMap::parse(map, "map.pbtxt").unwrap());
+        assert_eq!(
+            (classes.by_name("dog"), classes.by_name("n02"), classes.by_name("cat")),
+            (Ok(2), Ok(2), Ok(1))
+        );
+        assert_eq!(
+            (classes.title(2), classes.title(1)),
+            ("dog".to_owned(), "cat".to_owned())
+        );
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Record {
     }
 
     fn bytes(self, name: &str, value: &[&[u8]]) -> Self {
-        let value = value.iter().map(|bytes| bytes.to_vec().into()).collect();
+        let value = value.iter().map(|bytes| bytes.to_vec()).collect();
         self.set(name, Kind::BytesList(tf::BytesList { value }))
     }
 

@@ -268,7 +268,7 @@ mod tests {
             let record = encode(&[
                 ("i", Kind::Int64List(tf::Int64List { value: ints.clone() })),
                 ("f", Kind::FloatList(tf::FloatList { value: floats.clone() })),
-                ("b", Kind::BytesList(tf::BytesList { value: bytes.iter().cloned().map(Into::into).collect() })),
+                ("b", Kind::BytesList(tf::BytesList { value: bytes.clone() })),
             ]);
             let features = Features::parse(&record).unwrap();
             prop_assert_eq!(features.ints("i").unwrap(), ints);
@@ -279,7 +279,7 @@ mod tests {
 
         #[test]
         fn cut_records_are_refused_or_read_short(cut in 0_usize..60) {
-            let record = encode(&[("image/encoded", Kind::BytesList(tf::BytesList { value: vec![vec![7; 40].into()] }))]);
+            let record = encode(&[("image/encoded", Kind::BytesList(tf::BytesList { value: vec![vec![7; 40]] }))]);
             let cut = cut.min(record.len());
             // Only the whole record (or none of it) is a message.
             prop_assert_eq!(Features::parse(&record[..cut]).is_ok(), cut == 0 || cut == record.len());

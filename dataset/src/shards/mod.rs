@@ -2,7 +2,7 @@
 
 pub mod pattern;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use coati_common::tfrecord::{self, IndexedFile};
@@ -111,7 +111,13 @@ impl Source {
                 digest.update(span.length.to_le_bytes());
             }
         }
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        digest
+            .finalize()
+            .iter()
+            .fold(String::with_capacity(64), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
     }
 
     /// The bytes of a record. A wrong CRC is an error of this record alone ([`tfrecord::Error::is_local`]).

@@ -229,12 +229,16 @@ fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
     let mut found = vec![PathBuf::new()];
     for component in Path::new(pattern).components() {
         let Component::Normal(part) = component else {
-            found.iter_mut().for_each(|path| path.push(component));
+            for path in &mut found {
+                path.push(component);
+            }
             continue;
         };
         let part = part.to_string_lossy();
         if !part.contains(['*', '?', '[']) {
-            found.iter_mut().for_each(|path| path.push(&*part));
+            for path in &mut found {
+                path.push(&*part);
+            }
             continue;
         }
         let mut next = Vec::new();

@@ -61,7 +61,13 @@ fn tile<S: Simd>(left: usize) -> usize {
         4..6 => 4,
         6..8 => 6,
         8..12 => 8,
-        12.. => if left == 16 { 8 } else { 12 },
+        12.. => {
+            if left == 16 {
+                8
+            } else {
+                12
+            }
+        }
     };
     largest.min(S::MR)
 }

@@ -18,14 +18,21 @@ impl Pool {
         if threads <= 1 {
             return Ok(Self { threads: None });
         }
-        let build = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("compute-{i}")).build();
-        Ok(Self { threads: Some(build.map_err(|source| Error::Threads { threads, source })?) })
+        let build = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("compute-{i}"))
+            .build();
+        Ok(Self {
+            threads: Some(build.map_err(|source| Error::Threads { threads, source })?),
+        })
     }
 
     /// The number of threads that `COATI_THREADS` asks for, otherwise the number of cores.
     pub fn default_threads() -> usize {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let asked = std::env::var("COATI_THREADS").ok().and_then(|text| text.trim().parse().ok());
+        let asked = std::env::var("COATI_THREADS")
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
         asked.filter(|&threads: &usize| threads > 0).unwrap_or(cores)
     }
 
@@ -75,16 +82,25 @@ unsafe impl Sync for Shared {}
 
 impl Shared {
     pub(crate) fn new(buffer: &mut [f32]) -> Self {
-        Self { start: buffer.as_mut_ptr(), len: buffer.len() }
+        Self {
+            start: buffer.as_mut_ptr(),
+            len: buffer.len(),
+        }
     }
 
     /// A buffer that is only read through this handle.
     pub(crate) fn of(buffer: &[f32]) -> Self {
-        Self { start: buffer.as_ptr().cast_mut(), len: buffer.len() }
+        Self {
+            start: buffer.as_ptr().cast_mut(),
+            len: buffer.len(),
+        }
     }
 
     pub(crate) fn empty() -> Self {
-        Self { start: std::ptr::null_mut(), len: 0 }
+        Self {
+            start: std::ptr::null_mut(),
+            len: 0,
+        }
     }
 
     /// Pointer to `len` elements from `start`.
@@ -92,7 +108,11 @@ impl Shared {
     /// # Safety
     /// No other thread writes these elements meanwhile, and none reads them if the caller writes.
     pub(crate) unsafe fn at(self, start: usize, len: usize) -> *mut f32 {
-        assert!(start <= self.len && len <= self.len - start, "{start} + {len} elements of a buffer of {}", self.len);
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "{start} + {len} elements of a buffer of {}",
+            self.len
+        );
         unsafe { self.start.add(start) }
     }
 }

@@ -26,7 +26,13 @@ impl Window {
             (out, padding / 2)
         };
         let ((oh, top), (ow, left)) = (along(input.0), along(input.1));
-        Self { kernel, stride, input, output: (oh, ow), before: (top, left) }
+        Self {
+            kernel,
+            stride,
+            input,
+            output: (oh, ow),
+            before: (top, left),
+        }
     }
 
     /// Whether the patches are the input itself.
@@ -88,8 +94,11 @@ pub(crate) unsafe fn from_images(
                             let ix = x0 + kx as isize;
                             let inside = ix >= 0 && (ix as usize) < w;
                             for c in 0..3 {
-                                *to.add(kx * 3 + c) =
-                                    if inside { *line.add(ix as usize * 3 + c) * multiplier + offset } else { 0.0 };
+                                *to.add(kx * 3 + c) = if inside {
+                                    *line.add(ix as usize * 3 + c) * multiplier + offset
+                                } else {
+                                    0.0
+                                };
                             }
                         }
                     }
@@ -156,14 +165,18 @@ pub(crate) unsafe fn gather_row(
     unsafe {
         out.write_bytes(0, window.input.1 * channels);
         for ky in 0..k {
-            let Some(y) = (iy + window.before.0).checked_sub(ky) else { continue };
+            let Some(y) = (iy + window.before.0).checked_sub(ky) else {
+                continue;
+            };
             if y % window.stride != 0 || y / window.stride >= oh {
                 continue;
             }
             let oy = y / window.stride;
             for ix in 0..window.input.1 {
                 for kx in 0..k {
-                    let Some(x) = (ix + window.before.1).checked_sub(kx) else { continue };
+                    let Some(x) = (ix + window.before.1).checked_sub(kx) else {
+                        continue;
+                    };
                     if x % window.stride != 0 || x / window.stride >= ow {
                         continue;
                     }

@@ -194,7 +194,12 @@ impl Simd for Baseline {
     #[inline(always)]
     unsafe fn mul_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         if cfg!(target_arch = "aarch64") {
-            [a[0].mul_add(b[0], c[0]), a[1].mul_add(b[1], c[1]), a[2].mul_add(b[2], c[2]), a[3].mul_add(b[3], c[3])]
+            [
+                a[0].mul_add(b[0], c[0]),
+                a[1].mul_add(b[1], c[1]),
+                a[2].mul_add(b[2], c[2]),
+                a[3].mul_add(b[3], c[3]),
+            ]
         } else {
             // Without the instruction `f32::mul_add` is a library call.
             map2(map2(a, b, |x, y| x * y), c, |x, y| x + y)

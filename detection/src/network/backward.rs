@@ -31,7 +31,12 @@ enum Sink {
     /// Kept until the input's other reader adds its own.
     Side { side: Shared, channels: usize },
     /// Through the input's activation.
-    Through { through: Through, side: Option<Shared>, dz: Shared, sums: Shared },
+    Through {
+        through: Through,
+        side: Option<Shared>,
+        dz: Shared,
+        sums: Shared,
+    },
 }
 
 /// The layer whose activation a gradient passes.
@@ -73,14 +78,31 @@ impl Sink {
                     std::ptr::copy_nonoverlapping(da.add(row * ldd), to.add(row * channels), *channels);
                 }
             },
-            Self::Through { through, side, dz, sums } => {
+            Self::Through {
+                through,
+                side,
+                dz,
+                sums,
+            } => {
                 let channels = through.channels;
                 let (start, len) = (first * channels, count * channels);
                 unsafe {
                     let side = side.map_or(std::ptr::null(), |side| side.at(start, len).cast_const());
                     let y = through.y.at(through.at + start, len);
                     let sums = sums.at(slot * 2 * channels, 2 * channels);
-                    mask(isa, count, channels, da, ldd, side, y, through.act, through.mean, dz.at(start, len), sums);
+                    mask(
+                        isa,
+                        count,
+                        channels,
+                        da,
+                        ldd,
+                        side,
+                        y,
+                        through.act,
+                        through.mean,
+                        dz.at(start, len),
+                        sums,
+                    );
                 }
             }
         }
@@ -104,13 +126,18 @@ impl Context<'_> {
 
     /// Where the input's gradient goes; `slots` blocks will write its sums.
     fn sink(&self, i: usize, layer: &Layer, buffers: &mut Buffers, slots: usize) -> Sink {
-        let Source::Layer(source) = layer.source else { return Sink::Nowhere };
+        let Source::Layer(source) = layer.source else {
+            return Sink::Nowhere;
+        };
         let input = &self.plan.layers[source];
         let channels = input.padded_outputs();
         let len = self.batch * input.window.outputs() * channels;
         // Later layers come first on the way back, so the first reader is the last to contribute.
         if input.readers.first() != Some(&i) {
-            return Sink::Side { side: Shared::new(&mut buffers.side[source][..len]), channels };
+            return Sink::Side {
+                side: Shared::new(&mut buffers.side[source][..len]),
+                channels,
+            };
         }
         buffers.blocks[source] = slots;
         grow(&mut buffers.sums[source], slots * 2 * channels);
@@ -124,7 +151,12 @@ impl Context<'_> {
         };
         let side = (input.readers.len() > 1).then(|| Shared::new(&mut buffers.side[source][..len]));
         let dz = Shared::new(&mut buffers.dz[dz_place(input, source)][..len]);
-        Sink::Through { through, side, dz, sums: Shared::new(&mut buffers.sums[source]) }
+        Sink::Through {
+            through,
+            side,
+            dz,
+            sums: Shared::new(&mut buffers.sums[source]),
+        }
     }
 
     fn convolution_backward(
@@ -165,7 +197,11 @@ impl Context<'_> {
         let patches = Shared::new(&mut buffers.patches);
         let (lda, ldd) = (leading(patch), leading(columns));
         self.pool.each(blocks.groups, |group| {
-            let sizes = [line(blocks.block * lda), line(blocks.block * ldd), line(blocks.block * lda)];
+            let sizes = [
+                line(blocks.block * lda),
+                line(blocks.block * ldd),
+                line(blocks.block * lda),
+            ];
             scratch(sizes.iter().sum(), |memory| {
                 let (a, rest) = memory.split_at_mut(sizes[0]);
                 let (dy, da) = rest.split_at_mut(sizes[1]);
@@ -197,7 +233,19 @@ impl Context<'_> {
                             continue;
                         }
                         reader.read(self, (first, count), a, lda);
-                        gemm::tn(self.isa, count, patch, columns, a, lda, dy, ldd, partial, columns, block > 0);
+                        gemm::tn(
+                            self.isa,
+                            count,
+                            patch,
+                            columns,
+                            a,
+                            lda,
+                            dy,
+                            ldd,
+                            partial,
+                            columns,
+                            block > 0,
+                        );
                         if !wanted {
                             continue;
                         }
@@ -250,9 +298,8 @@ impl Context<'_> {
                 for &(k, at) in &rows[task * step..((task + 1) * step).min(rows.len())] {
                     let start = k * weights.columns;
                     // SAFETY: each row of the variable belongs to one task.
-                    let out = unsafe {
-                        std::slice::from_raw_parts_mut(out.at(start, weights.columns), weights.columns)
-                    };
+                    let out =
+                        unsafe { std::slice::from_raw_parts_mut(out.at(start, weights.columns), weights.columns) };
                     let from = at * columns + weights.first;
                     out.copy_from_slice(&partials[from..from + weights.columns]);
                     for group in 1..groups {
@@ -286,9 +333,14 @@ impl Context<'_> {
             // SAFETY: the caller's promise.
             let row = unsafe { std::slice::from_raw_parts_mut(out.add(i * ldo), columns) };
             row[layer.outputs..].fill(0.0);
-            for (weights, (source, width)) in layer.weights.iter().zip([(from.boxes, 4), (from.classes, from.columns)]) {
+            for (weights, (source, width)) in layer
+                .weights
+                .iter()
+                .zip([(from.boxes, 4), (from.classes, from.columns)])
+            {
                 let start = anchor * width;
-                row[weights.first..weights.first + weights.columns].copy_from_slice(&source[start..start + weights.columns]);
+                row[weights.first..weights.first + weights.columns]
+                    .copy_from_slice(&source[start..start + weights.columns]);
             }
         }
     }
@@ -362,10 +414,17 @@ impl Context<'_> {
                         }
                         // With stride 2 row `2 oy - top` is reached by taps 0 of `oy` and 2 of `oy - 1`, the next by tap 1 of `oy`. Past
                         // the last output row there may be one more input row, reached by tap 2 alone.
-                        let before = if oy > 0 { output_row(oy as isize - 1) } else { std::ptr::null() };
+                        let before = if oy > 0 {
+                            output_row(oy as isize - 1)
+                        } else {
+                            std::ptr::null()
+                        };
                         let tap = |ky: usize| weights.add(ky * 3 * channels);
                         let none = (std::ptr::null(), std::ptr::null());
-                        let mut steps = vec![(first, (here, tap(0)), (before, tap(2))), (first + 1, (here, tap(1)), none)];
+                        let mut steps = vec![
+                            (first, (here, tap(0)), (before, tap(2))),
+                            (first + 1, (here, tap(1)), none),
+                        ];
                         if oy + 1 == oh && oy + 1 == last {
                             steps.push((first + 2, none, (here, tap(2))));
                         }
@@ -388,7 +447,10 @@ impl Context<'_> {
             for task in 0..blocks.count() {
                 let from = (task * 9 + tap) * channels;
                 let partial = &buffers.partials[from..from + layer.outputs];
-                totals.iter_mut().zip(partial).for_each(|(total, &x)| *total += f64::from(x));
+                totals
+                    .iter_mut()
+                    .zip(partial)
+                    .for_each(|(total, &x)| *total += f64::from(x));
             }
             out.iter_mut().zip(totals).for_each(|(out, total)| *out = total as f32);
             penalise(weights.regularizer, &self.params[at..at + layer.outputs], out);
@@ -426,7 +488,9 @@ fn head_biases(layer: &Layer, sums: &[f32], blocks: usize, grads: &mut [f32]) {
         let Some(bias) = weights.bias else { continue };
         for j in 0..weights.columns {
             let column = weights.first + j;
-            let total: f64 = (0..blocks).map(|block| f64::from(sums[block * 2 * columns + column])).sum();
+            let total: f64 = (0..blocks)
+                .map(|block| f64::from(sums[block * 2 * columns + column]))
+                .sum();
             grads[bias + j] = total as f32;
         }
     }

@@ -26,7 +26,13 @@ impl RowBlocks {
         let limit = (BLOCK_ELEMENTS / width.max(1)).clamp(24, 384);
         let blocks_per_group = group.div_ceil(limit);
         let block = group.div_ceil(blocks_per_group).next_multiple_of(4);
-        Self { rows, groups, blocks_per_group: group.div_ceil(block), block, group }
+        Self {
+            rows,
+            groups,
+            blocks_per_group: group.div_ceil(block),
+            block,
+            group,
+        }
     }
 
     /// For a forward pass: each block is a task; `width` is the sum of both operands' columns.
@@ -68,7 +74,11 @@ pub(crate) struct ImageBlocks {
 impl ImageBlocks {
     /// At least some thirty tasks where the images have rows enough.
     pub(crate) fn new(batch: usize, rows: usize) -> Self {
-        Self { rows, parts: 32_usize.div_ceil(batch.max(1)).min(rows.div_ceil(5)).max(1), batch }
+        Self {
+            rows,
+            parts: 32_usize.div_ceil(batch.max(1)).min(rows.div_ceil(5)).max(1),
+            batch,
+        }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -78,13 +88,20 @@ impl ImageBlocks {
     /// (image, rows) of a task.
     pub(crate) fn at(&self, task: usize) -> (usize, Range<usize>) {
         let (image, part) = (task / self.parts, task % self.parts);
-        (image, self.rows * part / self.parts..self.rows * (part + 1) / self.parts)
+        (
+            image,
+            self.rows * part / self.parts..self.rows * (part + 1) / self.parts,
+        )
     }
 }
 
 /// A leading dimension for `width` columns (a multiple of 16) that spreads rows over the cache's sets.
 pub(crate) fn leading(width: usize) -> usize {
-    if (width / 16).is_multiple_of(2) { width + 16 } else { width }
+    if (width / 16).is_multiple_of(2) {
+        width + 16
+    } else {
+        width
+    }
 }
 
 #[cfg(test)]
@@ -95,7 +112,10 @@ mod tests {
     fn blocks_cover_every_row_once() {
         for rows in [1, 2, 7, 47, 48, 200, 800, 2888, 11_552, 180_000] {
             for width in [32, 96, 1024, 2048, 6000] {
-                for blocks in [RowBlocks::forward(rows, width), RowBlocks::backward(rows, width, width * 64)] {
+                for blocks in [
+                    RowBlocks::forward(rows, width),
+                    RowBlocks::backward(rows, width, width * 64),
+                ] {
                     let mut next = 0;
                     for group in 0..blocks.groups {
                         for block in 0..blocks.blocks_per_group {

@@ -26,7 +26,9 @@ macro_rules! parts {
 
 impl NormState {
     fn new(channels: usize) -> Self {
-        Self { parts: std::array::from_fn(|_| vec![0.0; channels]) }
+        Self {
+            parts: std::array::from_fn(|_| vec![0.0; channels]),
+        }
     }
 
     parts!(
@@ -42,7 +44,12 @@ impl NormState {
     );
 
     pub(crate) fn activation(&self, (lo, hi): (f32, f32)) -> Activation {
-        Activation { scale: self.scale().as_ptr(), shift: self.shift().as_ptr(), lo, hi }
+        Activation {
+            scale: self.scale().as_ptr(),
+            shift: self.shift().as_ptr(),
+            lo,
+            hi,
+        }
     }
 
     pub(crate) fn gradient(&self) -> NormGradient {
@@ -89,14 +96,20 @@ pub(crate) fn grow(buffer: &mut Vec<f32>, len: usize) {
 }
 
 fn elements(layer: &Layer, batch: usize) -> Option<usize> {
-    batch.checked_mul(layer.window.outputs())?.checked_mul(layer.padded_outputs())
+    batch
+        .checked_mul(layer.window.outputs())?
+        .checked_mul(layer.padded_outputs())
 }
 
 impl Buffers {
     pub(crate) fn new(plan: &Plan) -> Self {
         let count = plan.layers.len();
         Self {
-            norms: plan.layers.iter().map(|layer| NormState::new(layer.padded_outputs())).collect(),
+            norms: plan
+                .layers
+                .iter()
+                .map(|layer| NormState::new(layer.padded_outputs()))
+                .collect(),
             side: vec![Vec::new(); count],
             sums: vec![Vec::new(); count],
             blocks: vec![0; count],
@@ -110,9 +123,15 @@ impl Buffers {
         self.y_at.clear();
         for layer in &plan.layers {
             self.y_at.push(total);
-            let own = if layer.head.is_some() { Some(0) } else { elements(layer, batch) };
+            let own = if layer.head.is_some() {
+                Some(0)
+            } else {
+                elements(layer, batch)
+            };
             let end = own.and_then(|own| total.checked_add(own.next_multiple_of(1024)));
-            total = end.filter(|&end| end < isize::MAX as usize / 16).ok_or(Error::TooLarge { batch })?;
+            total = end
+                .filter(|&end| end < isize::MAX as usize / 16)
+                .ok_or(Error::TooLarge { batch })?;
         }
         grow(&mut self.y, total);
         Ok(())

@@ -34,7 +34,10 @@ impl NetworkConfig {
     /// `ssd_mobilenet_v1` as in the Object Detection API's sample: 300 x 300, full depth, slim's settings for the base.
     pub fn ssd_mobilenet_v1(num_classes: usize) -> Self {
         let extra = Hyperparams {
-            initializer: Initializer::TruncatedNormal { mean: 0.0, stddev: 0.03 },
+            initializer: Initializer::TruncatedNormal {
+                mean: 0.0,
+                stddev: 0.03,
+            },
             ..Hyperparams::mobilenet_v1()
         };
         Self {
@@ -44,7 +47,10 @@ impl NetworkConfig {
             image_height: 300,
             image_width: 300,
             base: Hyperparams::mobilenet_v1(),
-            predictor: PredictorConfig { hyperparams: extra.clone(), ..PredictorConfig::default() },
+            predictor: PredictorConfig {
+                hyperparams: extra.clone(),
+                ..PredictorConfig::default()
+            },
             extra,
             anchors_per_location: vec![3, 6, 6, 6, 6, 6],
             input: InputRange::Bytes,
@@ -110,9 +116,18 @@ impl Hyperparams {
     pub fn mobilenet_v1() -> Self {
         Self {
             regularizer: Regularizer::L2 { weight: 0.000_04 },
-            initializer: Initializer::TruncatedNormal { mean: 0.0, stddev: 0.09 },
+            initializer: Initializer::TruncatedNormal {
+                mean: 0.0,
+                stddev: 0.09,
+            },
             activation: Activation::Relu6,
-            batch_norm: Some(BatchNorm { decay: 0.9997, epsilon: 0.001, center: true, scale: true, train: true }),
+            batch_norm: Some(BatchNorm {
+                decay: 0.9997,
+                epsilon: 0.001,
+                center: true,
+                scale: true,
+                train: true,
+            }),
         }
     }
 }

@@ -2,7 +2,9 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The image is too small for the chain of strides.
-    #[error("image size {height} x {width}: each side must be at least {least} pixels\nhint: set image_resizer.fixed_shape_resizer")]
+    #[error(
+        "image size {height} x {width}: each side must be at least {least} pixels\nhint: set image_resizer.fixed_shape_resizer"
+    )]
     ImageSize {
         /// Height in pixels.
         height: usize,
@@ -12,7 +14,9 @@ pub enum Error {
         least: usize,
     },
     /// The number of feature maps is not that of this feature extractor.
-    #[error("{found} feature maps: ssd_mobilenet_v1 has 2 to 6\nhint: ssd_anchor_generator.num_layers is the number of feature maps")]
+    #[error(
+        "{found} feature maps: ssd_mobilenet_v1 has 2 to 6\nhint: ssd_anchor_generator.num_layers is the number of feature maps"
+    )]
     FeatureMaps {
         /// What was asked for.
         found: usize,
@@ -43,7 +47,9 @@ pub enum Error {
     #[error("a backward pass needs the forward pass in training mode just before it")]
     NoForward,
     /// The network does not fit in memory.
-    #[error("a batch of {batch} images needs more memory than can be addressed\nhint: use a smaller batch_size or image")]
+    #[error(
+        "a batch of {batch} images needs more memory than can be addressed\nhint: use a smaller batch_size or image"
+    )]
     TooLarge {
         /// Images.
         batch: usize,

@@ -108,28 +108,27 @@ impl Context<'_> {
     ///
     /// # Safety
     /// No other task writes these rows.
-    unsafe fn place(
-        &self,
-        layer: &Layer,
-        head: Head,
-        (first, count): (usize, usize),
-        rows: &[f32],
-        outputs: Outputs,
-    ) {
+    unsafe fn place(&self, layer: &Layer, head: Head, (first, count): (usize, usize), rows: &[f32], outputs: Outputs) {
         let pixels = layer.window.outputs();
         let columns = layer.padded_outputs();
         for (i, row) in rows.chunks_exact(columns).take(count).enumerate() {
             let anchor = self.anchor(head, first + i, pixels);
-            for (weights, (to, width)) in layer.weights.iter().zip([(outputs.boxes, 4), (outputs.classes, outputs.columns)]) {
+            for (weights, (to, width)) in layer
+                .weights
+                .iter()
+                .zip([(outputs.boxes, 4), (outputs.classes, outputs.columns)])
+            {
                 let from = &row[weights.first..weights.first + weights.columns];
                 // SAFETY: each pixel has its own anchors.
-                let out = unsafe {
-                    std::slice::from_raw_parts_mut(to.at(anchor * width, weights.columns), weights.columns)
-                };
+                let out =
+                    unsafe { std::slice::from_raw_parts_mut(to.at(anchor * width, weights.columns), weights.columns) };
                 match weights.bias {
                     Some(bias) => {
                         let bias = &self.params[bias..bias + weights.columns];
-                        out.iter_mut().zip(from).zip(bias).for_each(|((out, x), b)| *out = x + b);
+                        out.iter_mut()
+                            .zip(from)
+                            .zip(bias)
+                            .for_each(|((out, x), b)| *out = x + b);
                     }
                     None => out.copy_from_slice(from),
                 }
@@ -169,7 +168,16 @@ impl Context<'_> {
         let strides = if transposed { (1, columns) } else { (columns, 1) };
         self.pool.each(n.div_ceil(gemm::panel_width(self.isa)), |panel| {
             // SAFETY: panels are disjoint.
-            unsafe { gemm::pack_panel(self.isa, panel, (k, n), source.at(0, k * n), strides, packed.at(0, k * n)) };
+            unsafe {
+                gemm::pack_panel(
+                    self.isa,
+                    panel,
+                    (k, n),
+                    source.at(0, k * n),
+                    strides,
+                    packed.at(0, k * n),
+                )
+            };
         });
     }
 
@@ -182,7 +190,11 @@ impl Context<'_> {
                 Some((buffers.y_at[source], buffers.norms[source].activation(from.limits)))
             }
         };
-        Reader { layer, features, y: Shared::of(&buffers.y) }
+        Reader {
+            layer,
+            features,
+            y: Shared::of(&buffers.y),
+        }
     }
 
     fn depthwise(&self, i: usize, layer: &Layer, buffers: &mut Buffers) {
@@ -240,7 +252,8 @@ impl Context<'_> {
         for tap in 0..9 {
             let read = if mirrored { 8 - tap } else { tap };
             let from = weights.offset + read * layer.outputs;
-            dense[tap * channels..tap * channels + layer.outputs].copy_from_slice(&self.params[from..from + layer.outputs]);
+            dense[tap * channels..tap * channels + layer.outputs]
+                .copy_from_slice(&self.params[from..from + layer.outputs]);
         }
     }
 }
@@ -248,7 +261,11 @@ impl Context<'_> {
 /// Rows of a weight variable, and the rows of the padded matrix that they go to.
 pub(crate) fn weight_rows(layer: &Layer, weights: &Weights) -> impl Iterator<Item = (usize, usize)> + use<> {
     let (inputs, stored) = (layer.inputs, layer.padded_inputs());
-    let rows = if weights.columns == 0 { 0 } else { layer.window.kernel * layer.window.kernel * inputs };
+    let rows = if weights.columns == 0 {
+        0
+    } else {
+        layer.window.kernel * layer.window.kernel * inputs
+    };
     (0..rows).map(move |row| (row, row / inputs * stored + row % inputs))
 }
 
@@ -266,8 +283,18 @@ pub(crate) unsafe fn activated_row(
 ) {
     unsafe {
         to.write_bytes(0, left * channels);
-        crate::kernels::rows::activate(isa, width, channels, from, channels, act, to.add(left * channels), channels);
-        to.add((left + width) * channels).write_bytes(0, (columns - left - width) * channels);
+        crate::kernels::rows::activate(
+            isa,
+            width,
+            channels,
+            from,
+            channels,
+            act,
+            to.add(left * channels),
+            channels,
+        );
+        to.add((left + width) * channels)
+            .write_bytes(0, (columns - left - width) * channels);
     }
 }
 
@@ -289,7 +316,14 @@ impl Reader<'_> {
             match self.features {
                 None => {
                     let images = context.images.as_ptr();
-                    from_images(window, (first, count), images, context.input, out, (self.layer.patch(), lda));
+                    from_images(
+                        window,
+                        (first, count),
+                        images,
+                        context.input,
+                        out,
+                        (self.layer.patch(), lda),
+                    );
                 }
                 Some((at, act)) => {
                     let channels = self.layer.padded_inputs();

@@ -12,7 +12,10 @@ use super::plan::{Initial, Plan};
 /// The flat vector of first values.
 pub(crate) fn values(plan: &Plan, seed: u64) -> Vec<f32> {
     let all: Vec<_> = plan.variables.iter().zip(&plan.initial).collect();
-    let parts: Vec<Vec<f32>> = all.par_iter().map(|(spec, initial)| one(spec, **initial, seed)).collect();
+    let parts: Vec<Vec<f32>> = all
+        .par_iter()
+        .map(|(spec, initial)| one(spec, **initial, seed))
+        .collect();
     parts.concat()
 }
 
@@ -88,9 +91,17 @@ mod tests {
 
     #[test]
     fn values_depend_on_name_and_seed_alone() {
-        let small = NetworkConfig { depth_multiplier: 0.25, min_depth: 8, ..NetworkConfig::ssd_mobilenet_v1(3) };
+        let small = NetworkConfig {
+            depth_multiplier: 0.25,
+            min_depth: 8,
+            ..NetworkConfig::ssd_mobilenet_v1(3)
+        };
         let six = plan(&small).unwrap();
-        let two = plan(&NetworkConfig { anchors_per_location: vec![3, 6], ..small }).unwrap();
+        let two = plan(&NetworkConfig {
+            anchors_per_location: vec![3, 6],
+            ..small
+        })
+        .unwrap();
         let (a, b) = (values(&six, 7), values(&two, 7));
         assert_eq!(a, values(&six, 7));
         assert_ne!(a, values(&six, 8));

@@ -20,8 +20,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 pub use config::{
-    Activation, BatchNorm, FanMode, Hyperparams, Initializer, InputRange, MIN_IMAGE_SIZE, NetworkConfig, PredictorConfig,
-    Regularizer,
+    Activation, BatchNorm, FanMode, Hyperparams, Initializer, InputRange, MIN_IMAGE_SIZE, NetworkConfig,
+    PredictorConfig, Regularizer,
 };
 pub use error::Error;
 
@@ -164,11 +164,29 @@ impl Network {
         let mut kept = self.images.take().unwrap_or_default();
         self.buffers.for_forward(&self.plan, batch)?;
         let anchors = batch * self.plan.anchors;
-        let mut outputs =
-            Outputs { box_encodings: vec![0.0; anchors * 4], class_logits: vec![0.0; anchors * self.columns] };
-        let Self { plan, pool, isa, buffers, times, .. } = self;
+        let mut outputs = Outputs {
+            box_encodings: vec![0.0; anchors * 4],
+            class_logits: vec![0.0; anchors * self.columns],
+        };
+        let Self {
+            plan,
+            pool,
+            isa,
+            buffers,
+            times,
+            ..
+        } = self;
         let training = mode == Mode::Train;
-        let context = Context { plan, pool, isa: *isa, params, images, input: self.input, batch, training };
+        let context = Context {
+            plan,
+            pool,
+            isa: *isa,
+            params,
+            images,
+            input: self.input,
+            batch,
+            training,
+        };
         let to = forward::Outputs {
             boxes: Shared::new(&mut outputs.box_encodings),
             classes: Shared::new(&mut outputs.class_logits),
@@ -193,13 +211,7 @@ impl Network {
     ///
     /// Writes every element of `grads` (flat): for trainable variables the gradient of loss plus [`Network::regularization`], for moving
     /// statistics the batch's mean and unbiased variance, for constants 0. `params` must be those of the forward pass.
-    pub fn backward(
-        &mut self,
-        params: &[f32],
-        d_box: &[f32],
-        d_class: &[f32],
-        grads: &mut [f32],
-    ) -> Result<(), Error> {
+    pub fn backward(&mut self, params: &[f32], d_box: &[f32], d_class: &[f32], grads: &mut [f32]) -> Result<(), Error> {
         self.backward_with(params, d_box, d_class, grads, &mut |_, _| {})
     }
 
@@ -212,17 +224,44 @@ impl Network {
         grads: &mut [f32],
         progress: Progress,
     ) -> Result<(), Error> {
-        let Some(images) = self.images.take() else { return Err(Error::NoForward) };
+        let Some(images) = self.images.take() else {
+            return Err(Error::NoForward);
+        };
         let batch = images.len() / (self.size.0 * self.size.1 * 3);
         let anchors = batch * self.plan.anchors;
         self.expect("params", params.len(), self.plan.elements, "all variables")?;
         self.expect("grads", grads.len(), self.plan.elements, "all variables")?;
         self.expect("d_box", d_box.len(), anchors * 4, "batch x anchors x 4")?;
-        self.expect("d_class", d_class.len(), anchors * self.columns, "batch x anchors x (num_classes + 1)")?;
+        self.expect(
+            "d_class",
+            d_class.len(),
+            anchors * self.columns,
+            "batch x anchors x (num_classes + 1)",
+        )?;
         self.buffers.for_backward(&self.plan, batch)?;
-        let Self { plan, pool, isa, buffers, times, .. } = self;
-        let context = Context { plan, pool, isa: *isa, params, images: &images, input: self.input, batch, training: true };
-        let from = OutputGradients { boxes: d_box, classes: d_class, columns: self.columns };
+        let Self {
+            plan,
+            pool,
+            isa,
+            buffers,
+            times,
+            ..
+        } = self;
+        let context = Context {
+            plan,
+            pool,
+            isa: *isa,
+            params,
+            images: &images,
+            input: self.input,
+            batch,
+            training: true,
+        };
+        let from = OutputGradients {
+            boxes: d_box,
+            classes: d_class,
+            columns: self.columns,
+        };
         pool.enter(|| {
             for (i, time) in times.iter_mut().enumerate().rev() {
                 let start = Instant::now();
@@ -241,10 +280,16 @@ impl Network {
         self.expect("params", params.len(), self.plan.elements, "all variables")?;
         let mut total = 0.0;
         for layer in &self.plan.layers {
-            let inputs = if layer.operation == Operation::Depthwise { 1 } else { layer.inputs };
+            let inputs = if layer.operation == Operation::Depthwise {
+                1
+            } else {
+                layer.inputs
+            };
             for weights in &layer.weights {
                 let len = layer.window.kernel * layer.window.kernel * inputs * weights.columns;
-                let values = params[weights.offset..weights.offset + len].iter().map(|&w| f64::from(w));
+                let values = params[weights.offset..weights.offset + len]
+                    .iter()
+                    .map(|&w| f64::from(w));
                 total += match weights.regularizer {
                     Regularizer::None => 0.0,
                     Regularizer::L1 { weight } => f64::from(weight) * values.map(f64::abs).sum::<f64>(),
@@ -257,13 +302,26 @@ impl Network {
 
     #[allow(clippy::unused_self)]
     fn expect(&self, what: &'static str, found: usize, expected: usize, why: &str) -> Result<(), Error> {
-        if found == expected { Ok(()) } else { Err(Error::Length { what, found, expected, why: why.to_owned() }) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Error::Length {
+                what,
+                found,
+                expected,
+                why: why.to_owned(),
+            })
+        }
     }
 }
 
 fn layer_time(layer: &plan::Layer) -> LayerTime {
     let window = layer.window;
-    let inputs = if layer.operation == Operation::Depthwise { 1 } else { layer.inputs };
+    let inputs = if layer.operation == Operation::Depthwise {
+        1
+    } else {
+        layer.inputs
+    };
     let outputs = (window.outputs() * layer.outputs) as u64;
     LayerTime {
         name: layer.name.clone(),

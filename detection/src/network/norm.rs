@@ -15,7 +15,14 @@ fn totals(sums: &[f32], blocks: usize, channels: usize) -> Vec<f64> {
 }
 
 /// Coefficients from the batch's own sums (`Σ y`, `Σ y²`).
-pub(crate) fn from_batch(layer: &Layer, params: &[f32], sums: &[f32], blocks: usize, count: usize, state: &mut NormState) {
+pub(crate) fn from_batch(
+    layer: &Layer,
+    params: &[f32],
+    sums: &[f32],
+    blocks: usize,
+    count: usize,
+    state: &mut NormState,
+) {
     let channels = layer.padded_outputs();
     let totals = totals(sums, blocks, channels);
     let n = count as f64;

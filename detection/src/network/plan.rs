@@ -83,7 +83,11 @@ impl Layer {
 
     /// Channels of the input as stored: the image is read as it comes.
     pub(crate) fn padded_inputs(&self) -> usize {
-        if self.source == Source::Image { self.inputs } else { padded(self.inputs) }
+        if self.source == Source::Image {
+            self.inputs
+        } else {
+            padded(self.inputs)
+        }
     }
 
     /// Rows of the weight matrix, a multiple of 16.
@@ -133,15 +137,31 @@ const EXTRA: [usize; 4] = [512, 256, 256, 128];
 /// Refuses what cannot be built, then lays out the layers as `SSDMobileNetV1FeatureExtractor` and `ConvolutionalBoxPredictor` do.
 pub(crate) fn plan(config: &NetworkConfig) -> Result<Plan, Error> {
     validate(config)?;
-    let mut builder = Builder { plan: empty(), depth_multiplier: config.depth_multiplier, min_depth: config.min_depth };
+    let mut builder = Builder {
+        plan: empty(),
+        depth_multiplier: config.depth_multiplier,
+        min_depth: config.min_depth,
+    };
     let size = (config.image_height, config.image_width);
-    let mut last = builder.convolution(&format!("{BASE}Conv2d_0"), (Source::Image, size, 3), (3, 2), 32, &config.base);
+    let mut last = builder.convolution(
+        &format!("{BASE}Conv2d_0"),
+        (Source::Image, size, 3),
+        (3, 2),
+        32,
+        &config.base,
+    );
     let mut maps = Vec::new();
     for (i, (channels, stride)) in SEPARABLE.into_iter().enumerate() {
         let i = i + 1;
         last = builder.depthwise(&format!("{BASE}Conv2d_{i}_depthwise"), last, stride, &config.base);
         let from = builder.reading(last);
-        last = builder.convolution(&format!("{BASE}Conv2d_{i}_pointwise"), from, (1, 1), channels, &config.base);
+        last = builder.convolution(
+            &format!("{BASE}Conv2d_{i}_pointwise"),
+            from,
+            (1, 1),
+            channels,
+            &config.base,
+        );
         if i == 11 || i == 13 {
             maps.push(last);
         }
@@ -171,14 +191,25 @@ pub(crate) fn plan(config: &NetworkConfig) -> Result<Plan, Error> {
 
 fn empty() -> Plan {
     let (layers, variables, initial, feature_maps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    Plan { layers, variables, initial, elements: 0, feature_maps, anchors: 0 }
+    Plan {
+        layers,
+        variables,
+        initial,
+        elements: 0,
+        feature_maps,
+        anchors: 0,
+    }
 }
 
 fn validate(config: &NetworkConfig) -> Result<(), Error> {
     const LARGEST: usize = 16_384;
     let (height, width) = (config.image_height, config.image_width);
     if height < MIN_IMAGE_SIZE || width < MIN_IMAGE_SIZE {
-        return Err(Error::ImageSize { height, width, least: MIN_IMAGE_SIZE });
+        return Err(Error::ImageSize {
+            height,
+            width,
+            least: MIN_IMAGE_SIZE,
+        });
     }
     let maps = config.anchors_per_location.len();
     if !(2..=6).contains(&maps) {
@@ -189,24 +220,73 @@ fn validate(config: &NetworkConfig) -> Result<(), Error> {
     let predictor = &config.predictor;
     let depth = config.depth_multiplier;
     let checks = [
-        ("image_resizer height", height.to_string(), height <= LARGEST, "at most 16384 pixels"),
-        ("image_resizer width", width.to_string(), width <= LARGEST, "at most 16384 pixels"),
-        ("num_classes", config.num_classes.to_string(), (1..=100_000).contains(&config.num_classes), "1 to 100000"),
-        ("depth_multiplier", depth.to_string(), depth > 0.0 && depth <= 16.0, "above 0, at most 16"),
-        ("min_depth", config.min_depth.to_string(), (1..=4096).contains(&config.min_depth), "1 to 4096"),
-        ("kernel_size", predictor.kernel_size.to_string(), (1..=9).contains(&predictor.kernel_size), "1 to 9"),
+        (
+            "image_resizer height",
+            height.to_string(),
+            height <= LARGEST,
+            "at most 16384 pixels",
+        ),
+        (
+            "image_resizer width",
+            width.to_string(),
+            width <= LARGEST,
+            "at most 16384 pixels",
+        ),
+        (
+            "num_classes",
+            config.num_classes.to_string(),
+            (1..=100_000).contains(&config.num_classes),
+            "1 to 100000",
+        ),
+        (
+            "depth_multiplier",
+            depth.to_string(),
+            depth > 0.0 && depth <= 16.0,
+            "above 0, at most 16",
+        ),
+        (
+            "min_depth",
+            config.min_depth.to_string(),
+            (1..=4096).contains(&config.min_depth),
+            "1 to 4096",
+        ),
+        (
+            "kernel_size",
+            predictor.kernel_size.to_string(),
+            (1..=9).contains(&predictor.kernel_size),
+            "1 to 9",
+        ),
         (
             "num_layers_before_predictor",
             predictor.num_layers_before_predictor.to_string(),
             predictor.num_layers_before_predictor <= 16,
             "at most 16",
         ),
-        ("box predictor min_depth", predictor.min_depth.to_string(), predictor.min_depth <= 4096, "at most 4096"),
-        ("anchors per location", least_anchors.to_string(), least_anchors > 0, "at least one on each feature map"),
-        ("anchors per location", most_anchors.to_string(), most_anchors <= 1000, "at most 1000"),
+        (
+            "box predictor min_depth",
+            predictor.min_depth.to_string(),
+            predictor.min_depth <= 4096,
+            "at most 4096",
+        ),
+        (
+            "anchors per location",
+            least_anchors.to_string(),
+            least_anchors > 0,
+            "at least one on each feature map",
+        ),
+        (
+            "anchors per location",
+            most_anchors.to_string(),
+            most_anchors <= 1000,
+            "at most 1000",
+        ),
     ];
     match checks.into_iter().find(|(_, _, holds, _)| !holds) {
-        Some((setting, value, _, expected)) => Err(Error::Setting { setting, value, expected }),
+        Some((setting, value, _, expected)) => Err(Error::Setting {
+            setting,
+            value,
+            expected,
+        }),
         None => Ok(()),
     }
 }
@@ -230,7 +310,11 @@ impl Builder {
 
     fn variable(&mut self, name: String, shape: &[usize], kind: VariableKind, initial: Initial) -> usize {
         let offset = self.plan.elements;
-        let spec = VariableSpec { name, shape: shape.iter().map(|&d| d as i64).collect(), kind };
+        let spec = VariableSpec {
+            name,
+            shape: shape.iter().map(|&d| d as i64).collect(),
+            kind,
+        };
         self.plan.elements += spec.elements();
         self.plan.variables.push(spec);
         self.plan.initial.push(initial);
@@ -247,9 +331,18 @@ impl Builder {
             }
             return;
         };
-        let moving = if norm.train { VariableKind::MovingStatistic { decay: norm.decay } } else { VariableKind::Constant };
+        let moving = if norm.train {
+            VariableKind::MovingStatistic { decay: norm.decay }
+        } else {
+            VariableKind::Constant
+        };
         let mut add = |part: &str, kind, value| {
-            self.variable(format!("{name}/BatchNorm/{part}"), &[channels], kind, Initial::Constant(value))
+            self.variable(
+                format!("{name}/BatchNorm/{part}"),
+                &[channels],
+                kind,
+                Initial::Constant(value),
+            )
         };
         layer.norm = Some(Norm {
             gamma: norm.scale.then(|| add("gamma", trainable, 1.0)),
@@ -316,7 +409,13 @@ impl Builder {
         let shape = [window.0, window.0, from.2, outputs];
         let initial = Initial::Random(hyper.initializer);
         let offset = self.variable(format!("{name}/weights"), &shape, VariableKind::Trainable, initial);
-        layer.weights.push(Weights { offset, columns: outputs, first: 0, bias: None, regularizer: hyper.regularizer });
+        layer.weights.push(Weights {
+            offset,
+            columns: outputs,
+            first: 0,
+            bias: None,
+            regularizer: hyper.regularizer,
+        });
         layer.limits = hyper.activation.limits();
         layer.trunk = trunk;
         self.normalisation(name, outputs, hyper, &mut layer);
@@ -329,7 +428,13 @@ impl Builder {
         let initial = Initial::Random(hyper.initializer);
         let name_of = format!("{name}/depthwise_weights");
         let offset = self.variable(name_of, &[3, 3, from.2, 1], VariableKind::Trainable, initial);
-        layer.weights.push(Weights { offset, columns: from.2, first: 0, bias: None, regularizer: hyper.regularizer });
+        layer.weights.push(Weights {
+            offset,
+            columns: from.2,
+            first: 0,
+            bias: None,
+            regularizer: hyper.regularizer,
+        });
         layer.operation = Operation::Depthwise;
         layer.limits = hyper.activation.limits();
         self.normalisation(name, from.2, hyper, &mut layer);
@@ -351,7 +456,11 @@ impl Builder {
         let kernel = predictor.kernel_size;
         let parts = [
             ("BoxEncodingPredictor", 4 * anchors, 0.0),
-            ("ClassPredictor", (config.num_classes + 1) * anchors, predictor.class_prediction_bias_init),
+            (
+                "ClassPredictor",
+                (config.num_classes + 1) * anchors,
+                predictor.class_prediction_bias_init,
+            ),
         ];
         let outputs = parts.iter().map(|(_, columns, _)| columns).sum();
         let mut layer = self.layer(&format!("BoxPredictor_{index}"), from, (kernel, 1), outputs);
@@ -363,10 +472,19 @@ impl Builder {
             let offset = self.variable(format!("{name}/weights"), &shape, VariableKind::Trainable, initial);
             let initial = Initial::Constant(bias);
             let bias = self.variable(format!("{name}/biases"), &[columns], VariableKind::Trainable, initial);
-            layer.weights.push(Weights { offset, columns, first, bias: Some(bias), regularizer: hyper.regularizer });
+            layer.weights.push(Weights {
+                offset,
+                columns,
+                first,
+                bias: Some(bias),
+                regularizer: hyper.regularizer,
+            });
             first += columns;
         }
-        layer.head = Some(Head { anchors, first: self.plan.anchors });
+        layer.head = Some(Head {
+            anchors,
+            first: self.plan.anchors,
+        });
         layer.trunk = false;
         self.plan.anchors += layer.window.outputs() * anchors;
         self.plan.feature_maps.push(layer.window.output);

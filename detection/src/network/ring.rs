@@ -25,7 +25,12 @@ impl Ring {
         unsafe {
             zero.write_bytes(0, stride);
         }
-        Self { slots: memory, zero, stride, held: [NONE; 3] }
+        Self {
+            slots: memory,
+            zero,
+            stride,
+            held: [NONE; 3],
+        }
     }
 
     /// Row `row` of an image of `height` rows. `fill` writes it, at most once while it stays in the ring.

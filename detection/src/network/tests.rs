@@ -23,14 +23,20 @@ fn golden_config(depth_multiplier: f64) -> NetworkConfig {
     let mut base = Hyperparams::mobilenet_v1();
     base.batch_norm = base.batch_norm.map(|norm| super::BatchNorm { decay: 0.97, ..norm });
     let predictor = Hyperparams {
-        initializer: Initializer::TruncatedNormal { mean: 0.0, stddev: 0.03 },
+        initializer: Initializer::TruncatedNormal {
+            mean: 0.0,
+            stddev: 0.03,
+        },
         batch_norm: base.batch_norm,
         ..base.clone()
     };
     NetworkConfig {
         extra: base.clone(),
         base,
-        predictor: PredictorConfig { hyperparams: predictor, ..PredictorConfig::default() },
+        predictor: PredictorConfig {
+            hyperparams: predictor,
+            ..PredictorConfig::default()
+        },
         ..small(depth_multiplier, (300, 300))
     }
 }
@@ -50,16 +56,27 @@ fn noise(len: usize, seed: u64) -> Vec<f32> {
 /// Images in 0 to 255.
 fn pictures(batch: usize, config: &NetworkConfig, seed: u64) -> Vec<f32> {
     let len = batch * config.image_height * config.image_width * 3;
-    let span = if config.input == InputRange::Bytes { (127.5, 127.5) } else { (1.0, 0.0) };
+    let span = if config.input == InputRange::Bytes {
+        (127.5, 127.5)
+    } else {
+        (1.0, 0.0)
+    };
     noise(len, seed).into_iter().map(|x| x * span.0 + span.1).collect()
 }
 
 /// Largest difference, relative to the largest magnitude expected.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    let scale = expected.iter().fold(0.0_f64, |m, &x| m.max(f64::from(x.abs()))).max(1e-30);
+    let scale = expected
+        .iter()
+        .fold(0.0_f64, |m, &x| m.max(f64::from(x.abs())))
+        .max(1e-30);
     found.iter().zip(expected).fold(0.0_f64, |m, (&a, &b)| {
         let difference = (f64::from(a) - f64::from(b)).abs();
-        if difference.is_finite() { m.max(difference) } else { f64::INFINITY }
+        if difference.is_finite() {
+            m.max(difference)
+        } else {
+            f64::INFINITY
+        }
     }) / scale
 }

@@ -33,7 +33,12 @@ impl Npz {
     }
 
     fn floats(&mut self, name: &str) -> Vec<f32> {
-        self.0.by_name(name).unwrap().unwrap_or_else(|| panic!("no array {name}")).into_vec().unwrap()
+        self.0
+            .by_name(name)
+            .unwrap()
+            .unwrap_or_else(|| panic!("no array {name}"))
+            .into_vec()
+            .unwrap()
     }
 
     fn bytes(&mut self, name: &str) -> Vec<f32> {
@@ -44,7 +49,9 @@ impl Npz {
 
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & 0_u32.wrapping_sub(crc & 1)))
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & 0_u32.wrapping_sub(crc & 1))
+        })
     })
 }
 
@@ -77,7 +84,11 @@ fn hashed(spec: &VariableSpec) -> Vec<f32> {
 
 fn load(network: &Network, prefix: &Path) -> Vec<f32> {
     let reader = Reader::open(prefix).unwrap();
-    network.variables().iter().flat_map(|spec| reader.read_f32(&spec.name).unwrap()).collect()
+    network
+        .variables()
+        .iter()
+        .flat_map(|spec| reader.read_f32(&spec.name).unwrap())
+        .collect()
 }
 
 fn deviation(values: &[f32]) -> f64 {
@@ -88,16 +99,29 @@ fn deviation(values: &[f32]) -> f64 {
 
 fn largest_difference(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    found.iter().zip(expected).fold(0.0, |m, (&a, &b)| m.max(f64::from((a - b).abs())))
+    found
+        .iter()
+        .zip(expected)
+        .fold(0.0, |m, (&a, &b)| m.max(f64::from((a - b).abs())))
 }
 
 #[test]
 fn variables_are_those_of_the_reference() {
-    let Some(path) = shared("variable_names/ssd_mobilenet_v1.txt") else { return };
+    let Some(path) = shared("variable_names/ssd_mobilenet_v1.txt") else {
+        return;
+    };
     let text = std::fs::read_to_string(path).unwrap();
-    let mut expected: Vec<String> = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    let mut expected: Vec<String> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
     expected.sort();
-    let config = NetworkConfig { num_classes: 90, threads: Some(1), ..NetworkConfig::ssd_mobilenet_v1(90) };
+    let config = NetworkConfig {
+        num_classes: 90,
+        threads: Some(1),
+        ..NetworkConfig::ssd_mobilenet_v1(90)
+    };
     let network = Network::new(&config).unwrap();
     let mut found: Vec<String> = network
         .variables()
@@ -109,9 +133,15 @@ fn variables_are_those_of_the_reference() {
         .collect();
     found.sort();
     assert_eq!(found, expected);
-    assert_eq!(network.feature_map_shapes(), [(19, 19), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]);
+    assert_eq!(
+        network.feature_map_shapes(),
+        [(19, 19), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
+    );
     assert_eq!(network.anchors(), 1917);
-    assert_eq!(network.variables()[0].name, "FeatureExtractor/MobilenetV1/Conv2d_0/weights");
+    assert_eq!(
+        network.variables()[0].name,
+        "FeatureExtractor/MobilenetV1/Conv2d_0/weights"
+    );
 }
 
 #[test]
@@ -119,14 +149,18 @@ fn inference_with_hashed_weights_equals_the_reference() {
     let mut npz = Npz::open(&fixture("forward_hashed/ssd_mobilenet_v1.npz"));
     let images = npz.bytes("image_u8");
     for isa in crate::kernels::Isa::available() {
-        let mut config = NetworkConfig { threads: Some(2), ..NetworkConfig::ssd_mobilenet_v1(3) };
+        let mut config = NetworkConfig {
+            threads: Some(2),
+            ..NetworkConfig::ssd_mobilenet_v1(3)
+        };
         config.predictor = PredictorConfig::default();
         let mut network = Network::with_isa(&config, isa).unwrap();
         let params: Vec<f32> = network.variables().iter().flat_map(hashed).collect();
         let outputs = network.forward(&params, &images, Mode::Eval).unwrap();
-        for (found, name) in
-            [(&outputs.box_encodings, "box_encodings"), (&outputs.class_logits, "class_predictions_with_background")]
-        {
+        for (found, name) in [
+            (&outputs.box_encodings, "box_encodings"),
+            (&outputs.class_logits, "class_predictions_with_background"),
+        ] {
             let expected = npz.floats(name);
             let error = largest_difference(found, &expected) / deviation(&expected);
             assert!(error < 1e-3, "{isa:?} {name}: {error}");
@@ -136,12 +170,19 @@ fn inference_with_hashed_weights_equals_the_reference() {
 
 #[test]
 fn a_trained_detector_gives_the_reference_s_logits() {
-    let Some(path) = shared("ssd_bccd/raw4.npz") else { return };
+    let Some(path) = shared("ssd_bccd/raw4.npz") else {
+        return;
+    };
     let mut npz = Npz::open(&path);
-    let config = NetworkConfig { input: super::InputRange::Normalised, ..golden_config(0.5) };
+    let config = NetworkConfig {
+        input: super::InputRange::Normalised,
+        ..golden_config(0.5)
+    };
     let mut network = Network::new(&config).unwrap();
     let params = load(&network, &shared("ssd_bccd").unwrap().join("model.ckpt-3200"));
-    let outputs = network.forward(&params, &npz.floats("preprocessed"), Mode::Eval).unwrap();
+    let outputs = network
+        .forward(&params, &npz.floats("preprocessed"), Mode::Eval)
+        .unwrap();
     let boxes = largest_difference(&outputs.box_encodings, &npz.floats("box_encodings"));
     let classes = largest_difference(&outputs.class_logits, &npz.floats("class_predictions_with_background"));
     assert!(boxes < 2e-4 && classes < 2e-4, "{boxes} {classes}");
@@ -149,7 +190,9 @@ fn a_trained_detector_gives_the_reference_s_logits() {
 
 #[test]
 fn training_mode_equals_the_reference() {
-    let Some(path) = shared("train_step/step.npz") else { return };
+    let Some(path) = shared("train_step/step.npz") else {
+        return;
+    };
     let mut npz = Npz::open(&path);
     let mut network = Network::new(&golden_config(0.25)).unwrap();
     let params = load(&network, &shared("train_step").unwrap().join("start.ckpt"));
@@ -162,7 +205,10 @@ fn training_mode_equals_the_reference() {
 
     // Whatever the loss, the moving statistics follow the batch.
     let mut grads = vec![f32::NAN; params.len()];
-    let (d_box, d_class) = (vec![0.0; outputs.box_encodings.len()], vec![0.0; outputs.class_logits.len()]);
+    let (d_box, d_class) = (
+        vec![0.0; outputs.box_encodings.len()],
+        vec![0.0; outputs.class_logits.len()],
+    );
     network.backward(&params, &d_box, &d_class, &mut grads).unwrap();
     assert!(grads.iter().all(|g| g.is_finite()));
     let mut offset = 0;
@@ -171,12 +217,17 @@ fn training_mode_equals_the_reference() {
         let range = offset..offset + spec.elements();
         offset = range.end;
         let after = format!("after1__{}", spec.name.replace('/', "."));
-        let VariableKind::MovingStatistic { decay } = spec.kind else { continue };
+        let VariableKind::MovingStatistic { decay } = spec.kind else {
+            continue;
+        };
         if !npz.0.array_names().any(|name| name == after) {
             continue;
         }
-        let found: Vec<f32> =
-            params[range.clone()].iter().zip(&grads[range]).map(|(p, g)| decay * p + (1.0 - decay) * g).collect();
+        let found: Vec<f32> = params[range.clone()]
+            .iter()
+            .zip(&grads[range])
+            .map(|(p, g)| decay * p + (1.0 - decay) * g)
+            .collect();
         let error = relative_error(&found, &npz.floats(&after));
         assert!(error < 1e-4, "{}: {error}", spec.name);
         checked += 1;
@@ -189,11 +240,16 @@ fn sizes_that_do_not_fit_are_refused() {
     let refused = |config: &NetworkConfig| Network::new(config).map(|_| ()).unwrap_err().to_string();
     assert!(refused(&small(0.25, (32, 300))).contains("32 x 300"));
     assert!(refused(&small(0.0, (96, 96))).contains("depth_multiplier is 0"));
-    let maps = NetworkConfig { anchors_per_location: vec![3; 7], ..small(0.25, (96, 96)) };
+    let maps = NetworkConfig {
+        anchors_per_location: vec![3; 7],
+        ..small(0.25, (96, 96))
+    };
     assert!(refused(&maps).contains("7 feature maps"));
     let mut network = Network::new(&small(0.25, (96, 96))).unwrap();
     let params = network.init_values(1);
-    let short = network.forward(&params[1..], &[0.0; 96 * 96 * 3], Mode::Eval).unwrap_err();
+    let short = network
+        .forward(&params[1..], &[0.0; 96 * 96 * 3], Mode::Eval)
+        .unwrap_err();
     assert!(short.to_string().contains("params"), "{short}");
     let odd = network.forward(&params, &[0.0; 100], Mode::Eval).unwrap_err();
     assert!(odd.to_string().contains("images"), "{odd}");

@@ -26,7 +26,11 @@ impl Reference {
             starts.push(at);
             at += spec.elements();
         }
-        Self { plan, params: tensors, starts }
+        Self {
+            plan,
+            params: tensors,
+            starts,
+        }
     }
 
     fn at(&self, offset: usize) -> &Tensor {
@@ -36,7 +40,9 @@ impl Reference {
     fn convolution(&self, layer: &Layer, weights: &Weights, x: &Tensor) -> Tensor {
         let window = layer.window;
         let after = |out: usize, size: usize, before: usize| {
-            ((out - 1) * window.stride + window.kernel).saturating_sub(size).saturating_sub(before) as i64
+            ((out - 1) * window.stride + window.kernel)
+                .saturating_sub(size)
+                .saturating_sub(before) as i64
         };
         let (top, left) = window.before;
         let bottom = after(window.output.0, window.input.0, top);
@@ -46,7 +52,14 @@ impl Reference {
         let order: [i64; 4] = if depthwise { [2, 3, 0, 1] } else { [3, 2, 0, 1] };
         let groups = if depthwise { layer.inputs as i64 } else { 1 };
         let stride = window.stride as i64;
-        x.conv2d(&self.at(weights.offset).permute(order), None::<Tensor>, [stride, stride], [0, 0], [1, 1], groups)
+        x.conv2d(
+            &self.at(weights.offset).permute(order),
+            None::<Tensor>,
+            [stride, stride],
+            [0, 0],
+            [1, 1],
+            groups,
+        )
     }
 
     /// Outputs `[batch, anchors, 4]`, `[batch, anchors, columns]`, and each layer's (mean, unbiased variance).
@@ -79,10 +92,17 @@ impl Reference {
                     let variance = (&y - &mean).square().mean_dim([0_i64, 2, 3].as_slice(), true, None);
                     let n = (batch as usize * layer.window.outputs()) as f64;
                     statistics.push((norm.mean, mean.flatten(0, -1), mean.flatten(0, -1) * 0.0));
-                    statistics.push((norm.variance, variance.flatten(0, -1) * (n / (n - 1.0).max(1.0)), Tensor::new()));
+                    statistics.push((
+                        norm.variance,
+                        variance.flatten(0, -1) * (n / (n - 1.0).max(1.0)),
+                        Tensor::new(),
+                    ));
                     (mean, variance)
                 } else {
-                    (per_channel(self.at(norm.mean)).detach(), per_channel(self.at(norm.variance)).detach())
+                    (
+                        per_channel(self.at(norm.mean)).detach(),
+                        per_channel(self.at(norm.variance)).detach(),
+                    )
                 };
                 y = (y - mean) / (variance + f64::from(norm.epsilon)).sqrt();
                 if let Some(gamma) = norm.gamma {
@@ -101,14 +121,13 @@ impl Reference {
     fn penalty(&self) -> Tensor {
         let mut total = Tensor::from(0.0_f64);
         for weights in self.plan.layers.iter().flat_map(|layer| &layer.weights) {
-            total = total
-                + match weights.regularizer {
-                    Regularizer::None => continue,
-                    Regularizer::L1 { weight } => self.at(weights.offset).abs().sum(Kind::Double) * f64::from(weight),
-                    Regularizer::L2 { weight } => {
-                        self.at(weights.offset).square().sum(Kind::Double) * (0.5 * f64::from(weight))
-                    }
-                };
+            let values = self.at(weights.offset);
+            let penalty = match weights.regularizer {
+                Regularizer::None => continue,
+                Regularizer::L1 { weight } => values.abs().sum(Kind::Double) * f64::from(weight),
+                Regularizer::L2 { weight } => values.square().sum(Kind::Double) * (0.5 * f64::from(weight)),
+            };
+            total += penalty;
         }
         total
     }
@@ -137,15 +156,23 @@ fn agrees_on(config: &NetworkConfig, batch: usize, tolerance: f64, isa: crate::k
     let d_class: Vec<f32> = noise(outputs.class_logits.len(), 12);
     let mut grads = vec![f32::NAN; params.len()];
     let mut order = Vec::new();
-    network.backward_with(&params, &d_box, &d_class, &mut grads, &mut |range, _| order.push(range)).unwrap();
+    network
+        .backward_with(&params, &d_box, &d_class, &mut grads, &mut |range, _| order.push(range))
+        .unwrap();
     order.sort_by_key(|range| range.start);
-    assert!(order.windows(2).all(|pair| pair[0].end == pair[1].start), "every variable is reported once");
+    assert!(
+        order.windows(2).all(|pair| pair[0].end == pair[1].start),
+        "every variable is reported once"
+    );
     assert_eq!(order.last().unwrap().end, params.len());
 
     let reference = Reference::new(config, &params);
     let columns = network.class_columns() as i64;
     let shape = [batch as i64, config.image_height as i64, config.image_width as i64, 3];
-    let mut x = Tensor::from_slice(&images).to_kind(Kind::Double).reshape(shape).permute([0, 3, 1, 2]);
+    let mut x = Tensor::from_slice(&images)
+        .to_kind(Kind::Double)
+        .reshape(shape)
+        .permute([0, 3, 1, 2]);
     if config.input == InputRange::Bytes {
         x = x * (2.0 / 255.0) - 1.0;
     }
@@ -161,7 +188,12 @@ fn agrees_on(config: &NetworkConfig, batch: usize, tolerance: f64, isa: crate::k
         + (&classes * cotangent(&d_class, &classes)).sum(Kind::Double)
         + reference.penalty();
     loss.backward();
-    for (spec, (&start, tensor)) in reference.plan.variables.iter().zip(reference.starts.iter().zip(&reference.params)) {
+    for (spec, (&start, tensor)) in reference
+        .plan
+        .variables
+        .iter()
+        .zip(reference.starts.iter().zip(&reference.params))
+    {
         let found = &grads[start..start + spec.elements()];
         let statistic = statistics.iter().find(|(at, _, _)| *at == start);
         let expected = match statistic {
@@ -171,7 +203,11 @@ fn agrees_on(config: &NetworkConfig, batch: usize, tolerance: f64, isa: crate::k
         };
         let error = relative_error(found, &expected);
         let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        assert!(error < tolerance || largest < 1e-6 && error * f64::from(largest) < 1e-6, "{isa:?} {}: {error} of {largest}", spec.name);
+        assert!(
+            error < tolerance || largest < 1e-6 && error * f64::from(largest) < 1e-6,
+            "{isa:?} {}: {error} of {largest}",
+            spec.name
+        );
     }
 
     let outputs = network.forward(&params, &images, Mode::Eval).unwrap();
@@ -182,40 +218,73 @@ fn agrees_on(config: &NetworkConfig, batch: usize, tolerance: f64, isa: crate::k
 
 /// Without batch statistics: their gradients through maps of one pixel are too ill-conditioned to compare closely.
 fn frozen(hyper: Hyperparams) -> Hyperparams {
-    let norm = BatchNorm { train: false, epsilon: 0.001, center: true, scale: true, decay: 0.9 };
-    Hyperparams { batch_norm: Some(norm), ..hyper }
+    let norm = BatchNorm {
+        train: false,
+        epsilon: 0.001,
+        center: true,
+        scale: true,
+        decay: 0.9,
+    };
+    Hyperparams {
+        batch_norm: Some(norm),
+        ..hyper
+    }
 }
 
 #[test]
 fn two_maps_with_batch_statistics() {
-    let config = NetworkConfig { anchors_per_location: vec![3, 6], ..small(0.25, (129, 160)) };
+    let config = NetworkConfig {
+        anchors_per_location: vec![3, 6],
+        ..small(0.25, (129, 160))
+    };
     agrees(&config, 2, 2e-3);
 }
 
 #[test]
 fn channels_that_fill_no_vector() {
-    let config = NetworkConfig { anchors_per_location: vec![2, 5], min_depth: 3, ..small(0.3, (97, 131)) };
+    let config = NetworkConfig {
+        anchors_per_location: vec![2, 5],
+        min_depth: 3,
+        ..small(0.3, (97, 131))
+    };
     agrees(&config, 3, 2e-3);
 }
 
 #[test]
 fn all_maps_with_frozen_statistics() {
     let base = small(0.25, (96, 160));
-    let config = NetworkConfig { base: frozen(base.base.clone()), extra: frozen(base.extra.clone()), ..base };
+    let config = NetworkConfig {
+        base: frozen(base.base.clone()),
+        extra: frozen(base.extra.clone()),
+        ..base
+    };
     agrees(&config, 2, 1e-3);
 }
 
 #[test]
 fn biases_and_plain_activations() {
     let base = small(0.25, (65, 49));
-    let bare = Hyperparams { batch_norm: None, activation: Activation::Relu, ..base.base.clone() };
+    let bare = Hyperparams {
+        batch_norm: None,
+        activation: Activation::Relu,
+        ..base.base.clone()
+    };
     let linear = Hyperparams {
         batch_norm: None,
         activation: Activation::None,
         regularizer: Regularizer::L1 { weight: 0.001 },
         ..base.base.clone()
     };
-    agrees(&NetworkConfig { base: bare, extra: linear, input: InputRange::Normalised, ..base }, 3, 1e-3);
+    agrees(
+        &NetworkConfig {
+            base: bare,
+            extra: linear,
+            input: InputRange::Normalised,
+            ..base
+        },
+        3,
+        1e-3,
+    );
 }
 
 #[test]
@@ -230,14 +299,37 @@ fn wide_predictors_after_more_layers() {
         max_depth: 24,
         class_prediction_bias_init: -1.5,
     };
-    let config = NetworkConfig { base: frozen(base.base.clone()), extra: frozen(base.extra.clone()), predictor, ..base };
+    let config = NetworkConfig {
+        base: frozen(base.base.clone()),
+        extra: frozen(base.extra.clone()),
+        predictor,
+        ..base
+    };
     agrees(&config, 2, 1e-3);
 }
 
 #[test]
 fn batch_norm_without_scale_or_center() {
     let base = small(0.25, (129, 97));
-    let norm = BatchNorm { decay: 0.9, epsilon: 0.01, center: false, scale: false, train: true };
-    let hyper = Hyperparams { batch_norm: Some(norm), regularizer: Regularizer::None, ..base.base.clone() };
-    agrees(&NetworkConfig { base: hyper, anchors_per_location: vec![3, 6], ..base }, 2, 2e-3);
+    let norm = BatchNorm {
+        decay: 0.9,
+        epsilon: 0.01,
+        center: false,
+        scale: false,
+        train: true,
+    };
+    let hyper = Hyperparams {
+        batch_norm: Some(norm),
+        regularizer: Regularizer::None,
+        ..base.base.clone()
+    };
+    agrees(
+        &NetworkConfig {
+            base: hyper,
+            anchors_per_location: vec![3, 6],
+            ..base
+        },
+        2,
+        2e-3,
+    );
 }

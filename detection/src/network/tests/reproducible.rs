@@ -9,7 +9,9 @@ fn step(config: &NetworkConfig, batch: usize, repeats: usize) -> (Vec<f32>, Vec<
     let mut grads = vec![0.0; params.len()];
     let mut outputs = None;
     for _ in 0..repeats {
-        let found = network.forward(&params, &pictures(batch, config, 2), Mode::Train).unwrap();
+        let found = network
+            .forward(&params, &pictures(batch, config, 2), Mode::Train)
+            .unwrap();
         let (d_box, d_class) = (noise(found.box_encodings.len(), 3), noise(found.class_logits.len(), 4));
         network.backward(&params, &d_box, &d_class, &mut grads).unwrap();
         outputs = Some(found);
@@ -21,17 +23,43 @@ fn step(config: &NetworkConfig, batch: usize, repeats: usize) -> (Vec<f32>, Vec<
 #[test]
 fn bits_do_not_depend_on_threads_or_history() {
     let config = small(0.5, (180, 150));
-    let first = step(&NetworkConfig { threads: Some(1), ..config.clone() }, 3, 1);
+    let first = step(
+        &NetworkConfig {
+            threads: Some(1),
+            ..config.clone()
+        },
+        3,
+        1,
+    );
     for threads in [2, 3, 7] {
-        let again = step(&NetworkConfig { threads: Some(threads), ..config.clone() }, 3, 2);
-        assert!(first.0.iter().zip(&again.0).all(|(a, b)| a.to_bits() == b.to_bits()), "outputs, {threads} threads");
-        assert!(first.1.iter().zip(&again.1).all(|(a, b)| a.to_bits() == b.to_bits()), "gradients, {threads} threads");
+        let again = step(
+            &NetworkConfig {
+                threads: Some(threads),
+                ..config.clone()
+            },
+            3,
+            2,
+        );
+        assert!(
+            first.0.iter().zip(&again.0).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "outputs, {threads} threads"
+        );
+        assert!(
+            first.1.iter().zip(&again.1).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "gradients, {threads} threads"
+        );
     }
 }
 
 #[test]
 fn odd_sizes_and_batches_that_change() {
-    for (size, batch) in [((257, 301), 1), ((96, 160), 2), ((33, 33), 1), ((33, 200), 5), ((34, 35), 3)] {
+    for (size, batch) in [
+        ((257, 301), 1),
+        ((96, 160), 2),
+        ((33, 33), 1),
+        ((33, 200), 5),
+        ((34, 35), 3),
+    ] {
         let (outputs, grads) = step(&small(0.25, size), batch, 1);
         assert!(outputs.iter().chain(&grads).all(|x| x.is_finite()), "{size:?}");
     }
@@ -40,7 +68,9 @@ fn odd_sizes_and_batches_that_change() {
     let params = network.init_values(1);
     let all = pictures(3, &config, 8);
     let three = network.forward(&params, &all, Mode::Eval).unwrap();
-    let one = network.forward(&params, &all[64 * 80 * 3..2 * 64 * 80 * 3], Mode::Eval).unwrap();
+    let one = network
+        .forward(&params, &all[64 * 80 * 3..2 * 64 * 80 * 3], Mode::Eval)
+        .unwrap();
     let width = network.anchors() * 4;
     assert_eq!(one.box_encodings, three.box_encodings[width..2 * width]);
     // An evaluation leaves nothing to differentiate.
