@@ -248,7 +248,10 @@ impl Evaluator {
         let groundtruth = COCO::from_dataset(dataset);
         let detections = groundtruth.load_res_anns(self.detections.clone())?;
         let mut evaluation = COCOeval::new(groundtruth, detections, IouType::Bbox);
-        evaluation.run()?;
+        evaluation.evaluate()?;
+        evaluation.accumulate();
+        // Not `run()` or `summarize()`: they print.
+        evaluation.summarize_lines();
         let mut values = [-1.0; 12];
         for (value, &stat) in values.iter_mut().zip(evaluation.stats().unwrap_or_default()) {
             *value = stat;

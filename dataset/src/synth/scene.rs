@@ -68,8 +68,28 @@ fn random_colour(rng: &mut ChaCha8Rng) -> [f32; 3] {
     std::array::from_fn(|_| rng.random_range(20.0..235.0))
 }
 
+/// Duller than any shape, of any hue.
+fn muted_colour(rng: &mut ChaCha8Rng) -> [f32; 3] {
+    let colour = random_colour(rng);
+    let grey = colour.iter().sum::<f32>() / 3.0;
+    colour.map(|channel| grey + 0.5 * (channel - grey))
+}
+
+/// A bright colour from the shape's third of the colour wheel.
+fn vivid_colour(rng: &mut ChaCha8Rng, shape: Shape) -> [f32; 3] {
+    let hue = shape.hue() + rng.random_range(-0.11..0.11);
+    let saturation = rng.random_range(0.6..1.0);
+    let value = rng.random_range(120.0..245.0);
+    std::array::from_fn(|channel| {
+        // Hue to RGB: each channel is a trapezoid around its own third of the wheel.
+        let distance = (hue * 6.0 - 2.0 * channel as f32 + 3.0).rem_euclid(6.0) - 3.0;
+        let part: f32 = (2.0 - distance.abs()).clamp(0.0, 1.0);
+        value * (1.0 - saturation * (1.0 - part))
+    })
+}
+
 fn background(rng: &mut ChaCha8Rng, size: u32) -> RgbImage {
-    let (one, two) = (random_colour(rng), random_colour(rng));
+    let (one, two) = (muted_colour(rng), muted_colour(rng));
     let scale = rng.random_range(0.06..0.4) * size as f32;
     let (seed, grain_seed) = (rng.random(), rng.random());
     RgbImage::from_fn(size, size, |x, y| {
@@ -102,16 +122,17 @@ fn clutter(rng: &mut ChaCha8Rng, picture: &mut RgbImage) {
 
 fn place(rng: &mut ChaCha8Rng, size: u32) -> Placed {
     let size = size as f32;
-    let radius = rng.random_range(0.1..0.3) * size;
+    let radius = rng.random_range(0.12..0.3) * size;
+    let shape = Shape::ALL[rng.random_range(0..Shape::ALL.len())];
     Placed {
-        shape: Shape::ALL[rng.random_range(0..Shape::ALL.len())],
+        shape,
         centre: [
             rng.random_range(radius..size - radius),
             rng.random_range(radius..size - radius),
         ],
         radius,
         angle: rng.random_range(0.0..std::f32::consts::TAU),
-        colour: random_colour(rng),
+        colour: vivid_colour(rng, shape),
         grain: rng.random(),
     }
 }
