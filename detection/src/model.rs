@@ -224,6 +224,36 @@ impl Ssd {
         Ok(self.post.run(&self.anchors, predictions(&outputs, self.num_classes))?)
     }
 
+    /// Detections in each image and its losses, from one forward pass in inference mode. Each image counts by itself, as in the reference,
+    /// which evaluates batches of one.
+    pub fn evaluate(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+    ) -> Result<(Vec<Detections>, Vec<StepLosses>), Error> {
+        let outputs = self.forward(params, images, groundtruth.len(), Mode::Eval)?;
+        let whole = predictions(&outputs, self.num_classes);
+        let regularization = self.regularization(params)?;
+        let anchors = self.anchors.len();
+        let losses = whole
+            .box_encodings
+            .chunks_exact(anchors * 4)
+            .zip(whole.class_logits.chunks_exact(anchors * (self.num_classes + 1)))
+            .zip(groundtruth)
+            .map(|((box_encodings, class_logits), objects)| {
+                let one = Predictions {
+                    box_encodings,
+                    class_logits,
+                    ..whole
+                };
+                let found = loss(&self.anchors, one, std::slice::from_ref(objects), &self.loss)?;
+                Ok(StepLosses::new(&found, regularization))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok((self.post.run(&self.anchors, whole)?, losses))
+    }
+
     /// Raw predictions.
     pub fn predict(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
         Ok(self.network.forward(params, images, mode)?)
@@ -254,18 +284,28 @@ impl Ssd {
     }
 
     fn step_losses(&self, params: &[f32], found: &LossOutput) -> Result<StepLosses, Error> {
-        let regularization = self.network.regularization(params)?;
-        if !regularization.is_finite() {
-            return Err(Error::Regularization { value: regularization });
+        Ok(StepLosses::new(found, self.regularization(params)?))
+    }
+
+    fn regularization(&self, params: &[f32]) -> Result<f32, Error> {
+        let value = self.network.regularization(params)?;
+        if value.is_finite() {
+            Ok(value)
+        } else {
+            Err(Error::Regularization { value })
         }
+    }
+}
+
+impl StepLosses {
+    fn new(found: &LossOutput, regularization: f32) -> Self {
         let (classification, localization) = (found.classification, found.localization);
-        let total = classification + localization + regularization;
-        Ok(StepLosses {
+        Self {
             classification,
             localization,
             regularization,
-            total,
-        })
+            total: classification + localization + regularization,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use coati_common::config::PipelineConfig;
 use coati_dataset::eval::{Example, Examples};
 use coati_detection::Detections;
-use coati_detection::model::Ssd;
+use coati_detection::model::{Ssd, StepLosses};
 use coati_evaluation::coco::{self, Evaluator};
 use coati_evaluation::draw::{Label, beside, draw_boxes};
 use coati_evaluation::floor::{self, Floor};
@@ -92,6 +92,7 @@ pub fn evaluate(
     };
     let mut sized = Vec::new();
     let (mut model_seconds, mut done) = (0.0, 0);
+    let mut losses = Losses::default();
     let mut names = HashSet::new();
 
     let (batches, bad) = ahead(examples, wanted);
@@ -99,9 +100,11 @@ pub fn evaluate(
         let batch = batch?;
         let images: Vec<f32> = batch.iter().flat_map(|example| example.input.iter().copied()).collect();
         let started = Instant::now();
-        let detections = model
-            .detect(variables, &images)
+        let objects: Vec<coati_detection::Groundtruth> = batch.iter().map(|example| objects(example)).collect();
+        let (detections, found) = model
+            .evaluate(variables, &images, &objects)
             .map_err(|error| Error::Model(error.to_string()))?;
+        losses.add(&found);
         model_seconds += started.elapsed().as_secs_f64();
         for (example, found) in batch.iter().zip(&detections) {
             let id = unique(&mut names, example);
@@ -137,6 +140,7 @@ pub fn evaluate(
             );
         }
     }
+    losses.report(done, &mut named);
     let bad_records = bad.recv().unwrap_or_default();
     let report = EvalReport {
         global_step,
@@ -148,6 +152,30 @@ pub fn evaluate(
         pictures: pictures.written,
     };
     Ok(Outcome { report, floor })
+}
+
+/// Sums of the losses of single images; the reference reports their means beside the metrics.
+#[derive(Default)]
+struct Losses {
+    sums: [f64; 4],
+}
+
+impl Losses {
+    fn add(&mut self, found: &[StepLosses]) {
+        for one in found {
+            let parts = [one.localization, one.classification, one.regularization, one.total];
+            for (sum, part) in self.sums.iter_mut().zip(parts) {
+                *sum += f64::from(part);
+            }
+        }
+    }
+
+    fn report(&self, images: u64, named: &mut serde_json::Map<String, serde_json::Value>) {
+        let names = ["localization", "classification", "regularization", "total"];
+        for (name, sum) in names.into_iter().zip(self.sums) {
+            named.insert(format!("Loss/{name}_loss"), (sum / images.max(1) as f64).into());
+        }
+    }
 }
 
 type Batches = mpsc::Receiver<Result<Vec<Example>, Error>>;
@@ -181,6 +209,16 @@ fn unique(names: &mut HashSet<String>, example: &Example) -> String {
     };
     names.insert(id.clone());
     id
+}
+
+/// What the losses are computed against.
+fn objects(example: &Example) -> coati_detection::Groundtruth {
+    coati_detection::Groundtruth {
+        source_id: example.source_id.clone(),
+        boxes: example.groundtruth.boxes.clone(),
+        classes: example.groundtruth.classes.clone(),
+        weights: example.groundtruth.weights.clone(),
+    }
 }
 
 fn groundtruth(example: &Example) -> ImageGroundtruth {
@@ -254,7 +292,7 @@ impl Pictures<'_> {
             .map(|i| Label {
                 box_px: absolute.boxes_px[i],
                 text: format!("{} {:.0}%", name(found.classes[i] as i64), found.scores[i] * 100.0),
-                colour: found.classes[i] as usize,
+                colour: found.classes[i],
             })
             .collect();
         labels.reverse(); // the surest on top

@@ -145,16 +145,6 @@ pub fn label_map_problem(config: &PipelineConfig, labels: &LabelMap) -> Option<S
     })
 }
 
-/// The classes as record decoding wants them.
-pub fn classes(labels: &LabelMap) -> Classes {
-    Classes::new(
-        labels
-            .items
-            .iter()
-            .map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())),
-    )
-}
-
 /// The classes as evaluation wants them.
 pub fn categories(labels: &LabelMap) -> Vec<Category> {
     let shown = |item: &coati_common::label_map::Item| {
@@ -188,7 +178,7 @@ pub fn train_options(
         width,
         augmentations: augment::from_config(&config.train_config().data_augmentation_options)?,
         example: example::Options {
-            classes: classes(&input.labels),
+            classes: Classes::from(&input.labels),
             strict: false,
         },
         seed,
@@ -209,7 +199,7 @@ pub fn eval_options(config: &PipelineConfig, input: &Input, (height, width): (us
         height,
         width,
         example: example::Options {
-            classes: classes(&input.labels),
+            classes: Classes::from(&input.labels),
             strict: false,
         },
         sample_1_of_n: u64::from(config.eval_input_reader().sample_1_of_n_examples()),

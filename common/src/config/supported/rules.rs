@@ -95,7 +95,7 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "TrainConfig",
         "batch_size data_augmentation_options sync_replicas keep_checkpoint_every_n_hours optimizer \
          gradient_clipping_by_norm num_steps bias_grad_multiplier update_trainable_variables freeze_variables \
-         replicas_to_aggregate add_regularization_loss",
+         replicas_to_aggregate add_regularization_loss max_number_of_boxes",
     ),
     (
         "PreprocessingStep",
@@ -116,7 +116,11 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "label_map_path shuffle sample_1_of_n_examples use_display_name tf_record_input_reader",
     ),
     ("TFRecordInputReader", "input_path"),
-    ("EvalConfig", "batch_size metrics_set"),
+    (
+        "EvalConfig",
+        "metrics_set num_examples eval_interval_secs max_evals num_visualizations min_score_threshold \
+         max_num_boxes_to_visualize use_moving_averages include_metrics_per_category",
+    ),
 ];
 
 /// Supported with these values alone, whether written or left to the default.
@@ -145,7 +149,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
         "TrainConfig",
         "fine_tune_checkpoint_type fine_tune_checkpoint_version from_detection_checkpoint load_all_detection_checkpoint_vars \
          run_fine_tune_checkpoint_dummy_computation startup_delay_steps batch_queue_capacity num_batch_queue_threads \
-         prefetch_queue_capacity max_number_of_boxes unpad_groundtruth_tensors retain_original_images summarize_gradients",
+         prefetch_queue_capacity unpad_groundtruth_tensors retain_original_images summarize_gradients",
     ),
     (
         "InputReader",
@@ -155,8 +159,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ),
     (
         "EvalConfig",
-        "num_examples eval_interval_secs max_evals save_graph eval_master num_visualizations min_score_threshold \
-         max_num_boxes_to_visualize skip_scores skip_labels visualize_groundtruth_boxes groundtruth_box_visualization_color \
+        "batch_size save_graph eval_master skip_scores skip_labels visualize_groundtruth_boxes groundtruth_box_visualization_color \
          keep_image_id_for_visualization_export retain_original_images use_dummy_loss_in_eval",
     ),
 ];
@@ -164,7 +167,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
 /// Accepted; what they ask for is not done, and the job says so.
 pub(super) const WARNED: &[(&str, &str)] = &[(
     "EvalConfig",
-    "visualization_export_dir export_path include_metrics_per_category all_metrics_per_category super_categories \
+    "visualization_export_dir export_path all_metrics_per_category super_categories \
      parameterized_metric",
 )];
 
