@@ -1,0 +1,71 @@
+//! Cluster files.
+
+/// A cluster file in the making; by default one master, two workers and three parameter servers.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    workers: u32,
+    servers: u32,
+    placement: Option<&'static str>,
+    training_input: String,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            workers: 2,
+            servers: 3,
+            placement: None,
+            training_input: String::new(),
+        }
+    }
+}
+
+impl Cluster {
+    /// One master, two workers and three parameter servers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `workerCount`
+    #[must_use]
+    pub fn workers(mut self, count: u32) -> Self {
+        self.workers = count;
+        self
+    }
+
+    /// `parameterServerCount`
+    #[must_use]
+    pub fn servers(mut self, count: u32) -> Self {
+        self.servers = count;
+        self
+    }
+
+    /// `coati.placement`
+    #[must_use]
+    pub fn placement(mut self, placement: &'static str) -> Self {
+        self.placement = Some(placement);
+        self
+    }
+
+    /// A further line of `trainingInput`.
+    #[must_use]
+    pub fn training_input(mut self, line: &str) -> Self {
+        self.training_input += &format!("  {line}\n");
+        self
+    }
+
+    /// The file's text.
+    pub fn yaml(&self) -> String {
+        let Self {
+            workers,
+            servers,
+            placement,
+            training_input,
+        } = self;
+        let coati = placement.map_or(String::new(), |placement| format!("coati:\n  placement: {placement}\n"));
+        format!(
+            "trainingInput:\n  scaleTier: CUSTOM\n  masterType: standard\n  workerCount: {workers}\n  workerType: standard\n  \
+             parameterServerCount: {servers}\n  parameterServerType: standard\n{training_input}{coati}"
+        )
+    }
+}
