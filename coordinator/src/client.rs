@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use coati_common::rpc::{self, Peer, call, call_headroom};
+use coati_common::rpc::{self, ErrorCode, Peer, call, call_headroom};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
@@ -19,6 +19,29 @@ const POLL: Duration = Duration::from_secs(10);
 
 /// A short call.
 const CALL: Duration = Duration::from_secs(30);
+
+/// A broken connection is tried again for so long: every call that is repeated changes nothing.
+const RETRY_FOR: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Bears broken connections for a while.
+#[derive(Default)]
+struct Patience {
+    since: Option<Instant>,
+}
+
+impl Patience {
+    /// Pauses, or gives the error back.
+    async fn bear(&mut self, error: rpc::Error) -> Result<(), rpc::Error> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if error.code() != Some(ErrorCode::Unavailable) || since.elapsed() >= RETRY_FOR {
+            return Err(error);
+        }
+        tracing::debug!(%error, "trying again");
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
+    }
+}
 
 /// Why the coordinator is of no help.
 #[derive(Debug, thiserror::Error)]
@@ -156,19 +179,22 @@ impl Client {
     /// Waits for the cluster to form; `say` hears now and then who is missing.
     pub async fn plan(&mut self, deadline: Duration, mut say: impl FnMut(&str)) -> Result<v1::JobPlan, Error> {
         let begun = Instant::now();
+        let mut patience = Patience::default();
         loop {
             let request = v1::GetPlanRequest {
                 job: Some(self.job.clone()),
                 task: Some(self.task.clone()),
                 wait_ms: POLL.as_millis() as u32,
             };
-            let reply = call(
-                &self.peer,
-                "the plan of the job",
-                POLL + CALL + call_headroom(),
-                self.rpc.get_plan(request),
-            )
-            .await?;
+            let limit = POLL + CALL + call_headroom();
+            let reply = match call(&self.peer, "the plan of the job", limit, self.rpc.get_plan(request)).await {
+                Ok(reply) => reply,
+                Err(error) => {
+                    patience.bear(error).await?;
+                    continue;
+                }
+            };
+            patience = Patience::default();
             if reply.ready {
                 return reply.plan.ok_or_else(|| Error::Incomplete {
                     peer: self.peer.clone(),
@@ -207,14 +233,24 @@ impl Client {
             wait_ms: POLL.as_millis() as u32,
             ..request
         };
+        let mut patience = Patience::default();
         loop {
-            let reply = call(
+            let limit = POLL + CALL + call_headroom();
+            let reply = match call(
                 &self.peer,
                 "the fate of a step",
-                POLL + CALL + call_headroom(),
+                limit,
                 self.rpc.report(request.clone()),
             )
-            .await?;
+            .await
+            {
+                Ok(reply) => reply,
+                Err(error) => {
+                    patience.bear(error).await?;
+                    continue;
+                }
+            };
+            patience = Patience::default();
             match reply.outcome() {
                 Fate::Pending | Fate::Unspecified => say(&reply.waiting_for),
                 Fate::Aborted => return Err(Error::Aborted(reply.waiting_for)),

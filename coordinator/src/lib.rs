@@ -1,7 +1,7 @@
 //! The coordinator: membership, data leases, step commits, checkpoints, the end; and the launcher of local clusters.
 //!
-//! [`membership`], [`clock`], [`ledger`] and [`cadence`] decide; [`state`] puts them together behind one lock; [`run`] drives
-//! the servers; [`service`] answers the replicas, which use [`client`].
+//! [`membership`], [`clock`], [`ledger`] and [`cadence`] decide, [`timing`] says where a step's time went; `state` puts them
+//! together behind one lock; [`run`] drives the servers; `service` answers the replicas, which use [`client`].
 
 pub mod cadence;
 pub mod client;
@@ -14,6 +14,7 @@ pub mod membership;
 pub mod run;
 mod service;
 mod state;
+pub mod timing;
 
 pub use client::Client;
-pub use run::{Event, Handle, Init, Options, Outcome, start};
+pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start};

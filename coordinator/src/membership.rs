@@ -16,11 +16,20 @@ pub struct Identity {
     pub record_count: u64,
 }
 
+/// Which process a task is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// host:port or empty.
+    pub address: String,
+    /// On its host.
+    pub pid: u64,
+}
+
 /// One that joined.
 #[derive(Clone, Debug)]
 pub struct Member {
-    /// host:port or empty.
-    pub address: String,
+    /// Who it is.
+    pub process: Process,
     /// The last sign of life.
     pub seen: Instant,
     /// What it was doing then.
@@ -49,6 +58,18 @@ pub enum Refusal {
         /// Who would be right.
         expected: String,
     },
+    /// The job is under way, with another process in this role.
+    #[error(
+        "{task} joined before as process {before}, this is process {now}: a task that was started again cannot take part in a running job\nhint: start the job again, it goes on from its last checkpoint"
+    )]
+    Again {
+        /// Who.
+        task: String,
+        /// Its process id.
+        before: u64,
+        /// The new one's.
+        now: u64,
+    },
     /// Something differs from the master's.
     #[error("{task} has {what} {theirs}, the master has {ours}\nhint: {hint}")]
     Differs {
@@ -76,8 +97,16 @@ impl Membership {
         }
     }
 
-    /// A task joins (or joins again).
-    pub fn join(&mut self, task: &str, address: &str, identity: &Identity, now: Instant) -> Result<(), Refusal> {
+    /// A task joins, or repeats that because the answer was lost. Another process may take its place only while the
+    /// cluster is `forming`.
+    pub fn join(
+        &mut self,
+        task: &str,
+        process: Process,
+        identity: &Identity,
+        forming: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         if !self.expected.iter().any(|expected| expected == task) {
             return Err(Refusal::Unexpected {
                 task: task.to_owned(),
@@ -126,8 +155,19 @@ impl Membership {
                 "all tasks must see the same training records",
             );
         }
+        if let Some(member) = self
+            .members
+            .get(task)
+            .filter(|member| !forming && member.process != process)
+        {
+            return Err(Refusal::Again {
+                task: task.to_owned(),
+                before: member.process.pid,
+                now: process.pid,
+            });
+        }
         let member = Member {
-            address: address.to_owned(),
+            process,
             seen: now,
             activity: "starting".to_owned(),
         };
@@ -193,6 +233,13 @@ mod tests {
         }
     }
 
+    fn process(pid: u64) -> Process {
+        Process {
+            address: "h:1".into(),
+            pid,
+        }
+    }
+
     fn membership() -> Membership {
         Membership::new(
             vec!["master".into(), "worker-0".into()],
@@ -205,9 +252,9 @@ mod tests {
     fn names_who_is_missing_and_who_is_silent() {
         let start = Instant::now();
         let mut table = membership();
-        table.join("master", "", &identity(), start).unwrap();
+        table.join("master", process(1), &identity(), true, start).unwrap();
         assert_eq!(table.missing(), ["worker-0"]);
-        table.join("worker-0", "h:1", &identity(), start).unwrap();
+        table.join("worker-0", process(2), &identity(), true, start).unwrap();
         assert!(table.beat("worker-0", "computing", start + Duration::from_secs(9)));
         let silent = table.silent(start + Duration::from_secs(12));
         assert_eq!(silent, [("master", Duration::from_secs(12))]);
@@ -218,7 +265,7 @@ mod tests {
     fn refuses_strangers_and_those_who_differ() {
         let mut table = membership();
         let stranger = table
-            .join("worker-7", "", &identity(), Instant::now())
+            .join("worker-7", process(3), &identity(), true, Instant::now())
             .unwrap_err()
             .to_string();
         assert!(
@@ -230,12 +277,30 @@ mod tests {
             ..identity()
         };
         let differs = table
-            .join("worker-0", "", &other, Instant::now())
+            .join("worker-0", process(3), &other, true, Instant::now())
             .unwrap_err()
             .to_string();
         assert!(
             differs.starts_with("worker-0 has record count 6, the master has 5"),
             "{differs}"
+        );
+    }
+
+    #[test]
+    fn another_process_takes_a_tasks_place_only_before_the_start() {
+        let now = Instant::now();
+        let mut table = membership();
+        table.join("worker-0", process(1), &identity(), true, now).unwrap();
+        table.join("worker-0", process(2), &identity(), true, now).unwrap();
+        // The same again, as after a lost answer.
+        table.join("worker-0", process(2), &identity(), false, now).unwrap();
+        let again = table
+            .join("worker-0", process(3), &identity(), false, now)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            again.starts_with("worker-0 joined before as process 2, this is process 3"),
+            "{again}"
         );
     }
 }

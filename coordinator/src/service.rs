@@ -10,7 +10,7 @@ use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tonic::{Request, Response, Status};
 
 use crate::clock::Reported;
-use crate::membership::Identity;
+use crate::membership::{Identity, Process};
 use crate::state::{Details, Inner, Phase, State};
 
 /// Longest time that one call is held; the caller asks again.
@@ -19,6 +19,12 @@ const LONGEST_POLL: Duration = Duration::from_secs(20);
 pub(crate) struct Service {
     pub state: Arc<State>,
     pub heartbeat_interval: Duration,
+}
+
+/// What a waiting call finds.
+enum Look<T> {
+    Answer(T),
+    NotYet(T),
 }
 
 fn task_name(task: Option<&v1::Task>) -> Result<String, ServiceError> {
@@ -50,16 +56,16 @@ impl Service {
         }
     }
 
-    /// Looks at the state until `look` finds an answer or the time is up; then the last look's fallback.
-    async fn wait<T>(&self, wait_ms: u32, mut look: impl FnMut(&mut Inner) -> Result<T, T>) -> T {
+    /// Looks at the state until there is an answer or the time is up; then what the last look gave instead.
+    async fn wait<T>(&self, wait_ms: u32, mut look: impl FnMut(&mut Inner) -> Look<T>) -> T {
         let limit = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_POLL);
         let deadline = tokio::time::Instant::now() + limit;
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
             let fallback = match look(&mut self.state.lock()) {
-                Ok(answer) => return answer,
-                Err(fallback) => fallback,
+                Look::Answer(answer) => return answer,
+                Look::NotYet(fallback) => fallback,
             };
             match tokio::time::timeout_at(deadline, changes.changed()).await {
                 Ok(Ok(())) => {}
@@ -81,18 +87,22 @@ impl Coordinator for Service {
             record_count: request.record_count,
         };
         let mut inner = self.state.lock();
+        let forming = matches!(inner.phase, Phase::Forming(_));
+        let process = Process {
+            address: request.address.clone(),
+            pid: request.pid,
+        };
         let joined = inner
             .membership
-            .join(&task, &request.address, &identity, Instant::now());
+            .join(&task, process, &identity, forming, Instant::now());
         if let Err(refusal) = joined {
             // A cluster in which one disagrees cannot start: everybody hears why.
-            if matches!(inner.phase, Phase::Forming(_)) {
-                inner.phase = Phase::Failed(refusal.to_string());
+            if forming {
+                inner.phase = Phase::Failed(format!("the cluster could not form: {refusal}"));
             }
             drop(inner);
-            self.state.work.notify_one();
             self.state.changed();
-            return Err(ServiceError::new(ErrorCode::InvalidRequest, refusal.to_string()).into());
+            return Err(ServiceError::new(ErrorCode::ConfigMismatch, refusal.to_string()).into());
         }
         drop(inner);
         tracing::info!(task, address = request.address, "joined");
@@ -141,13 +151,22 @@ impl Coordinator for Service {
             .wait(request.wait_ms, |inner| {
                 let plan = inner.plan.clone().map(|plan| v1::JobPlan { replica: rank, ..plan });
                 match &inner.phase {
-                    Phase::Forming(waiting_for) => Err(Ok(v1::GetPlanReply {
+                    Phase::Forming(waiting_for) => Look::NotYet(Ok(v1::GetPlanReply {
                         ready: false,
                         waiting_for: waiting_for.clone(),
                         plan: None,
                     })),
-                    Phase::Failed(reason) => Ok(Err(ServiceError::new(ErrorCode::Unavailable, reason.clone()))),
-                    Phase::Training | Phase::Draining(_) => Ok(Ok(v1::GetPlanReply {
+                    Phase::Failed(reason) => {
+                        let error = ServiceError::new(ErrorCode::JobEnded, reason.clone());
+                        inner.told.insert(task.clone());
+                        Look::Answer(Err(error))
+                    }
+                    Phase::Draining(reason) if plan.is_none() => {
+                        let message = format!("the job ended before it began: {reason}");
+                        inner.told.insert(task.clone());
+                        Look::Answer(Err(ServiceError::new(ErrorCode::JobEnded, message)))
+                    }
+                    Phase::Training | Phase::Draining(_) => Look::Answer(Ok(v1::GetPlanReply {
                         ready: true,
                         waiting_for: String::new(),
                         plan,
@@ -155,13 +174,26 @@ impl Coordinator for Service {
                 }
             })
             .await;
+        if reply.is_err() {
+            self.state.changed();
+        }
         Ok(Response::new(reply?))
     }
 
     async fn lease(&self, request: Request<v1::LeaseRequest>) -> Result<Response<v1::LeaseReply>, Status> {
         let request = request.into_inner();
         self.check(request.job.as_ref())?;
-        let (leases, exhausted) = self.state.lock().lease(request.replica, request.batches.min(64));
+        let (leases, exhausted) = {
+            let mut inner = self.state.lock();
+            if let Phase::Failed(reason) = &inner.phase {
+                let error = ServiceError::new(ErrorCode::JobEnded, format!("the job failed: {reason}"));
+                inner.told.insert(Inner::task_of(request.replica));
+                drop(inner);
+                self.state.changed();
+                return Err(error.into());
+            }
+            inner.lease(request.replica, request.batches.min(64))
+        };
         let leases = leases
             .into_iter()
             .map(|lease| v1::BatchLease {
@@ -185,11 +217,25 @@ impl Coordinator for Service {
                 let message = format!("replica {} of {} reported", tag.replica, inner.replicas);
                 return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
             }
-            let decided = inner
-                .decided
-                .get(&tag.replica)
-                .is_some_and(|decided| decided.sequence >= tag.sequence);
-            if !decided && !inner.is_over() {
+            let decided = inner.decided.get(&tag.replica).map(|decided| decided.sequence);
+            if let Some(newest) = decided.filter(|newest| *newest > tag.sequence) {
+                let message = format!(
+                    "replica {} reports contribution {}, of {newest} it was decided before",
+                    tag.replica, tag.sequence
+                );
+                return Err(ServiceError::new(ErrorCode::TagReused, message)
+                    .with_hint("a replica that was started again cannot take part in a running job; start the job again, it goes on from its last checkpoint")
+                    .into());
+            }
+            if decided != Some(tag.sequence) && !inner.is_over() {
+                let leased_to = inner.leases.get(&request.lease).map(|lease| lease.replica);
+                if leased_to != Some(tag.replica) {
+                    let message = format!(
+                        "replica {} used lease {}, which it does not have",
+                        tag.replica, request.lease
+                    );
+                    return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
+                }
                 inner.clock.report(Reported {
                     replica: tag.replica,
                     sequence: tag.sequence,
@@ -197,12 +243,17 @@ impl Coordinator for Service {
                     samples: request.samples,
                     lease: request.lease,
                 });
-                let details = Details {
-                    losses: request.losses,
-                    seconds: request.seconds,
-                    bad_records: request.bad_records,
-                };
-                inner.details.insert(tag.replica, details);
+                let known = inner.details.get(&tag.replica).map(|details| details.sequence);
+                if known != Some(tag.sequence) {
+                    let details = Details {
+                        sequence: tag.sequence,
+                        arrived: Instant::now(),
+                        losses: request.losses,
+                        seconds: request.seconds,
+                        bad_records: request.bad_records,
+                    };
+                    inner.details.insert(tag.replica, details);
+                }
             }
         }
         self.state.work.notify_one();
@@ -225,20 +276,20 @@ impl Coordinator for Service {
                     if last {
                         inner.told.insert(Inner::task_of(tag.replica));
                     }
-                    return Ok(reply(decided.fate, decided.version, last, String::new()));
+                    return Look::Answer(reply(decided.fate, decided.version, last, String::new()));
                 }
                 match &inner.phase {
                     Phase::Failed(reason) => {
                         let reason = reason.clone();
                         inner.told.insert(Inner::task_of(tag.replica));
-                        Ok(reply(Fate::Aborted, version, true, reason))
+                        Look::Answer(reply(Fate::Aborted, version, true, reason))
                     }
                     Phase::Draining(reason) => {
                         let reason = reason.clone();
                         inner.told.insert(Inner::task_of(tag.replica));
-                        Ok(reply(Fate::Done, version, true, reason))
+                        Look::Answer(reply(Fate::Done, version, true, reason))
                     }
-                    _ => Err(reply(Fate::Pending, version, false, inner.waiting_for())),
+                    _ => Look::NotYet(reply(Fate::Pending, version, false, inner.waiting_for())),
                 }
             })
             .await;
@@ -265,13 +316,13 @@ impl Coordinator for Service {
                         r#type: kind.to_owned(),
                         index: index.parse().unwrap_or(0),
                     }),
-                    address: member.address.clone(),
+                    address: member.process.address.clone(),
                     activity: member.activity.clone(),
                     seconds_since_heartbeat: now.saturating_duration_since(member.seen).as_secs_f64(),
                 }
             })
             .collect();
-        let position = inner.ledger.position().position;
+        let position = inner.ledger.position();
         let record_count = inner.record_count.max(1);
         Ok(Response::new(v1::JobStatusReply {
             job: Some(self.state.job.clone()),
@@ -284,15 +335,14 @@ impl Coordinator for Service {
                 Phase::Failed(reason) => format!("failed: {reason}"),
             },
             tasks,
-            records_seen: position,
-            epoch: position / record_count,
+            records_seen: position.records_seen(),
+            epoch: position.position / record_count,
             last_checkpoint: inner.last_checkpoint,
         }))
     }
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {
-        self.state.lock().stop.get_or_insert(request.into_inner().reason);
-        self.state.work.notify_one();
+        self.state.stop(&request.into_inner().reason);
         Ok(Response::new(v1::StopReply {}))
     }
 }

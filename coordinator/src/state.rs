@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use crate::clock::{Clock, Reported};
 use crate::ledger::{Lease, Ledger};
 use crate::membership::Membership;
+use crate::timing;
 
 /// How far the job is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +37,32 @@ pub(crate) struct Decided {
 }
 
 /// What a replica said beside the bare contribution.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Details {
+    pub sequence: u64,
+    /// When it was said for the first time.
+    pub arrived: Instant,
     pub losses: Vec<v1::Scalar>,
     pub seconds: Vec<v1::Scalar>,
     pub bad_records: Vec<String>,
+}
+
+impl Details {
+    /// When the replica did what.
+    pub(crate) fn spans(&self) -> timing::Spans {
+        let of = |name: &str| {
+            let scalar = self.seconds.iter().find(|scalar| scalar.name == name);
+            scalar
+                .and_then(|scalar| Duration::try_from_secs_f64(scalar.value).ok())
+                .unwrap_or_default()
+        };
+        timing::Spans {
+            arrived: self.arrived,
+            input: of("input"),
+            compute: of("compute"),
+            push: of("push"),
+        }
+    }
 }
 
 pub(crate) struct Inner {
@@ -51,7 +73,7 @@ pub(crate) struct Inner {
     pub plan: Option<v1::JobPlan>,
     pub decided: BTreeMap<u32, Decided>,
     pub details: BTreeMap<u32, Details>,
-    /// Leases handed out of which the replica may not know (its answer got lost): by rank, in order.
+    /// Leases handed out whose fate is not decided.
     pub leases: BTreeMap<u64, Lease>,
     pub stop: Option<String>,
     /// Tasks that know that the job is over.
@@ -94,6 +116,13 @@ impl State {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// Asks for the end after the current step; the first reason counts.
+    pub(crate) fn stop(&self, reason: &str) {
+        self.lock().stop.get_or_insert_with(|| reason.to_owned());
+        self.work.notify_one();
+        self.changed();
+    }
+
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -122,7 +151,8 @@ impl Inner {
     /// Gives out up to `wanted` batches; true when no more will come.
     pub(crate) fn lease(&mut self, replica: u32, wanted: u32) -> (Vec<Lease>, bool) {
         let mut leases = Vec::new();
-        if self.is_over() || self.stop.is_some() {
+        // After a request to stop there is one more step, and all replicas may be needed for it.
+        if self.is_over() {
             return (leases, true);
         }
         let steps = self.num_steps.saturating_sub(self.start_version);

@@ -34,6 +34,9 @@ pub struct Cluster {
     pub limits: coordinator::run::Limits,
 }
 
+/// What the others are told of Ctrl-C.
+const STOPPED: &str = "stopped on request";
+
 /// How often the stop flag is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -109,7 +112,7 @@ pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
     let master = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();
     // A signal asks the job to stop, not the worker alone: the master hears of it from the launcher.
     let (client, plan, servers) = runtime.block_on(cluster.join(&master, &setup, &options.stop))?;
-    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, plan.replica);
+    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan);
     let ended = replica::train(
         &mut setup.trainer,
         &setup.loader,
@@ -157,7 +160,7 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
     let stop = options.stop.clone();
     let watch = runtime.spawn(async move {
         raised(&stop).await;
-        stopper.stop("stopped on request");
+        stopper.stop(STOPPED);
     });
 
     let mut last = None;
@@ -173,6 +176,10 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
         &mut last,
     );
     if let Err(error) = &trained {
+        if options.stop.raised() {
+            // Said again, so that a stop before everybody has joined is not taken for a failure.
+            handle.stopper().stop(STOPPED);
+        }
         handle.fail(&error.to_string());
     }
     let outcome = runtime.block_on(handle.finish());
@@ -210,7 +217,7 @@ fn train(
         plan.ps_addresses.len() as u32,
     );
     session.start(&started)?;
-    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, plan.replica);
+    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan);
     // The stop flag is the coordinator's to act on: it ends the job for all replicas at the same step.
     let ended = replica::train(
         &mut setup.trainer,

@@ -18,12 +18,8 @@ pub struct Lease {
 pub struct Phases {
     /// Waiting for the batch to be decoded.
     pub input: Duration,
-    /// Receiving variables.
-    pub pull: Duration,
     /// Forward, loss, backward.
     pub compute: Duration,
-    /// Sending gradients.
-    pub push: Duration,
 }
 
 /// What a replica has to give for one step.
@@ -81,14 +77,16 @@ pub trait Exchange {
     /// The next batches, in the order in which they must be used; `true` when no further ones will come.
     fn lease(&mut self, batches: u32) -> Result<(Vec<Lease>, bool), Error>;
 
-    /// Waits for a version of at least `min_version` and copies it into the flat vector.
+    /// Waits for a version of at least `min_version` and copies it into the flat vector, unless [`Exchange::contribute`] has
+    /// done so.
     fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error>;
 
-    /// Pushes the gradients and waits for the step's outcome. Says how long the push itself took.
-    fn contribute(&mut self, contribution: &Contribution<'_>) -> Result<(Fate, Duration), Error>;
+    /// Pushes the gradients and waits for the step's outcome. May receive the next version into `variables` meanwhile: the
+    /// same vector must be given to the next [`Exchange::pull`].
+    fn contribute(&mut self, contribution: &Contribution<'_>, variables: &mut [f32]) -> Result<Fate, Error>;
 
-    /// Whether the job asks this replica to leave (drain), with the reason.
-    fn asked_to_leave(&self) -> Option<String>;
+    /// Whether the job asks this replica to leave in order, with the reason. An error when the job failed.
+    fn asked_to_leave(&self) -> Result<Option<String>, Error>;
 
     /// Tells the others what this replica is doing (`computing`, `evaluating`, …).
     fn activity(&self, what: &'static str);

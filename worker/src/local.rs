@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use coati_checkpoint::manifest::{self, DataPosition, Manifest};
 use coati_checkpoint::{keep, saver};
 use coati_common::variables::VariableSpec;
+use coati_coordinator::timing;
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
 
@@ -15,7 +16,7 @@ use crate::stop::StopFlag;
 
 /// What a job in one process starts from.
 #[derive(Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Folder for checkpoints.
     pub model_dir: PathBuf,
     /// The job and this start of it.
@@ -42,7 +43,7 @@ pub struct Options {
 
 /// When to save and what to keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Saving {
+pub(crate) struct Saving {
     /// Time between checkpoints …
     pub every: Duration,
     /// … or steps, instead.
@@ -53,7 +54,7 @@ pub struct Saving {
 
 /// Where training starts from.
 #[derive(Debug)]
-pub enum Start<'a> {
+pub(crate) enum Start<'a> {
     /// These values, at step 0.
     Values(&'a [f32]),
     /// A checkpoint, and the first position of the data that it has not used.
@@ -69,7 +70,7 @@ pub enum Start<'a> {
 
 /// The exchange of a job in one process.
 #[derive(Debug)]
-pub struct Local {
+pub(crate) struct Local {
     options: Options,
     store: Store,
     layout: Layout,
@@ -79,6 +80,7 @@ pub struct Local {
     next_position: u64,
     used: u64,
     arena: Vec<f32>,
+    committed_at: Instant,
     saved_at: Instant,
     saved_step: Option<u64>,
     events: Vec<Event>,
@@ -86,7 +88,7 @@ pub struct Local {
 
 /// What happened since the last look.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A step was committed.
     Step(StepRecord),
     /// A checkpoint is complete.
@@ -102,7 +104,7 @@ pub enum Event {
 
 impl Local {
     /// Loads the variables into the store.
-    pub fn new(options: Options, start: &Start<'_>) -> Result<Self, Error> {
+    pub(crate) fn new(options: Options, start: &Start<'_>) -> Result<Self, Error> {
         let placement = plan(&options.variables, 1, Strategy::Balanced).map_err(Error::new)?;
         let layout = Layout::new(&placement).map_err(Error::new)?;
         let store = Store::new(store::Options::default());
@@ -132,6 +134,7 @@ impl Local {
             next_position: position,
             used: position,
             arena: Vec::new(),
+            committed_at: Instant::now(),
             saved_at: Instant::now(),
             saved_step: None,
             events: Vec::new(),
@@ -140,17 +143,17 @@ impl Local {
     }
 
     /// The newest step.
-    pub fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
     /// What happened since the last call.
-    pub fn take_events(&mut self) -> Vec<Event> {
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
 
     /// Writes a checkpoint of the newest step, unless it has one. The last checkpoint of a job must succeed.
-    pub fn save(&mut self) -> Result<(), Error> {
+    pub(crate) fn save(&mut self) -> Result<(), Error> {
         if self.saved_step == Some(self.version) {
             return Ok(());
         }
@@ -229,7 +232,7 @@ impl Exchange for Local {
         Ok(snapshot.version())
     }
 
-    fn contribute(&mut self, contribution: &Contribution<'_>) -> Result<(Fate, Duration), Error> {
+    fn contribute(&mut self, contribution: &Contribution<'_>, _variables: &mut [f32]) -> Result<Fate, Error> {
         let begun = Instant::now();
         let tag = Tag {
             replica: 0,
@@ -243,7 +246,7 @@ impl Exchange for Local {
         self.store
             .push(&self.options.job, tag, &self.arena)
             .map_err(Error::new)?;
-        let push = begun.elapsed();
+        let pushed = Instant::now();
         let who = [Contributor {
             replica: 0,
             sequence: self.sequence,
@@ -256,7 +259,13 @@ impl Exchange for Local {
         self.sequence += 1;
         self.version = committed.version;
         self.used = contribution.lease.first_position + u64::from(contribution.lease.count);
-        let phases = &contribution.phases;
+        let began = std::mem::replace(&mut self.committed_at, Instant::now());
+        let spans = timing::Spans {
+            arrived: pushed,
+            input: contribution.phases.input,
+            compute: contribution.phases.compute,
+            push: pushed - begun,
+        };
         self.events.push(Event::Step(StepRecord {
             step: self.version,
             losses: contribution
@@ -267,14 +276,7 @@ impl Exchange for Local {
             learning_rate: f64::from(committed.learning_rate),
             samples: u64::from(contribution.samples),
             epoch: self.used.saturating_sub(1) / self.options.record_count.max(1),
-            seconds: [
-                ("input", phases.input),
-                ("pull", phases.pull),
-                ("compute", phases.compute),
-                ("push", push),
-            ]
-            .map(|(name, time)| (name.to_owned(), time.as_secs_f64()))
-            .into(),
+            seconds: timing::attribute(began, self.committed_at, &[spans]).named(),
             staleness: 0,
         }));
         let last = self.version >= self.options.num_steps || self.options.stop.raised();
@@ -286,17 +288,15 @@ impl Exchange for Local {
             self.saved_at = Instant::now();
             self.events.push(Event::SaveFailed(error.to_string()));
         }
-        Ok((
-            Fate::Committed {
-                version: self.version,
-                last,
-            },
-            push,
-        ))
+        self.committed_at = self.committed_at.max(self.saved_at);
+        Ok(Fate::Committed {
+            version: self.version,
+            last,
+        })
     }
 
-    fn asked_to_leave(&self) -> Option<String> {
-        None
+    fn asked_to_leave(&self) -> Result<Option<String>, Error> {
+        Ok(None)
     }
 
     fn activity(&self, _what: &'static str) {}

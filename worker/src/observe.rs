@@ -18,7 +18,7 @@ pub struct StepRecord {
     pub samples: u64,
     /// Epoch of the newest record used, from 0.
     pub epoch: u64,
-    /// The slowest contributor's seconds, by name (`input`, `pull`, `compute`, `push`).
+    /// Where its seconds went, by the names of [`coati_coordinator::timing::StepTime`].
     pub seconds: Vec<(String, f64)>,
     /// Versions between the gradient's and the update's; 0 in synchronous training.
     pub staleness: u64,
@@ -93,12 +93,14 @@ pub struct Summary {
     pub samples: u64,
     /// From the first step to the last.
     pub seconds: f64,
-    /// Shares of the time of a step, of the slowest contributor: forward, loss and backward …
+    /// Shares of the time of a step, without the time that checkpoints and evaluations take: some replica computes …
     pub compute: f64,
-    /// … pulling, pushing and waiting for the commit …
+    /// … none computes, variables and gradients are on their way …
     pub exchange: f64,
-    /// … and waiting for batches.
+    /// … none computes, one waits for its batch.
     pub input: f64,
+    /// Share of a step that a replica waits for slower ones on average; a part of the above.
+    pub waiting: f64,
     /// From the user's command to the first finished step.
     pub seconds_to_first_step: f64,
 }
@@ -123,9 +125,12 @@ pub trait Observer {
 #[derive(Debug, Default)]
 pub struct Tally {
     summary: Summary,
+    step: f64,
     compute: f64,
     input: f64,
+    waiting: f64,
     first: Option<Duration>,
+    interrupted: bool,
 }
 
 impl Tally {
@@ -139,10 +144,19 @@ impl Tally {
                 self.summary.seconds = at.saturating_sub(first).as_secs_f64();
                 self.summary.samples += record.samples;
                 self.summary.steps += 1;
-                self.compute += record.seconds_of("compute");
-                self.input += record.seconds_of("input");
+                if !std::mem::take(&mut self.interrupted) {
+                    self.step += record.seconds_of("step");
+                    self.compute += record.seconds_of("compute");
+                    self.input += record.seconds_of("input");
+                    self.waiting += record.seconds_of("waiting");
+                }
             }
         }
+    }
+
+    /// Leaves the next step out of the shares: something else went on in it (an evaluation).
+    pub fn interrupted(&mut self) {
+        self.interrupted = true;
     }
 
     /// Examples a second so far.
@@ -166,10 +180,11 @@ impl Tally {
     /// The whole of it.
     pub fn summary(&self) -> Summary {
         let mut summary = self.summary.clone();
-        if summary.seconds > 0.0 {
-            summary.compute = (self.compute / summary.seconds).min(1.0);
-            summary.input = (self.input / summary.seconds).min(1.0 - summary.compute);
+        if self.step > 0.0 {
+            summary.compute = (self.compute / self.step).min(1.0);
+            summary.input = (self.input / self.step).min(1.0 - summary.compute);
             summary.exchange = 1.0 - summary.compute - summary.input;
+            summary.waiting = self.waiting / self.step;
         }
         summary
     }
@@ -179,20 +194,21 @@ impl Tally {
 mod tests {
     use super::*;
 
+    fn step(step: u64, seconds: [(&str, f64); 3]) -> StepRecord {
+        StepRecord {
+            step,
+            samples: 24,
+            seconds: seconds.map(|(name, value)| (name.to_owned(), value)).into(),
+            ..Default::default()
+        }
+    }
+
     #[test]
     fn shares_add_up_to_one() {
         let mut tally = Tally::default();
-        for step in 1..=5 {
-            let seconds = vec![("compute".to_owned(), 0.8), ("input".to_owned(), 0.05)];
-            tally.add(
-                &StepRecord {
-                    step,
-                    samples: 24,
-                    seconds,
-                    ..Default::default()
-                },
-                Duration::from_secs(step),
-            );
+        for at in 1..=5 {
+            let record = step(at, [("step", 1.0), ("compute", 0.8), ("input", 0.05)]);
+            tally.add(&record, Duration::from_secs(at));
         }
         let summary = tally.summary();
         assert_eq!((summary.step, summary.steps, summary.samples), (5, 4, 96));
@@ -202,5 +218,24 @@ mod tests {
         );
         assert!((summary.exchange - 0.15).abs() < 1e-9, "{summary:?}");
         assert!((tally.rate() - 24.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_step_with_an_evaluation_in_it_says_nothing_about_shares() {
+        let mut tally = Tally::default();
+        for at in 1..=4 {
+            let evaluated = at == 3;
+            if evaluated {
+                tally.interrupted();
+            }
+            let whole = if evaluated { 60.0 } else { 1.0 };
+            tally.add(
+                &step(at, [("step", whole), ("compute", 0.9), ("input", 0.0)]),
+                Duration::from_secs(at),
+            );
+        }
+        let summary = tally.summary();
+        assert_eq!(summary.steps, 3);
+        assert!((summary.exchange - 0.1).abs() < 1e-9, "{summary:?}");
     }
 }

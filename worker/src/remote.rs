@@ -1,7 +1,9 @@
 //! The exchange of a cluster: parameter servers and a coordinator over gRPC.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
 use coati_coordinator::client::Directive;
 use coati_param_server::{Admit, PsGroup, Tag};
@@ -17,24 +19,105 @@ const TRANSFER: Duration = Duration::from_secs(60);
 /// Waiting for others is said after this long.
 const SAY_AFTER: Duration = Duration::from_secs(10);
 
+/// Batches leased beyond those that are wanted now, in synchronous training: who gets which is settled anyway, and a step
+/// should not wait for a lease.
+const RESERVE: u32 = 8;
+
 /// One replica's connections.
-pub struct Remote {
+pub(crate) struct Remote {
     runtime: Handle,
     coordinator: Client,
     servers: PsGroup,
     replica: u32,
+    synchronous: bool,
     sequence: u64,
+    reserve: VecDeque<Lease>,
+    exhausted: bool,
+    /// The version that is in the replica's vector already.
+    ahead: Option<u64>,
 }
 
 impl Remote {
-    /// For the replica of this rank.
-    pub fn new(runtime: Handle, coordinator: Client, servers: PsGroup, replica: u32) -> Self {
+    /// For the replica that the plan is for.
+    pub(crate) fn new(runtime: Handle, coordinator: Client, servers: PsGroup, plan: &v1::JobPlan) -> Self {
         Self {
             runtime,
             coordinator,
             servers,
-            replica,
+            replica: plan.replica,
+            synchronous: plan.synchronous,
             sequence: 0,
+            reserve: VecDeque::new(),
+            exhausted: false,
+            ahead: None,
+        }
+    }
+
+    fn report_request(&self, contribution: &Contribution<'_>, tag: Tag, push: Duration) -> v1::ReportRequest {
+        let phases = &contribution.phases;
+        v1::ReportRequest {
+            tag: Some(v1::PushTag {
+                job: Some(self.coordinator.job().clone()),
+                version: tag.version,
+                replica: tag.replica,
+                sequence: tag.sequence,
+            }),
+            lease: contribution.lease.id,
+            samples: contribution.samples,
+            losses: scalars(contribution.losses.iter().copied()),
+            seconds: scalars([
+                ("input", phases.input.as_secs_f64()),
+                ("compute", phases.compute.as_secs_f64()),
+                ("push", push.as_secs_f64()),
+            ]),
+            wait_ms: 0,
+            bad_records: contribution.bad_records.clone(),
+        }
+    }
+}
+
+/// Tells whom this replica waits for, once it is worth telling.
+fn say_who() -> impl FnMut(&str) {
+    let since = Instant::now();
+    move |who| {
+        if since.elapsed() >= SAY_AFTER {
+            tracing::warn!("waiting for {who} since {:.0} s", since.elapsed().as_secs_f64());
+        }
+    }
+}
+
+/// Receives a version that does not exist yet, however long it takes to come about.
+async fn receive(servers: &PsGroup, version: u64, variables: &mut [f32]) -> Result<u64, Error> {
+    loop {
+        match servers.pull(version, TRANSFER, variables).await {
+            Err(error) if error.code() == Some(ErrorCode::UnknownVersion) => {}
+            received => return received.map_err(Error::new),
+        }
+    }
+}
+
+/// Reports a contribution; meanwhile waits for the version that it becomes part of, so that its values arrive as soon as
+/// each server has them. Returns that version, if it came.
+async fn report_and_receive(
+    coordinator: &mut Client,
+    servers: &PsGroup,
+    request: v1::ReportRequest,
+    next: u64,
+    variables: &mut [f32],
+) -> Result<(v1::ReportReply, Option<u64>), Error> {
+    let reporting = coordinator.report(request, say_who());
+    let receiving = receive(servers, next, variables);
+    tokio::pin!(reporting, receiving);
+    tokio::select! {
+        reply = &mut reporting => {
+            let reply = reply.map_err(Error::new)?;
+            let wanted = !reply.last && matches!(reply.outcome(), Outcome::Committed | Outcome::Dropped);
+            let ahead = if wanted { Some(receiving.await?) } else { None };
+            Ok((reply, ahead))
+        }
+        received = &mut receiving => {
+            let version = received?;
+            Ok((reporting.await.map_err(Error::new)?, Some(version)))
         }
     }
 }
@@ -51,93 +134,78 @@ fn scalars<'a>(values: impl IntoIterator<Item = (&'a str, f64)>) -> Vec<v1::Scal
 
 impl Exchange for Remote {
     fn lease(&mut self, batches: u32) -> Result<(Vec<Lease>, bool), Error> {
-        let (leases, exhausted) = self
-            .runtime
-            .block_on(self.coordinator.lease(self.replica, batches))
-            .map_err(Error::new)?;
-        let leases = leases
-            .into_iter()
-            .map(|lease| Lease {
+        if self.reserve.len() < batches as usize && !self.exhausted {
+            let wanted = if self.synchronous { batches + RESERVE } else { batches };
+            let (leases, exhausted) = self
+                .runtime
+                .block_on(self.coordinator.lease(self.replica, wanted))
+                .map_err(Error::new)?;
+            self.reserve.extend(leases.into_iter().map(|lease| Lease {
                 id: lease.lease,
                 first_position: lease.first_position,
                 count: lease.count,
-            })
-            .collect();
-        Ok((leases, exhausted))
+            }));
+            self.exhausted = exhausted;
+        }
+        let count = self.reserve.len().min(batches as usize);
+        let leases = self.reserve.drain(..count).collect();
+        Ok((leases, self.exhausted && self.reserve.is_empty()))
     }
 
     fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error> {
+        if let Some(version) = self.ahead.take().filter(|version| *version >= min_version) {
+            return Ok(version);
+        }
         self.runtime
             .block_on(self.servers.pull(min_version, TRANSFER, variables))
             .map_err(Error::new)
     }
 
-    fn contribute(&mut self, contribution: &Contribution<'_>) -> Result<(Fate, Duration), Error> {
-        let begun = Instant::now();
+    fn contribute(&mut self, contribution: &Contribution<'_>, variables: &mut [f32]) -> Result<Fate, Error> {
         self.coordinator.set_activity("pushing");
         let tag = Tag {
             replica: self.replica,
             sequence: self.sequence,
             version: contribution.version,
         };
+        self.sequence += 1;
+        self.ahead = None;
+        let begun = Instant::now();
         let admitted = self
             .runtime
             .block_on(self.servers.push(tag, contribution.gradients, TRANSFER))
             .map_err(Error::new)?;
-        let push = begun.elapsed();
         if admitted == Admit::TooOld {
-            tracing::debug!(
-                version = contribution.version,
-                "the gradient is too old; the coordinator will drop it"
-            );
+            let version = contribution.version;
+            tracing::debug!(version, "the gradient is too old; the coordinator will drop it");
         }
-        let phases = &contribution.phases;
-        let request = v1::ReportRequest {
-            tag: Some(v1::PushTag {
-                job: Some(self.coordinator.job().clone()),
-                version: contribution.version,
-                replica: self.replica,
-                sequence: self.sequence,
-            }),
-            lease: contribution.lease.id,
-            samples: contribution.samples,
-            losses: scalars(contribution.losses.iter().copied()),
-            seconds: scalars([
-                ("input", phases.input.as_secs_f64()),
-                ("pull", phases.pull.as_secs_f64()),
-                ("compute", phases.compute.as_secs_f64()),
-                ("push", push.as_secs_f64()),
-            ]),
-            wait_ms: 0,
-            bad_records: contribution.bad_records.clone(),
-        };
-        self.sequence += 1;
+        let request = self.report_request(contribution, tag, begun.elapsed());
         self.coordinator.set_activity("waiting_for_commit");
-        let waiting_since = Instant::now();
-        let say = |who: &str| {
-            if waiting_since.elapsed() >= SAY_AFTER {
-                tracing::warn!("waiting for {who} since {:.0} s", waiting_since.elapsed().as_secs_f64());
-            }
+        let reply = if self.synchronous {
+            let next = contribution.version + 1;
+            let waiting = report_and_receive(&mut self.coordinator, &self.servers, request, next, variables);
+            let (reply, ahead) = self.runtime.block_on(waiting)?;
+            self.ahead = ahead;
+            reply
+        } else {
+            let waiting = self.coordinator.report(request, say_who());
+            self.runtime.block_on(waiting).map_err(Error::new)?
         };
-        let reply = self
-            .runtime
-            .block_on(self.coordinator.report(request, say))
-            .map_err(Error::new)?;
-        let fate = match reply.outcome() {
+        Ok(match reply.outcome() {
             Outcome::Committed => Fate::Committed {
                 version: reply.version,
                 last: reply.last,
             },
             Outcome::Dropped => Fate::Dropped { version: reply.version },
             _ => Fate::Ended,
-        };
-        Ok((fate, push))
+        })
     }
 
-    fn asked_to_leave(&self) -> Option<String> {
+    fn asked_to_leave(&self) -> Result<Option<String>, Error> {
         match self.coordinator.directive() {
-            Directive::Continue => None,
-            Directive::Drain(reason) | Directive::Abort(reason) => Some(reason),
+            Directive::Continue => Ok(None),
+            Directive::Drain(reason) => Ok(Some(reason)),
+            Directive::Abort(reason) => Err(Error::new(reason)),
         }
     }
 

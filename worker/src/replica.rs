@@ -75,7 +75,7 @@ pub fn train<M: Model, E: Exchange>(
     let mut exhausted = false;
     let mut reported_bad = 0;
     loop {
-        if let Some(reason) = exchange.asked_to_leave() {
+        if let Some(reason) = exchange.asked_to_leave()? {
             return Ok(End::Left(reason));
         }
         exhausted = top_up(loader, exchange, exhausted)?;
@@ -84,9 +84,7 @@ pub fn train<M: Model, E: Exchange>(
         }
 
         exchange.activity("pulling");
-        let begun = Instant::now();
         version = exchange.pull(version, &mut variables)?;
-        let pull = begun.elapsed();
 
         exchange.activity("waiting_for_input");
         let begun = Instant::now();
@@ -111,16 +109,11 @@ pub fn train<M: Model, E: Exchange>(
             samples: batch.len() as u32,
             gradients: &gradients,
             losses,
-            phases: Phases {
-                input,
-                pull,
-                compute,
-                push: Duration::ZERO,
-            },
+            phases: Phases { input, compute },
             bad_records: all_bad.get(reported_bad..).unwrap_or_default().to_vec(),
         };
         reported_bad = all_bad.len();
-        let (fate, _) = exchange.contribute(&contribution)?;
+        let fate = exchange.contribute(&contribution, &mut variables)?;
         loader.recycle(batch.images);
         match fate {
             Fate::Committed { version: next, last } => {

@@ -147,6 +147,7 @@ impl<'a> Session<'a> {
                 .warning(&format!("evaluation at step {} failed: {error}", checkpoint.step)),
         }
         self.evaluated = Instant::now();
+        self.tally.interrupted();
     }
 
     /// The end, for observers and for scripts (`summary.json`).

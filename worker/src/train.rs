@@ -153,7 +153,7 @@ impl Setup {
             .variables()
             .iter()
             .filter(|spec| spec.kind == VariableKind::Trainable)
-            .map(|spec| spec.elements())
+            .map(coati_common::variables::VariableSpec::elements)
             .sum();
         Started {
             start_step,
@@ -223,16 +223,15 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
         stop: options.stop.clone(),
     };
     let values;
-    let start = match &job.latest {
-        Some(latest) => Start::Checkpoint {
+    let start = if let Some(latest) = &job.latest {
+        Start::Checkpoint {
             prefix: &latest.prefix,
             step: latest.step,
             position: resume_point(latest)?.position,
-        },
-        None => {
-            values = setup.trainer.ssd().init_values(options.seed);
-            Start::Values(&values)
         }
+    } else {
+        values = setup.trainer.ssd().init_values(options.seed);
+        Start::Values(&values)
     };
     let mut exchange = Local::new(local, &start).map_err(Error::job)?;
     let first = exchange.version();
