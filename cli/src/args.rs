@@ -110,6 +110,9 @@ pub(crate) struct EvalArgs {
     /// Write pictures with detections (left) and groundtruth (right) here.
     #[arg(long, value_name = "FOLDER")]
     pub pictures_dir: Option<PathBuf>,
+    /// Write the detections here as COCO's results file, and the groundtruth beside them (`FILE.groundtruth.json`).
+    #[arg(long, value_name = "FILE")]
+    pub detections_path: Option<PathBuf>,
     /// Also report what the best constant box would score.
     #[arg(long)]
     pub constant_box: bool,

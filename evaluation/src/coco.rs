@@ -3,10 +3,15 @@
 //! Matching and averaging are hotcoco's, whose numbers equal pycocotools'; what is ours is the way in (pixels, label-map
 //! ids, checks) and the names out.
 
+mod files;
+
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use hotcoco::{Annotation, COCO, COCOeval, Dataset, Image, params::IouType};
 use serde::Serialize;
+
+pub use files::groundtruth_path;
 
 use crate::sample::{Category, ImageDetections, ImageGroundtruth};
 
@@ -81,6 +86,14 @@ pub enum Error {
     /// Nothing was added.
     #[error("no image was evaluated\nhint: is the evaluation set empty?")]
     Empty,
+    /// A file could not be written.
+    #[error("cannot write {path}: {message}")]
+    File {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
     /// From the metrics library.
     #[error("COCO metrics: {0}")]
     Library(#[from] hotcoco::Error),

@@ -50,6 +50,8 @@ pub struct Options {
     pub pictures_dir: Option<PathBuf>,
     /// Also find the best constant box.
     pub constant_box: bool,
+    /// Write the detections here and the groundtruth beside them, as COCO's tools read them.
+    pub detections_path: Option<PathBuf>,
 }
 
 /// Metrics and, if asked for, the floor.
@@ -122,6 +124,9 @@ pub fn evaluate(
             done += 1;
         }
         progress(done, wanted);
+    }
+    if let Some(path) = &options.detections_path {
+        evaluator.write_files(path)?;
     }
     let metrics = evaluator.evaluate()?;
     let floor = options

@@ -121,6 +121,7 @@ fn one(
     let options = evaluate::Options {
         pictures_dir: args.pictures_dir.clone(),
         constant_box: args.constant_box,
+        detections_path: args.detections_path.clone(),
     };
     let outcome = evaluate::evaluate(
         model,
