@@ -66,7 +66,7 @@ impl Ledger {
     pub fn enter(&self, record: u64, report: &str) -> Result<(), TooMany> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let std::collections::btree_map::Entry::Vacant(slot) = seen.entry(record) {
-            tracing::warn!(problem = report, "bad record");
+            tracing::warn!("bad record: {}", report.lines().next().unwrap_or_default());
             slot.insert(report.to_owned());
         }
         if seen.len() as u64 > self.limit {

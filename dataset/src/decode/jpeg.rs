@@ -39,7 +39,11 @@ impl Codec {
     pub(super) fn size(&mut self, bytes: &[u8]) -> Result<(usize, usize), Error> {
         // SAFETY: the handle is alive, the pointer and length are those of `bytes`.
         let result = unsafe { raw::tj3DecompressHeader(self.pointer(), bytes.as_ptr(), bytes.len() as raw::size_t) };
-        self.check(result, bytes)?;
+        if let Err(error) = self.check(result, bytes) {
+            // After an error in a header the decompressor stays in the middle of it, and every later file would fail.
+            *self = Self::new(self.get(raw::TJPARAM_TJPARAM_FASTDCT) != 0)?;
+            return Err(error);
+        }
         let side = |parameter| usize::try_from(self.get(parameter)).unwrap_or(0);
         let (height, width) = (
             side(raw::TJPARAM_TJPARAM_JPEGHEIGHT),

@@ -43,6 +43,19 @@ fn every_kind_of_image_equals_tensorflows() {
 }
 
 #[test]
+fn a_bad_image_spoils_none_after_it() {
+    let mut decoder = Decoder::new(Options::default());
+    let good = file("rgb420.jpg");
+    let expected = decoder.decode(&good).unwrap();
+    let cut = &good[..good.len() / 2];
+    for bad in [b"\xff\xd8\xff not a picture".as_slice(), &good[..30], cut, b"\xff\xd8\xff\xd9"] {
+        assert!(decoder.decode(bad).is_err());
+        assert!(decoder.size(bad).is_err() || bad == cut);
+        assert_eq!(decoder.decode(&good).unwrap(), expected);
+    }
+}
+
+#[test]
 fn a_photograph_equals_tensorflows_bit_for_bit() {
     let bytes = fs::read(concat!(
         env!("CARGO_MANIFEST_DIR"),
