@@ -96,6 +96,8 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let watched = Arc::clone(&life);
     tokio::spawn(async move {
         let reason = tokio::select! {
+            // The listener closes because the server was told to leave: that reason counts.
+            biased;
             reason = watched.left() => reason,
             reason = watched.orphaned(options.orphan_timeout) => reason,
             failed = &mut serving => Ended::Failed(match failed {
