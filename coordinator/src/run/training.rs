@@ -12,6 +12,10 @@ use crate::invariants::{Invariant, check};
 use crate::state::{Details, Phase};
 use crate::timing;
 
+/// After a request to stop, the step under way has so long: a replica that died can leave it unfinished for ever, and the
+/// launcher kills what has not ended 20 s after a failure.
+const LAST_STEP: Duration = Duration::from_secs(5);
+
 /// Pause before a commit that failed is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -25,6 +29,7 @@ impl Run {
         let mut committed_at = last.at;
         let look_every = self.options.limits.look_every();
         let mut look_at = last.at + look_every;
+        let mut give_up_at = None;
         loop {
             let decision = {
                 let inner = self.state.lock();
@@ -33,6 +38,9 @@ impl Run {
                 }
                 if inner.clock.version() >= inner.num_steps {
                     return Ok(None);
+                }
+                if inner.stop.is_some() {
+                    give_up_at.get_or_insert_with(|| Instant::now() + LAST_STEP);
                 }
                 inner.clock.decide()
             };
@@ -56,12 +64,14 @@ impl Run {
                 }
                 Decision::Drop(late) => self.drop_late(&decision, late),
                 Decision::Wait(_) => {
-                    let left = look_at.saturating_duration_since(Instant::now());
+                    let until = give_up_at.map_or(look_at, |at| look_at.min(at));
+                    let left = until.saturating_duration_since(Instant::now());
                     let _ = tokio::time::timeout(left, self.state.work.notified()).await;
-                    // A stop before anybody has begun a step ends here; later on, it ends the job with the next commit.
+                    // A stop before anybody has begun a step ends here; later on, it ends the job with the next commit,
+                    // or without it if that does not come.
                     let inner = self.state.lock();
                     if let Some(reason) = &inner.stop
-                        && inner.leases.is_empty()
+                        && (inner.leases.is_empty() || give_up_at.is_some_and(|at| Instant::now() >= at))
                     {
                         return Ok(Some(reason.clone()));
                     }
