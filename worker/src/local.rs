@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use coati_checkpoint::manifest::{self, DataPosition, Manifest};
 use coati_checkpoint::{keep, saver};
 use coati_common::variables::VariableSpec;
+use coati_coordinator::ledger::{self, Ledger};
 use coati_coordinator::timing;
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
@@ -57,14 +58,14 @@ pub(crate) struct Saving {
 pub(crate) enum Start<'a> {
     /// These values, at step 0.
     Values(&'a [f32]),
-    /// A checkpoint, and the first position of the data that it has not used.
+    /// A checkpoint, and what of the data it has used.
     Checkpoint {
         /// Its prefix.
         prefix: &'a Path,
         /// Its global step.
         step: u64,
         /// From its manifest.
-        position: u64,
+        data: DataPosition,
     },
 }
 
@@ -76,9 +77,9 @@ pub(crate) struct Local {
     layout: Layout,
     version: u64,
     sequence: u64,
-    next_lease: u64,
-    next_position: u64,
-    used: u64,
+    ledger: Ledger,
+    /// Batches handed out and not used yet.
+    outstanding: u64,
     arena: Vec<f32>,
     committed_at: Instant,
     saved_at: Instant,
@@ -111,28 +112,32 @@ impl Local {
         store
             .configure(&options.job, 0, &placement, options.optimizer.clone(), 0)
             .map_err(Error::new)?;
-        let (version, position) = match *start {
+        let (version, data) = match start {
             Start::Values(values) => {
                 let mut arena = Vec::new();
                 layout.gather(0, values, &mut arena);
                 store.load(&options.job, arena, 0).map_err(Error::new)?;
-                (0, 0)
+                (0, DataPosition::default())
             }
-            Start::Checkpoint { prefix, step, position } => {
+            Start::Checkpoint { prefix, step, data } => {
                 store
-                    .restore(&options.job, &prefix.display().to_string(), step, false)
+                    .restore(&options.job, &prefix.display().to_string(), *step, false)
                     .map_err(Error::new)?;
-                (step, position)
+                (*step, data.clone())
             }
+        };
+        let ledger = ledger::Options {
+            replicas: 1,
+            batch: options.batch_size,
+            lockstep: true,
         };
         Ok(Self {
             store,
             layout,
             version,
             sequence: 0,
-            next_lease: 0,
-            next_position: position,
-            used: position,
+            ledger: Ledger::new(ledger, &data),
+            outstanding: 0,
             arena: Vec::new(),
             committed_at: Instant::now(),
             saved_at: Instant::now(),
@@ -173,10 +178,7 @@ impl Local {
             global_step: self.version,
             config_digest: self.options.config_digest.clone(),
             seeds: [("data".to_owned(), self.options.seed)].into(),
-            data: DataPosition {
-                position: self.used,
-                open: Vec::new(),
-            },
+            data: self.ledger.position(),
             record_count: self.options.record_count,
             replicas: 1,
             batch_size: self.options.batch_size,
@@ -206,21 +208,18 @@ impl Local {
 
 impl Exchange for Local {
     fn lease(&mut self, batches: u32) -> Result<(Vec<Lease>, bool), Error> {
-        let count = self.options.batch_size;
-        let outstanding = (self.next_position - self.used) / u64::from(count.max(1));
-        let left = self.options.num_steps.saturating_sub(self.version + outstanding);
+        let left = self.options.num_steps.saturating_sub(self.version + self.outstanding);
         let leases = (0..u64::from(batches).min(left))
             .map(|_| {
-                let lease = Lease {
-                    id: self.next_lease,
-                    first_position: self.next_position,
-                    count,
-                };
-                self.next_lease += 1;
-                self.next_position += u64::from(count);
-                lease
+                let lease = self.ledger.lease(0);
+                Lease {
+                    id: lease.id,
+                    first_position: lease.first,
+                    count: lease.count as u32,
+                }
             })
-            .collect();
+            .collect::<Vec<_>>();
+        self.outstanding += leases.len() as u64;
         Ok((leases, left <= u64::from(batches)))
     }
 
@@ -258,7 +257,8 @@ impl Exchange for Local {
             .map_err(Error::new)?;
         self.sequence += 1;
         self.version = committed.version;
-        self.used = contribution.lease.first_position + u64::from(contribution.lease.count);
+        self.ledger.complete(contribution.lease.id);
+        self.outstanding = self.outstanding.saturating_sub(1);
         let began = std::mem::replace(&mut self.committed_at, Instant::now());
         let spans = timing::Spans {
             arrived: pushed,
@@ -275,7 +275,7 @@ impl Exchange for Local {
                 .collect(),
             learning_rate: f64::from(committed.learning_rate),
             samples: u64::from(contribution.samples),
-            epoch: self.used.saturating_sub(1) / self.options.record_count.max(1),
+            epoch: self.ledger.position().position.saturating_sub(1) / self.options.record_count.max(1),
             seconds: timing::attribute(began, self.committed_at, &[spans]).named(),
             staleness: 0,
         }));

@@ -227,7 +227,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
         Start::Checkpoint {
             prefix: &latest.prefix,
             step: latest.step,
-            position: resume_point(latest)?.position,
+            data: resume_point(latest)?,
         }
     } else {
         values = setup.trainer.ssd().init_values(options.seed);
