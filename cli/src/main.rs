@@ -48,6 +48,7 @@ fn chain(error: &anyhow::Error) -> String {
 }
 
 fn log(verbose: u8) {
+    use std::io::IsTerminal as _;
     let level = match verbose {
         0 => "warn",
         1 => "coati=info,warn",
@@ -58,6 +59,7 @@ fn log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
 }

@@ -18,6 +18,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let mut problems: Vec<String> = support.refused.iter().map(ToString::to_string).collect();
     let mut warnings = support.warnings.clone();
     warnings.extend(plan.iter().flat_map(|plan| plan.warnings.clone()));
+    warnings.extend(plan.iter().filter_map(|plan| dropped_replicas(&config, plan)));
 
     let mut data = serde_json::Map::new();
     for (name, which) in [("train", Which::Train), ("eval", Which::Eval)] {
@@ -72,6 +73,20 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     } else {
         Err(Failure::user(problems.join("\n")).into())
     }
+}
+
+/// `replicas_to_aggregate` is 1 unless it is set, as in the reference: easily overlooked.
+pub(crate) fn dropped_replicas(config: &PipelineConfig, plan: &ClusterPlan) -> Option<String> {
+    let (train, replicas) = (config.train_config(), plan.replicas());
+    let used = u32::try_from(train.replicas_to_aggregate()).unwrap_or(0);
+    (train.sync_replicas() && (1..replicas).contains(&used)).then(|| {
+        format!(
+            "{}: replicas_to_aggregate is {used}, the cluster has {replicas} training replicas: each step drops the slowest \
+             {}, and no two runs are equal\nhint: set replicas_to_aggregate: {replicas} to use them all",
+            config.name(),
+            replicas - used
+        )
+    })
 }
 
 fn ignored(pipeline: &[String], plan: Option<&ClusterPlan>) -> Vec<String> {

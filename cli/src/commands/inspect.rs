@@ -48,7 +48,8 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
         let record = match source.read(number) {
             Ok(record) => record,
             Err(error) => {
-                bad.push(format!("{place}: {error}"));
+                // It names the place itself.
+                bad.push(error.to_string());
                 continue;
             }
         };

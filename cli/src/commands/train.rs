@@ -124,7 +124,8 @@ fn preflight(options: &train::Options) -> anyhow::Result<()> {
 }
 
 fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
-    for warning in &plan.warnings {
+    let dropped = super::check::dropped_replicas(&options.config, &plan);
+    for warning in plan.warnings.iter().chain(&dropped) {
         say(&format!("warning: {warning}"));
     }
     if !plan.ignored.is_empty() {
@@ -167,6 +168,15 @@ fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
     let failures: Vec<String> = outcome.failures.iter().map(ToString::to_string).collect();
     match outcome.exit {
         ExitCode::Success => Ok(()),
+        // What is being done about it was said when it began.
+        code @ (ExitCode::Interrupted | ExitCode::TimeLimit) => Err(Failure {
+            code,
+            message: format!(
+                "{code}\nhint: the same command goes on from the newest checkpoint in {}",
+                options.model_dir.display()
+            ),
+        }
+        .into()),
         code => Err(Failure {
             code,
             message: [vec![outcome.reason], failures].concat().join("\n"),
@@ -251,8 +261,13 @@ fn serve(config: &TfConfig) -> anyhow::Result<()> {
             }
         });
         let ended = handle.ended().await;
+        let why = match &ended {
+            service::Ended::Stopped => "stopped".to_owned(),
+            service::Ended::Told(reason) | service::Ended::Failed(reason) => reason.clone(),
+            service::Ended::Orphaned(silence) => format!("nobody called for {} s", silence.as_secs()),
+        };
         say(&format!(
-            "left ({ended:?}); peak memory {:.1} MB",
+            "leaving: {why}; peak memory {:.1} MB",
             peak_memory().unwrap_or(0.0)
         ));
         match ended {
