@@ -8,7 +8,10 @@ use nix::unistd::Pid;
 pub(crate) fn pid_of(job: &Job, task: &str) -> Pid {
     let log = job.read(&format!("model/logs/{task}.log"));
     let start = format!(" {task} pid ");
-    let pid = log.lines().rev().find_map(|line| line.split(&start).nth(1)?.split(' ').next()?.parse().ok());
+    let pid = log
+        .lines()
+        .rev()
+        .find_map(|line| line.split(&start).nth(1)?.split(' ').next()?.parse().ok());
     Pid::from_raw(pid.unwrap_or_else(|| panic!("no `{start}` in {log}")))
 }
 
@@ -16,7 +19,11 @@ fn is_killed(task: &str) {
     let job = Job::new();
     let cluster = job.cluster("cluster.yaml", &Cluster::new());
     // -v, so that workers and servers have something to say.
-    let endless = || job.train("model", 1_000_000).with("-v --save_checkpoints_steps 10 --keep_checkpoint_max 100").cluster(cluster);
+    let endless = || {
+        job.train("model", 1_000_000)
+            .with("-v --save_checkpoints_steps 10 --keep_checkpoint_max 100")
+            .cluster(cluster)
+    };
     let running = endless().start();
     running.wait_for("checkpoint model/model.ckpt-10");
     let held = tensors::read(&job.path("model"), 10);
@@ -27,15 +34,30 @@ fn is_killed(task: &str) {
     ]);
     // The last lines of its log stand below the error.
     let told = format!("{task} was killed by SIGKILL (perhaps because memory ran out); its last lines:");
-    let (_, below) = done.stderr.split_once(&told).unwrap_or_else(|| panic!("no `{told}` in {done}"));
+    let (_, below) = done
+        .stderr
+        .split_once(&told)
+        .unwrap_or_else(|| panic!("no `{told}` in {done}"));
     let last = job.read(&format!("model/logs/{task}.log"));
     let last = last.lines().last().unwrap().trim();
     assert!(below.contains(last), "`{last}` is not below the error of {done}");
 
-    tensors::assert_same_bits(&held, &tensors::read(&job.path("model"), 10), "the checkpoint before the fault");
+    tensors::assert_same_bits(
+        &held,
+        &tensors::read(&job.path("model"), 10),
+        "the checkpoint before the fault",
+    );
     let running = endless().start();
     let line = running.wait_for("resuming from step ");
-    let step: u64 = line.split("resuming from step ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let step: u64 = line
+        .split("resuming from step ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(step >= 10, "{line}");
     running.wait_for(&format!("checkpoint model/model.ckpt-{}", step / 10 * 10 + 10));
 }

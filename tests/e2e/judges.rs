@@ -11,7 +11,12 @@ fn trained(further: &str) -> Job {
     let job = Job::new();
     let cluster = job.cluster("cluster.yaml", &Cluster::new());
     let train = "train --pipeline_config_path pipeline.config --model_dir model --num_train_steps 20";
-    let _ = job.coati(train.split(' ')).with(further).cluster(cluster).run().exits(0);
+    let _ = job
+        .coati(train.split(' '))
+        .with(further)
+        .cluster(cluster)
+        .run()
+        .exits(0);
     job
 }
 
@@ -30,15 +35,28 @@ fn tensorflow_reads_a_clusters_checkpoint() {
     for (index, tensor) in listing.iter().enumerate() {
         let name = tensor["name"].as_str().unwrap();
         let own = ours.get(name).unwrap_or_else(|| panic!("TensorFlow lists {name}"));
-        assert_eq!(json!([tensor["dtype"], tensor["shape"]]), json!([own.dtype, own.shape]), "{name}");
-        assert!(fs::read(out.join(index.to_string())).unwrap() == own.bytes, "{name} differs");
+        assert_eq!(
+            json!([tensor["dtype"], tensor["shape"]]),
+            json!([own.dtype, own.shape]),
+            "{name}"
+        );
+        assert!(
+            fs::read(out.join(index.to_string())).unwrap() == own.bytes,
+            "{name} differs"
+        );
     }
     assert_eq!(ours["global_step"].bytes, 20_i64.to_le_bytes());
 
-    let shown = job.coati("checkpoint show model --format json".split(' ')).run().exits(0).json();
+    let shown = job
+        .coati("checkpoint show model --format json".split(' '))
+        .run()
+        .exits(0)
+        .json();
     let names = |list: &Value| -> Vec<Value> {
         let entries = list.as_array().unwrap().iter();
-        entries.map(|entry| json!([entry["name"], entry["dtype"], entry["shape"]])).collect()
+        entries
+            .map(|entry| json!([entry["name"], entry["dtype"], entry["shape"]]))
+            .collect()
     };
     assert_eq!(names(&json!(listing)), names(&shown["variables"]));
 
@@ -63,10 +81,19 @@ fn tensorboard_shows_the_curves() {
         "learning_rate",
         "global_step/sec",
     ] {
-        let points = curves.get(tag).unwrap_or_else(|| panic!("no {tag} among {:?}", curves.keys()));
+        let points = curves
+            .get(tag)
+            .unwrap_or_else(|| panic!("no {tag} among {:?}", curves.keys()));
         let steps: Vec<&Value> = points.as_array().unwrap().iter().map(|point| &point[0]).collect();
         assert_eq!(steps, [10, 20], "{tag}");
-        assert!(points.as_array().unwrap().iter().all(|point| point[1].as_f64().unwrap() > 0.0), "{tag}: {points}");
+        assert!(
+            points
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|point| point[1].as_f64().unwrap() > 0.0),
+            "{tag}: {points}"
+        );
     }
     // Step 20 is the last one of the warm-up from 0.01 to 0.04, which the schedule counts from 0.
     let rate = curves["learning_rate"][1][1].as_f64().unwrap();
@@ -77,7 +104,10 @@ fn tensorboard_shows_the_curves() {
     for (name, value) in report["metrics"].as_object().unwrap() {
         let point = &evaluation["scalars"][name][0];
         assert_eq!(point[0], 20, "{name}");
-        assert!((point[1].as_f64().unwrap() - value.as_f64().unwrap()).abs() < 1e-6, "{name}: {point}, {value}");
+        assert!(
+            (point[1].as_f64().unwrap() - value.as_f64().unwrap()).abs() < 1e-6,
+            "{name}: {point}, {value}"
+        );
     }
     assert!(evaluation["scalars"]["DetectionBoxes_Precision/mAP"].is_array());
 }
@@ -85,20 +115,37 @@ fn tensorboard_shows_the_curves() {
 #[test]
 fn pycocotools_agrees_with_the_evaluation() {
     let job = trained("--no_eval");
-    let report = job.eval("model").with("--detections_path found/detections.json").run().exits(0).json();
-    let files = [job.path("found/detections.groundtruth.json"), job.path("found/detections.json")];
+    let report = job
+        .eval("model")
+        .with("--detections_path found/detections.json")
+        .run()
+        .exits(0)
+        .json();
+    let files = [
+        job.path("found/detections.groundtruth.json"),
+        job.path("found/detections.json"),
+    ];
     let Some(theirs) = judge("coco_metrics.py", &files) else {
         return;
     };
     let metrics = report["metrics"].as_object().unwrap();
-    let boxes: BTreeSet<&String> = metrics.keys().filter(|name| name.starts_with("DetectionBoxes_")).collect();
+    let boxes: BTreeSet<&String> = metrics
+        .keys()
+        .filter(|name| name.starts_with("DetectionBoxes_"))
+        .collect();
     assert_eq!(boxes, theirs.as_object().unwrap().keys().collect());
     for name in boxes {
         let (ours, theirs) = (metrics[name].as_f64().unwrap(), theirs[name].as_f64().unwrap());
-        assert!((ours - theirs).abs() < 1e-6, "{name}: {ours} here, {theirs} with pycocotools");
+        assert!(
+            (ours - theirs).abs() < 1e-6,
+            "{name}: {ours} here, {theirs} with pycocotools"
+        );
     }
     // Zeros would agree with anything.
-    assert!(metrics["DetectionBoxes_Recall/AR@100"].as_f64().unwrap() > 0.01, "{report}");
+    assert!(
+        metrics["DetectionBoxes_Recall/AR@100"].as_f64().unwrap() > 0.01,
+        "{report}"
+    );
 }
 
 #[test]
@@ -109,21 +156,37 @@ fn a_checkpoint_of_the_reference_gives_its_metrics() {
     let job = Job::new();
     let expected: Value = serde_json::from_slice(&fs::read(golden.join("metrics.json")).unwrap()).unwrap();
     let (config, prefix) = (golden.join("pipeline.config"), golden.join("model.ckpt-3200"));
-    let flags = "eval --run_once --format json --model_dir eval --detections_path detections.json --pipeline_config_path";
-    let command = job.coati(flags.split(' ')).with(&format!("{} --checkpoint_dir {}", config.display(), prefix.display()));
+    let flags =
+        "eval --run_once --format json --model_dir eval --detections_path detections.json --pipeline_config_path";
+    let command =
+        job.coati(flags.split(' '))
+            .with(&format!("{} --checkpoint_dir {}", config.display(), prefix.display()));
     let report = command.run().exits(0).json();
     let value = |report: &Value, name: &str| report["metrics"][name].as_f64().unwrap();
-    for name in ["DetectionBoxes_Precision/mAP", "DetectionBoxes_Precision/mAP@.50IOU", "DetectionBoxes_Recall/AR@100"] {
+    for name in [
+        "DetectionBoxes_Precision/mAP",
+        "DetectionBoxes_Precision/mAP@.50IOU",
+        "DetectionBoxes_Recall/AR@100",
+    ] {
         let (ours, theirs) = (value(&report, name), value(&expected, name));
-        assert!((ours - theirs).abs() < 0.002, "{name}: {ours} here, {theirs} with the reference");
+        assert!(
+            (ours - theirs).abs() < 0.002,
+            "{name}: {ours} here, {theirs} with the reference"
+        );
     }
-    assert!((value(&report, "DetectionBoxes_Precision/mAP") - 0.4339).abs() < 0.002, "{report}");
+    assert!(
+        (value(&report, "DetectionBoxes_Precision/mAP") - 0.4339).abs() < 0.002,
+        "{report}"
+    );
     assert_eq!(json!([report["images"], report["global_step"]]), json!([72, 3200]));
     let files = [job.path("detections.groundtruth.json"), job.path("detections.json")];
     if let Some(theirs) = judge("coco_metrics.py", &files) {
         for (name, theirs) in theirs.as_object().unwrap() {
             let ours = value(&report, name);
-            assert!((ours - theirs.as_f64().unwrap()).abs() < 1e-6, "{name}: {ours} here, {theirs} with pycocotools");
+            assert!(
+                (ours - theirs.as_f64().unwrap()).abs() < 1e-6,
+                "{name}: {ours} here, {theirs} with pycocotools"
+            );
         }
     }
 }

@@ -9,7 +9,12 @@ const STEPS: u64 = 40;
 /// Trains with this cluster into a folder of this name.
 fn trained(job: &Job, name: &str, cluster: &Cluster, flags: &str) -> Tensors {
     let file = format!("{name}.yaml");
-    let _ = job.train(name, STEPS).cluster(job.cluster(&file, cluster)).with(flags).run().exits(0);
+    let _ = job
+        .train(name, STEPS)
+        .cluster(job.cluster(&file, cluster))
+        .with(flags)
+        .run()
+        .exits(0);
     tensors::read(&job.path(name), STEPS)
 }
 
@@ -18,7 +23,10 @@ fn equal_seeds_give_equal_bits_for_any_number_of_servers() {
     let job = Job::new();
     let reference = trained(&job, "reference", &Cluster::new(), "");
     assert!(reference.keys().any(|name| name.ends_with("/Momentum")), "no slots");
-    assert!(reference.keys().any(|name| name.ends_with("/ExponentialMovingAverage")), "no averages");
+    assert!(
+        reference.keys().any(|name| name.ends_with("/ExponentialMovingAverage")),
+        "no averages"
+    );
     let again = trained(&job, "again", &Cluster::new(), "");
     assert_same_bits(&reference, &again, "the same command twice");
     let one = trained(&job, "one", &Cluster::new().servers(1), "");
@@ -44,18 +52,38 @@ fn stopping_and_going_on_changes_no_bit() {
 
     // Stopped at a step of its own choice with three servers, killed without warning with one, ended with five.
     let three = job.cluster("three.yaml", &Cluster::new());
-    let running = job.train("model", STEPS).with("--save_checkpoints_steps 4").cluster(three).start();
+    let running = job
+        .train("model", STEPS)
+        .with("--save_checkpoints_steps 4")
+        .cluster(three)
+        .start();
     running.wait_for("checkpoint model/model.ckpt-4");
     running.signal(Signal::SIGINT);
     let _ = running.finish().exits(130);
     let one = job.cluster("one.yaml", &Cluster::new().servers(1));
-    let running = job.train("model", STEPS).with("--save_checkpoints_steps 4").cluster(one).start();
+    let running = job
+        .train("model", STEPS)
+        .with("--save_checkpoints_steps 4")
+        .cluster(one)
+        .start();
     running.wait_for("resuming from step ");
     running.wait_for("checkpoint model/model.ckpt-");
     running.signal(Signal::SIGKILL);
     let killed = running.finish();
-    assert!(!killed.stderr.contains("finished at step"), "it ended before it was killed: {killed}");
+    assert!(
+        !killed.stderr.contains("finished at step"),
+        "it ended before it was killed: {killed}"
+    );
     let five = job.cluster("five.yaml", &Cluster::new().servers(5));
-    let _ = job.train("model", STEPS).cluster(five).run().exits(0).says(&["resuming from step "]);
-    assert_same_bits(&reference, &tensors::read(&job.path("model"), STEPS), "in one go and in three");
+    let _ = job
+        .train("model", STEPS)
+        .cluster(five)
+        .run()
+        .exits(0)
+        .says(&["resuming from step "]);
+    assert_same_bits(
+        &reference,
+        &tensors::read(&job.path("model"), STEPS),
+        "in one go and in three",
+    );
 }

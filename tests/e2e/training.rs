@@ -16,7 +16,11 @@ fn holds(folder: &Path, start: &str) -> bool {
 
 /// What `coati checkpoint show` says of the newest checkpoint.
 fn newest(job: &Job, model_dir: &str) -> Value {
-    let shown = job.coati(["checkpoint", "show", model_dir, "--format", "json"]).run().exits(0).json();
+    let shown = job
+        .coati(["checkpoint", "show", model_dir, "--format", "json"])
+        .run()
+        .exits(0)
+        .json();
     shown["checkpoints"].as_array().unwrap().last().unwrap().clone()
 }
 
@@ -39,7 +43,13 @@ fn a_cluster_trains_goes_on_and_evaluates() {
     ]);
     assert_eq!(done.stdout, "", "training has nothing to say on stdout: {done}");
     let model = job.path("model");
-    for name in ["model.ckpt-20.index", "model.ckpt-20.data-00002-of-00003", "checkpoint", "events.out.tfevents.", "pipeline.config"] {
+    for name in [
+        "model.ckpt-20.index",
+        "model.ckpt-20.data-00002-of-00003",
+        "checkpoint",
+        "events.out.tfevents.",
+        "pipeline.config",
+    ] {
         assert!(holds(&model, name), "no {name} in {}", model.display());
     }
     for log in ["master", "worker-0", "worker-1", "ps-0", "ps-1", "ps-2"] {
@@ -53,7 +63,12 @@ fn a_cluster_trains_goes_on_and_evaluates() {
     // 20 steps of three replicas with four records each, five epochs of 48 records.
     let checkpoint = newest(&job, "model");
     assert_eq!(
-        json!([checkpoint["step"], checkpoint["records_seen"], checkpoint["epoch"], checkpoint["replicas"]]),
+        json!([
+            checkpoint["step"],
+            checkpoint["records_seen"],
+            checkpoint["epoch"],
+            checkpoint["replicas"]
+        ]),
         json!([20, 240, 5, 3])
     );
 
@@ -63,7 +78,10 @@ fn a_cluster_trains_goes_on_and_evaluates() {
         "step 26/26",
     ]);
     assert_eq!(newest(&job, "model")["records_seen"], 312);
-    let _ = train("26").run().exits(0).says(&["model is at step 26 already: nothing to train up to 26"]);
+    let _ = train("26")
+        .run()
+        .exits(0)
+        .says(&["model is at step 26 already: nothing to train up to 26"]);
 
     let report = job.eval("model").run().exits(0).json();
     assert_eq!(json!([report["global_step"], report["images"]]), json!([26, 12]));
@@ -90,15 +108,26 @@ fn a_cluster_trains_goes_on_and_evaluates() {
 fn one_process_trains_and_exchanges_checkpoints_with_a_cluster() {
     let job = Job::new();
     let cluster = job.cluster("cluster.yaml", &Cluster::new().workers(1));
-    let _ = job.train("model", 4).run().exits(0).says(&["1 replica x batch 4, no parameter server"]);
+    let _ = job
+        .train("model", 4)
+        .run()
+        .exits(0)
+        .says(&["1 replica x batch 4, no parameter server"]);
     let _ = job.train("model", 8).cluster(cluster).run().exits(0).says(&[
         "resuming from step 4 (model/model.ckpt-4)",
         "2 replicas x batch 4, 3 parameter servers",
     ]);
-    let _ = job.train("model", 12).run().exits(0).says(&["resuming from step 8 (model/model.ckpt-8)"]);
+    let _ = job
+        .train("model", 12)
+        .run()
+        .exits(0)
+        .says(&["resuming from step 8 (model/model.ckpt-8)"]);
     // 4 and 4 steps of one replica, 4 of two.
     assert_eq!(newest(&job, "model")["records_seen"], 64);
-    let (before, after) = (tensors::read(&job.path("model"), 8), tensors::read(&job.path("model"), 12));
+    let (before, after) = (
+        tensors::read(&job.path("model"), 8),
+        tensors::read(&job.path("model"), 12),
+    );
     assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
 }
 
@@ -107,11 +136,25 @@ fn an_asynchronous_job_trains() {
     let job = Job::new();
     job.configure("pipeline.config", &[("sync_replicas: true", "sync_replicas: false")]);
     let cluster = job.cluster("cluster.yaml", &Cluster::new());
-    let _ = job.train("model", 30).cluster(cluster).run().exits(0).says(&["finished at step 30"]);
+    let _ = job
+        .train("model", 30)
+        .cluster(cluster)
+        .run()
+        .exits(0)
+        .says(&["finished at step 30"]);
     // A step is one replica's batch.
     assert_eq!(newest(&job, "model")["records_seen"], 120);
-    let _ = job.train("model", 35).cluster(cluster).run().exits(0).says(&["resuming from step 30"]);
+    let _ = job
+        .train("model", 35)
+        .cluster(cluster)
+        .run()
+        .exits(0)
+        .says(&["resuming from step 30"]);
     assert_eq!(newest(&job, "model")["records_seen"], 140);
+    // One process first uses the records that were handed out and came to nothing, if there are any: 15 steps of 4.
+    let _ = job.train("model", 50).run().exits(0).says(&["resuming from step 35"]);
+    let manifest: Value = serde_json::from_str(&job.read("model/model.ckpt-50.coati.json")).unwrap();
+    assert_eq!(manifest["data"], json!({"position": 200, "open": []}));
 }
 
 #[test]
@@ -120,8 +163,17 @@ fn old_checkpoints_go_and_the_newest_stay() {
     let cluster = job.cluster("cluster.yaml", &Cluster::new().workers(1).servers(1));
     let saving = "--save_checkpoints_steps 2 --keep_checkpoint_max 3";
     let _ = job.train("model", 12).with(saving).cluster(cluster).run().exits(0);
-    let shown = job.coati(["checkpoint", "show", "model", "--format", "json"]).run().exits(0).json();
-    let steps: Vec<&Value> = shown["checkpoints"].as_array().unwrap().iter().map(|one| &one["step"]).collect();
+    let shown = job
+        .coati(["checkpoint", "show", "model", "--format", "json"])
+        .run()
+        .exits(0)
+        .json();
+    let steps: Vec<&Value> = shown["checkpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["step"])
+        .collect();
     assert_eq!(steps, [8, 10, 12]);
 }
 
@@ -129,8 +181,12 @@ fn old_checkpoints_go_and_the_newest_stay() {
 fn a_scheduler_can_start_the_tasks_by_tf_config() {
     let job = Job::new();
     let ports: Vec<String> = {
-        let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        held.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+        let held: Vec<_> = (0..3)
+            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        held.iter()
+            .map(|listener| listener.local_addr().unwrap().to_string())
+            .collect()
     };
     let start = |kind: &str| {
         let cluster = json!({"master": [ports[0]], "worker": [ports[1]], "ps": [ports[2]]});
@@ -138,7 +194,10 @@ fn a_scheduler_can_start_the_tasks_by_tf_config() {
         job.train("model", 6).env("TF_CONFIG", &config.to_string()).start()
     };
     let (server, worker, master) = (start("ps"), start("worker"), start("master"));
-    let _ = master.finish().exits(0).says(&["2 replicas x batch 4, 1 parameter server", "finished at step 6"]);
+    let _ = master
+        .finish()
+        .exits(0)
+        .says(&["2 replicas x batch 4, 1 parameter server", "finished at step 6"]);
     let _ = worker.finish().exits(0);
     let _ = server.finish().exits(0);
 }

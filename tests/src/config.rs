@@ -54,6 +54,7 @@ train_config {
   batch_size: 4
   num_steps: 100
   sync_replicas: true
+  replicas_to_aggregate: 3
   optimizer {
     momentum_optimizer {
       learning_rate { cosine_decay_learning_rate { learning_rate_base: 0.04 total_steps: 100 warmup_learning_rate: 0.01 warmup_steps: 20 } }

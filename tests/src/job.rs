@@ -115,7 +115,14 @@ impl Job {
     /// `coati train` with `pipeline.config` into the folder's `model_dir`, up to step `steps`, without evaluation.
     pub fn train(&self, model_dir: &str, steps: u64) -> Coati {
         let steps = steps.to_string();
-        let fixed = ["train", "--model_dir", model_dir, "--num_train_steps", &steps, "--no_eval"];
+        let fixed = [
+            "train",
+            "--model_dir",
+            model_dir,
+            "--num_train_steps",
+            &steps,
+            "--no_eval",
+        ];
         self.coati(fixed)
     }
 
@@ -173,7 +180,8 @@ impl Coati {
     /// Starts it.
     pub fn start(mut self) -> Process {
         let trains = self.arguments.first().is_some_and(|name| name == "train");
-        if trains && !self.arguments.iter().any(|flag| flag == "--pipeline_config_path") {
+        let names_its = |flag: &OsString| flag.to_string_lossy().replace('-', "_") == "__pipeline_config_path";
+        if trains && !self.arguments.iter().any(names_its) {
             self = self.with("--pipeline_config_path pipeline.config");
         }
         let mut command = Command::new(coati_binary());

@@ -118,10 +118,9 @@ impl Process {
             let problem = match done(&state) {
                 Some(Ok(found)) => return found,
                 Some(Err(problem)) => Some(problem),
-                None if Instant::now() >= deadline => Some(format!(
-                    "nothing after {:.1} s",
-                    self.started.elapsed().as_secs_f64()
-                )),
+                None if Instant::now() >= deadline => {
+                    Some(format!("nothing after {:.1} s", self.started.elapsed().as_secs_f64()))
+                }
                 None => None,
             };
             if let Some(problem) = problem {
@@ -161,7 +160,10 @@ impl Process {
             self.command,
             said(&self.shared.lock().lines)
         );
-        crate::or_panic(kill(self.pid, signal), format!("cannot send {signal} to `{}`", self.command));
+        crate::or_panic(
+            kill(self.pid, signal),
+            format!("cannot send {signal} to `{}`", self.command),
+        );
     }
 
     /// Waits for the end; panics if anything that it started outlives it.

@@ -34,8 +34,11 @@ pub fn set(example: &mut Example, name: &str, kind: Kind) {
     features.insert(name.to_owned(), Feature { kind: Some(kind) });
 }
 
-/// Replaces the boxes, `[ymin, xmin, ymax, xmax]`, all with this class.
+/// Replaces the objects by ones with these boxes, `[ymin, xmin, ymax, xmax]`, and this class.
 pub fn set_boxes(example: &mut Example, boxes: &[[f32; 4]], class: &str, label: i64) {
+    // Further lists (`difficult`, …) would have to be as long.
+    let features = &mut example.features.get_or_insert_default().feature;
+    features.retain(|name, _| !name.starts_with("image/object/"));
     for (side, name) in ["ymin", "xmin", "ymax", "xmax"].into_iter().enumerate() {
         let value = boxes.iter().map(|bounds| bounds[side]).collect();
         set(
@@ -45,9 +48,17 @@ pub fn set_boxes(example: &mut Example, boxes: &[[f32; 4]], class: &str, label: 
         );
     }
     let text = vec![class.as_bytes().to_vec(); boxes.len()];
-    set(example, "image/object/class/text", Kind::BytesList(BytesList { value: text }));
+    set(
+        example,
+        "image/object/class/text",
+        Kind::BytesList(BytesList { value: text }),
+    );
     let label = vec![label; boxes.len()];
-    set(example, "image/object/class/label", Kind::Int64List(Int64List { value: label }));
+    set(
+        example,
+        "image/object/class/label",
+        Kind::Int64List(Int64List { value: label }),
+    );
 }
 
 /// Replaces the image's bytes.
