@@ -97,7 +97,9 @@ pub fn multiply_biases(gradients: &mut [f32], variables: &[VariableSpec], multip
         return;
     }
     for (_, slice) in trainable(gradients, variables).filter(|(spec, _)| spec.name.contains("/biases")) {
-        slice.iter_mut().for_each(|value| *value *= multiplier);
+        for value in slice.iter_mut() {
+            *value *= multiplier;
+        }
     }
 }
 
@@ -108,7 +110,9 @@ pub fn clip_by_global_norm(gradients: &mut [f32], variables: &[VariableSpec], ma
     if max_norm > 0.0 && norm.is_finite() && norm > max_norm {
         let scale = max_norm / norm;
         for (_, slice) in trainable(gradients, variables) {
-            slice.iter_mut().for_each(|value| *value *= scale);
+            for value in slice.iter_mut() {
+                *value *= scale;
+            }
         }
     }
     norm

@@ -106,7 +106,7 @@ fn number(value: &serde_json::Value) -> f32 {
     value.as_f64().unwrap() as f32
 }
 
-/// The reference's float32 gradients of this step are up to 12 % from those of exact arithmetic (rounding moves ReLU6's corners), so a
+/// The reference's float32 gradients of this step are up to 12 % from those of exact arithmetic (rounding moves `ReLU6`'s corners), so a
 /// second set of norms, computed in float64, is the strict judge.
 fn check_norms(ssd: &Ssd, gradients: &[f32]) {
     let recorded = norms(&fixture("train_step/losses.json"), "gradient_norm_of_every_variable");

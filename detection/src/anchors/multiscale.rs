@@ -1,4 +1,4 @@
-//! RetinaNet's anchors (arXiv:1708.02002): sizes follow the level's stride.
+//! `RetinaNet`'s anchors (arXiv:1708.02002): sizes follow the level's stride.
 
 use super::{Error, Grid};
 use crate::Corners;

@@ -47,6 +47,10 @@ fn missing(field: &'static str, expected: &'static str) -> Error {
     Error::Missing { field, expected }
 }
 
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "values are written where the call is, references would only be noise"
+)]
 fn unsupported(field: &'static str, value: impl ToString, expected: &'static str) -> Error {
     Error::Unsupported {
         field,
@@ -148,13 +152,11 @@ pub fn matcher(ssd: &pb::Ssd) -> Result<ArgMax, Error> {
         .similarity_calculator
         .as_ref()
         .and_then(|similarity| similarity.region_similarity.as_ref());
-    match similarity.ok_or_else(|| missing("model.ssd.similarity_calculator", "iou_similarity { }"))? {
-        region_similarity_calculator::RegionSimilarity::IouSimilarity(_) => {}
-        _ => {
-            let field = "model.ssd.similarity_calculator";
-            return Err(unsupported(field, "another similarity", "iou_similarity is supported"));
-        }
-    }
+    let field = "model.ssd.similarity_calculator";
+    let similarity = similarity.ok_or_else(|| missing(field, "iou_similarity { }"))?;
+    let region_similarity_calculator::RegionSimilarity::IouSimilarity(_) = similarity else {
+        return Err(unsupported(field, "another similarity", "iou_similarity is supported"));
+    };
     let matcher = ssd.matcher.as_ref().and_then(|matcher| matcher.matcher_oneof.as_ref());
     match matcher.ok_or_else(|| missing(FIELD, "argmax_matcher { }"))? {
         matcher::MatcherOneof::ArgmaxMatcher(argmax) => argmax_matcher(argmax),

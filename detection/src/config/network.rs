@@ -103,15 +103,13 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
         .box_predictor
         .as_ref()
         .and_then(|predictor| predictor.box_predictor_oneof.as_ref());
-    let message = match predictor.ok_or_else(|| missing(FIELD, "convolutional_box_predictor { … }"))? {
-        box_predictor::BoxPredictorOneof::ConvolutionalBoxPredictor(message) => message,
-        _ => {
-            return Err(unsupported(
-                FIELD,
-                "another predictor",
-                "convolutional_box_predictor is supported",
-            ));
-        }
+    let predictor = predictor.ok_or_else(|| missing(FIELD, "convolutional_box_predictor { … }"))?;
+    let box_predictor::BoxPredictorOneof::ConvolutionalBoxPredictor(message) = predictor else {
+        return Err(unsupported(
+            FIELD,
+            "another predictor",
+            "convolutional_box_predictor is supported",
+        ));
     };
     let others = [
         (

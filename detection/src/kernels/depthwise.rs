@@ -167,8 +167,8 @@ unsafe fn input_taps<S: Simd, const R: usize>(
 ) {
     unsafe {
         for x in 0..pixels {
-            let at = (x + left) / 2;
-            let even = (x + left).is_multiple_of(2);
+            let column = x + left;
+            let (at, even) = (column / 2, column.is_multiple_of(2));
             let mut c = 0;
             while c < channels {
                 let mut sum = S::zero();

@@ -143,7 +143,7 @@ unsafe fn nn_tile<S: Simd, const MR: usize, const NV: usize>(
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always)]
+#[allow(clippy::inline_always, clippy::too_many_arguments)]
 unsafe fn tn_tile<S: Simd, const MR: usize, const NV: usize>(
     m: usize,
     a: *const f32,
@@ -162,10 +162,10 @@ unsafe fn tn_tile<S: Simd, const MR: usize, const NV: usize>(
             for (j, v) in row.iter_mut().enumerate() {
                 *v = S::load(b.add(j * S::LANES));
             }
-            for i in 0..MR {
+            for (i, sums) in sums.iter_mut().enumerate() {
                 let x = S::splat(*a.add(i));
-                for j in 0..NV {
-                    sums[i][j] = S::mul_add(x, row[j], sums[i][j]);
+                for (sum, &v) in sums.iter_mut().zip(&row) {
+                    *sum = S::mul_add(x, v, *sum);
                 }
             }
             a = a.wrapping_add(lda);

@@ -188,7 +188,7 @@ multiversion! {
 }
 
 #[inline(always)]
-#[allow(clippy::inline_always)]
+#[allow(clippy::inline_always, clippy::too_many_arguments)]
 unsafe fn mask_step<S: Simd, const P: usize>(
     channels: usize,
     da: *const f32,

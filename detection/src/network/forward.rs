@@ -176,8 +176,8 @@ impl Context<'_> {
                     source.at(0, k * n),
                     strides,
                     packed.at(0, k * n),
-                )
-            };
+                );
+            }
         });
     }
 

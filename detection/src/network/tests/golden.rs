@@ -198,8 +198,19 @@ fn training_mode_equals_the_reference() {
     let params = load(&network, &shared("train_step").unwrap().join("start.ckpt"));
     let images = npz.bytes("images_u8");
     let outputs = network.forward(&params, &images, Mode::Train).unwrap();
-    assert!(relative_error(&outputs.box_encodings, &npz.floats("box_encodings")) < 1e-4);
-    assert!(relative_error(&outputs.class_logits, &npz.floats("class_predictions_with_background")) < 1e-4);
+    let errors = [
+        relative_error(&outputs.box_encodings, &npz.floats("box_encodings")),
+        relative_error(&outputs.class_logits, &npz.floats("class_predictions_with_background")),
+    ];
+    // The reference's own rounding is 4e-4 from exact arithmetic here, as far as a hundredth of a grey level of noise in the images
+    // would take it; the strict judge is the same network in float64.
+    assert!(errors.iter().all(|&e| e < 6e-4), "{errors:?}");
+    let exact = super::reference::predictions(&golden_config(0.25), &params, &images);
+    let errors = [
+        relative_error(&outputs.box_encodings, &exact.box_encodings),
+        relative_error(&outputs.class_logits, &exact.class_logits),
+    ];
+    assert!(errors.iter().all(|&e| e < 1e-5), "{errors:?}");
     let penalty = network.regularization(&params).unwrap();
     assert!((penalty - 0.068_913_82).abs() < 1e-6, "{penalty}");
 
@@ -248,7 +259,7 @@ fn sizes_that_do_not_fit_are_refused() {
     let mut network = Network::new(&small(0.25, (96, 96))).unwrap();
     let params = network.init_values(1);
     let short = network
-        .forward(&params[1..], &[0.0; 96 * 96 * 3], Mode::Eval)
+        .forward(&params[1..], &vec![0.0; 96 * 96 * 3], Mode::Eval)
         .unwrap_err();
     assert!(short.to_string().contains("params"), "{short}");
     let odd = network.forward(&params, &[0.0; 100], Mode::Eval).unwrap_err();
