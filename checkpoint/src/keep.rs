@@ -143,15 +143,15 @@ fn saved_at(prefix: &Path) -> f64 {
         .map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// Deletes a checkpoint's files: manifest first, so that it does not count while it goes, then index, then data.
+/// Deletes a checkpoint's files: manifest first, so that it does not count while it goes, then index, then data. One that
+/// cannot be deleted does not keep the others; the first error is returned.
 pub fn delete(prefix: &Path) -> Result<(), state::Error> {
-    for path in [manifest::path(prefix), index_path(prefix)] {
-        files::remove(&path)?;
-    }
+    files::remove(&manifest::path(prefix))?;
+    let mut deleted = files::remove(&index_path(prefix));
     for path in other_files(prefix)? {
-        files::remove(&path)?;
+        deleted = deleted.and(files::remove(&path));
     }
-    Ok(())
+    Ok(deleted?)
 }
 
 /// Data files, what was left under temporary names, and TensorFlow's graph.

@@ -123,6 +123,17 @@ impl State {
         self.changed();
     }
 
+    /// Ends the job as failed, unless it has ended.
+    pub(crate) fn fail(&self, reason: &str) {
+        let mut inner = self.lock();
+        if !inner.is_over() {
+            inner.phase = Phase::Failed(reason.to_owned());
+        }
+        drop(inner);
+        self.work.notify_one();
+        self.changed();
+    }
+
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

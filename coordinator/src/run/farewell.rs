@@ -1,11 +1,14 @@
 //! Keeping servers alive, and sending everybody home.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coati_common::rpc::ErrorCode;
 use coati_param_server::PsGroup;
 use tokio::task::JoinHandle;
 
 use super::{Event, Run};
+use crate::state::State;
 
 impl Run {
     /// Waits until all replicas know that the job is over, then sends the servers home.
@@ -46,14 +49,24 @@ impl Run {
     }
 }
 
-/// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does.
-pub(super) fn keep_alive(servers: PsGroup, every: Duration) -> JoinHandle<()> {
+/// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does. A server that is gone, or
+/// silent for longer than a task may be, ends the job with its name: replicas would only find that they cannot go on.
+pub(super) fn watch_servers(state: Arc<State>, servers: PsGroup, silence: Duration) -> JoinHandle<()> {
+    let every = silence / 3;
     tokio::spawn(async move {
+        let mut answered = vec![Instant::now(); servers.clients().len()];
         loop {
             tokio::time::sleep(every).await;
-            for client in servers.clients() {
-                if let Err(error) = client.status(every).await {
-                    tracing::warn!(%error, "a parameter server does not answer");
+            for (client, answered) in servers.clients().iter().zip(&mut answered) {
+                match client.status(every).await {
+                    Ok(_) => *answered = Instant::now(),
+                    Err(error) if error.code() == Some(ErrorCode::Unavailable) || answered.elapsed() >= silence => {
+                        state.fail(&format!(
+                            "{error}\nhint: look into the server's log; the same command goes on from the last checkpoint"
+                        ));
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "a parameter server does not answer"),
                 }
             }
         }

@@ -47,13 +47,7 @@ impl Handle {
 
     /// Ends the job as failed: the master itself cannot go on.
     pub fn fail(&self, reason: &str) {
-        let mut inner = self.state.lock();
-        if !inner.is_over() {
-            inner.phase = Phase::Failed(reason.to_owned());
-        }
-        drop(inner);
-        self.state.work.notify_one();
-        self.state.changed();
+        self.state.fail(reason);
     }
 
     /// Waits for the end: last checkpoint, replicas and servers told.
@@ -180,7 +174,11 @@ impl Run {
         let _ = self.events.send(Event::Formed {
             replicas: self.state.lock().replicas,
         });
-        let beat = farewell::keep_alive(servers.clone(), self.options.limits.heartbeat_timeout / 3);
+        let watch = farewell::watch_servers(
+            Arc::clone(&self.state),
+            servers.clone(),
+            self.options.limits.heartbeat_timeout,
+        );
         let ended = self.train(servers).await;
         // Replicas leave while the last checkpoint is written.
         self.announce(&match &ended {
@@ -189,7 +187,7 @@ impl Run {
             Err(reason) => Outcome::Failed(reason.clone()),
         });
         let saved = self.save(servers).await;
-        beat.abort();
+        watch.abort();
         match (ended, saved) {
             (Err(reason), Ok(())) => Outcome::Failed(reason),
             (Err(reason), Err(error)) => Outcome::Failed(format!(

@@ -1,0 +1,13 @@
+//! Whole jobs on loopback: a coordinator, parameter servers and replicas that make up their gradients.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod asynchronous;
+mod cluster;
+mod failures;
+mod formation;
+mod records;
+mod repeats;
+mod replica;
+mod saving;
+mod synchronous;

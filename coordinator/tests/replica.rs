@@ -1,0 +1,230 @@
+//! A replica without a model: it speaks to coordinator and servers as a real one does, and makes up its gradients.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use coati_common::rpc::ErrorCode;
+use coati_coordinator::Client;
+use coati_coordinator::client::{Directive, Error};
+use coati_coordinator::membership::Identity;
+use coati_param_server::{PsGroup, Tag};
+use coati_proto::coati::v1;
+use coati_proto::coati::v1::report_reply::Outcome as Fate;
+
+use crate::cluster::LIMIT;
+
+/// Positions of the record sequence that a contribution used.
+pub(crate) type Range = (u64, u32);
+
+/// What a replica saw.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) committed: Vec<Range>,
+    pub(crate) dropped: Vec<Range>,
+    /// Why it left.
+    pub(crate) end: String,
+}
+
+/// What the replica does beside training.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Habits {
+    /// Pushes come late by a random time up to this, in ms.
+    pub(crate) jitter: u64,
+    pub(crate) seed: u64,
+    /// Before its first push it waits until the job is at this version.
+    pub(crate) hold_until: Option<u64>,
+    /// Before the push of this contribution it vanishes: no heartbeat, no report.
+    pub(crate) vanish_at: Option<u64>,
+    /// Pushes and reports everything twice, at the same time.
+    pub(crate) twice: bool,
+}
+
+pub(crate) fn task(rank: u32) -> v1::Task {
+    v1::Task {
+        r#type: if rank == 0 { "master" } else { "worker" }.into(),
+        index: rank.saturating_sub(1),
+    }
+}
+
+pub(crate) struct Replica {
+    pub(crate) client: Client,
+    pub(crate) servers: PsGroup,
+    pub(crate) plan: v1::JobPlan,
+}
+
+pub(crate) async fn join(address: &str, rank: u32, identity: &Identity) -> Result<Client, Error> {
+    Client::join(address, task(rank), "", identity, LIMIT, LIMIT).await
+}
+
+impl Replica {
+    pub(crate) async fn join(address: &str, rank: u32, identity: &Identity) -> Result<Self, String> {
+        let mut client = join(address, rank, identity).await.map_err(|error| error.to_string())?;
+        let plan = client.plan(LIMIT, |_| ()).await.map_err(|error| error.to_string())?;
+        let placement = plan.placement.clone().unwrap();
+        let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), LIMIT)
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok(Self { client, servers, plan })
+    }
+
+    pub(crate) fn report(&self, tag: Tag, lease: &v1::BatchLease) -> v1::ReportRequest {
+        v1::ReportRequest {
+            tag: Some(v1::PushTag {
+                job: Some(self.client.job().clone()),
+                version: tag.version,
+                replica: tag.replica,
+                sequence: tag.sequence,
+            }),
+            lease: lease.lease,
+            samples: lease.count,
+            losses: vec![v1::Scalar {
+                name: "Loss/total_loss".into(),
+                value: 1.5,
+            }],
+            seconds: Vec::new(),
+            wait_ms: 0,
+            bad_records: Vec::new(),
+        }
+    }
+
+    /// Trains until the job ends.
+    pub(crate) async fn train(mut self, habits: Habits) -> Seen {
+        let mut seen = Seen::default();
+        seen.end = match self.steps(&habits, &mut seen).await {
+            Ok(end) => end,
+            Err(error) => error,
+        };
+        seen
+    }
+
+    async fn steps(&mut self, habits: &Habits, seen: &mut Seen) -> Result<String, String> {
+        let rank = self.plan.replica;
+        let mut random = Random(habits.seed ^ u64::from(rank) << 32);
+        let mut flat = vec![0.0; self.servers.layout().flat_len()];
+        let mut ahead: VecDeque<v1::BatchLease> = VecDeque::new();
+        let (mut version, mut sequence, mut exhausted) = (self.plan.start_version, 0, false);
+        loop {
+            match self.client.directive() {
+                Directive::Continue => {}
+                Directive::Drain(reason) | Directive::Abort(reason) => return Ok(reason),
+            }
+            if !exhausted && ahead.len() < 3 {
+                let wanted = 3 - ahead.len() as u32;
+                let (leases, no_more) = self.client.lease(rank, wanted).await.map_err(|e| e.to_string())?;
+                ahead.extend(leases);
+                exhausted = no_more;
+            }
+            let Some(lease) = ahead.pop_front() else {
+                return Ok("no more records".into());
+            };
+            version = self
+                .servers
+                .pull(version, LIMIT, &mut flat)
+                .await
+                .map_err(|e| e.to_string())?;
+            let gradient = gradient(&flat, &lease, rank);
+            if sequence == 0
+                && let Some(until) = habits.hold_until
+            {
+                let mut newest = vec![0.0; flat.len()];
+                self.servers
+                    .pull(until, LIMIT, &mut newest)
+                    .await
+                    .map_err(|e| e.to_string())?;
+            }
+            if habits.vanish_at == Some(sequence) {
+                return Ok("vanished".into());
+            }
+            tokio::time::sleep(Duration::from_millis(random.below(habits.jitter + 1))).await;
+            let tag = Tag {
+                replica: rank,
+                sequence,
+                version,
+            };
+            let report = self.report(tag, &lease);
+            if habits.twice {
+                let (a, b) = futures::join!(
+                    self.servers.push(tag, &gradient, LIMIT),
+                    self.servers.push(tag, &gradient, LIMIT)
+                );
+                a.and(b).map_err(|e| e.to_string())?;
+            } else {
+                self.servers
+                    .push(tag, &gradient, LIMIT)
+                    .await
+                    .map_err(|e| e.to_string())?;
+            }
+            let reply = self
+                .client
+                .report(report.clone(), |_| ())
+                .await
+                .map_err(|e| e.to_string())?;
+            if habits.twice && !reply.last {
+                let again = self.client.report(report, |_| ()).await.map_err(|e| e.to_string())?;
+                assert_eq!(again, reply, "the same report gets the same answer");
+            }
+            sequence += 1;
+            version = reply.version;
+            let range = (lease.first_position, lease.count);
+            match reply.outcome() {
+                Fate::Committed => seen.committed.push(range),
+                Fate::Dropped => seen.dropped.push(range),
+                _ => return Ok(reply.waiting_for),
+            }
+            if reply.last {
+                return Ok("last step".into());
+            }
+        }
+    }
+}
+
+/// The code of a refusal.
+pub(crate) fn code(error: &Error) -> Option<ErrorCode> {
+    match error {
+        Error::Rpc(error) => error.code(),
+        _ => None,
+    }
+}
+
+/// Depends on the variables, on each record, and on who computes: any mistake in one of them changes bits.
+pub(crate) fn gradient(flat: &[f32], lease: &v1::BatchLease, rank: u32) -> Vec<f32> {
+    let mut gradient: Vec<f32> = flat.iter().map(|value| 0.05 * value).collect();
+    for position in lease.first_position..lease.first_position + u64::from(lease.count) {
+        let mut random = Random(position << 8 | u64::from(rank));
+        for value in &mut gradient {
+            *value += (random.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
+        }
+    }
+    for value in &mut gradient {
+        *value /= lease.count as f32;
+    }
+    gradient
+}
+
+/// Every position of the ranges, and how often it was used.
+pub(crate) fn uses<'a>(ranges: impl IntoIterator<Item = &'a Range>) -> BTreeMap<u64, u32> {
+    let mut uses = BTreeMap::new();
+    for &(first, count) in ranges {
+        for position in first..first + u64::from(count) {
+            *uses.entry(position).or_default() += 1;
+        }
+    }
+    uses
+}
+
+/// splitmix64
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
