@@ -3,6 +3,7 @@
 mod bad_input;
 mod check;
 mod data;
+mod evaluation;
 mod faults;
 mod judges;
 mod reproducible;

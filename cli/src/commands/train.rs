@@ -179,7 +179,11 @@ fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
         .into()),
         code => Err(Failure {
             code,
-            message: [vec![outcome.reason], failures].concat().join("\n"),
+            message: if failures.is_empty() {
+                outcome.reason
+            } else {
+                failures.join("\n")
+            },
         }
         .into()),
     }
