@@ -7,6 +7,7 @@
 //!
 //! Boxes are `[ymin, xmin, ymax, xmax]`, normalised to the image; classes count from 0; class column 0 is the background.
 
+pub mod accelerator;
 pub mod anchors;
 pub mod box_coder;
 pub mod config;

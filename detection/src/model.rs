@@ -4,6 +4,7 @@ use coati_common::variables::VariableSpec;
 use coati_proto::object_detection::protos::{DetectionModel, TrainConfig};
 
 use crate::Corners;
+use crate::accelerator::{Accelerator, Device};
 use crate::config::{self, NetworkOptions};
 use crate::gradients;
 use crate::groundtruth::Groundtruth;
@@ -23,6 +24,8 @@ pub struct Options {
     pub update_trainable_variables: Vec<String>,
     /// Compute threads; `None`: what `COATI_THREADS` says, otherwise one a core.
     pub threads: Option<usize>,
+    /// Where the network computes; `Auto`: what `COATI_DEVICE` says, otherwise a GPU if there is one.
+    pub device: Device,
 }
 
 impl Default for Options {
@@ -32,6 +35,7 @@ impl Default for Options {
             freeze_variables: Vec::new(),
             update_trainable_variables: Vec::new(),
             threads: None,
+            device: Device::Auto,
         }
     }
 }
@@ -42,7 +46,7 @@ impl From<&TrainConfig> for Options {
             regularization: train.add_regularization_loss(),
             freeze_variables: train.freeze_variables.clone(),
             update_trainable_variables: train.update_trainable_variables.clone(),
-            threads: None,
+            ..Self::default()
         }
     }
 }
@@ -104,6 +108,8 @@ pub struct StepLosses {
 #[derive(Debug)]
 pub struct Ssd {
     network: Network,
+    /// Does the network's work where it is set.
+    accelerator: Option<Accelerator>,
     variables: Vec<VariableSpec>,
     anchors: Vec<Corners>,
     loss: LossConfig,
@@ -123,11 +129,8 @@ impl Ssd {
             regularization: options.regularization,
             threads: options.threads,
         };
-        let network = Network::new(&config::network(
-            ssd,
-            generator.anchors_per_location()?,
-            network_options,
-        )?)?;
+        let network_config = config::network(ssd, generator.anchors_per_location()?, network_options)?;
+        let network = Network::new(&network_config)?;
         let anchors = generator.generate(&network.feature_map_shapes(), input_size)?;
         if anchors.len() != network.anchors() {
             return Err(Error::AnchorCount {
@@ -141,8 +144,14 @@ impl Ssd {
             &options.freeze_variables,
             &options.update_trainable_variables,
         )?;
+        let device = match options.device {
+            Device::Auto => Device::from_environment().map_err(network::Error::from)?,
+            device => device,
+        };
+        let accelerator = Accelerator::open(device, &network_config, &network).map_err(network::Error::from)?;
         Ok(Self {
             network,
+            accelerator,
             variables,
             anchors,
             loss,
@@ -177,7 +186,12 @@ impl Ssd {
         &self.anchors
     }
 
-    /// The network under the losses: layer times, threads.
+    /// Where the network computes.
+    pub fn device(&self) -> Device {
+        self.accelerator.as_ref().map_or(Device::Cpu, Accelerator::device)
+    }
+
+    /// The network under the losses: layer times (of our own kernels), threads.
     pub fn network(&self) -> &Network {
         &self.network
     }
@@ -197,8 +211,11 @@ impl Ssd {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
         let found = self.loss_of(&outputs, groundtruth)?;
         let losses = self.step_losses(params, &found)?;
-        self.network
-            .backward(params, &found.d_box_encodings, &found.d_class_logits, gradients)?;
+        let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
+        match &mut self.accelerator {
+            Some(accelerator) => accelerator.backward(d_box, d_class, gradients)?,
+            None => self.network.backward(params, d_box, d_class, gradients)?,
+        }
         gradients::clear_constants(gradients, &self.variables);
         Ok(losses)
     }
@@ -220,7 +237,7 @@ impl Ssd {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let outputs = self.network.forward(params, images, Mode::Eval)?;
+        let outputs = self.predict(params, images, Mode::Eval)?;
         Ok(self.post.run(&self.anchors, predictions(&outputs, self.num_classes))?)
     }
 
@@ -256,7 +273,10 @@ impl Ssd {
 
     /// Raw predictions.
     pub fn predict(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
-        Ok(self.network.forward(params, images, mode)?)
+        Ok(match &mut self.accelerator {
+            Some(accelerator) => accelerator.forward(params, images, mode)?,
+            None => self.network.forward(params, images, mode)?,
+        })
     }
 
     fn forward(&mut self, params: &[f32], images: &[f32], batch: usize, mode: Mode) -> Result<Outputs, Error> {
@@ -271,7 +291,7 @@ impl Ssd {
             }
             .into());
         }
-        Ok(self.network.forward(params, images, mode)?)
+        self.predict(params, images, mode)
     }
 
     fn loss_of(&self, outputs: &Outputs, groundtruth: &[Groundtruth]) -> Result<LossOutput, Error> {

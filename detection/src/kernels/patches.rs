@@ -5,16 +5,17 @@ use super::rows::{Activation, activate};
 
 /// A square window over an image with TensorFlow's `SAME` padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Window {
+pub struct Window {
     /// Rows and columns of the window.
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
+    pub kernel: usize,
+    /// Pixels from one window to the next.
+    pub stride: usize,
     /// Input height and width.
-    pub(crate) input: (usize, usize),
+    pub input: (usize, usize),
     /// Output height and width.
-    pub(crate) output: (usize, usize),
+    pub output: (usize, usize),
     /// Padding before the first row and before the first column; the rest goes after the last.
-    pub(crate) before: (usize, usize),
+    pub before: (usize, usize),
 }
 
 impl Window {
@@ -38,6 +39,17 @@ impl Window {
     /// Whether the patches are the input itself.
     pub(crate) fn pointwise(&self) -> bool {
         self.kernel == 1 && self.stride == 1
+    }
+
+    /// Padding after the last row and after the last column.
+    pub fn after(&self) -> (usize, usize) {
+        let along = |out: usize, input: usize, before: usize| {
+            (out.saturating_sub(1) * self.stride + self.kernel).saturating_sub(input + before)
+        };
+        (
+            along(self.output.0, self.input.0, self.before.0),
+            along(self.output.1, self.input.1, self.before.1),
+        )
     }
 
     /// Output pixels of one image.
@@ -113,6 +125,7 @@ pub(crate) unsafe fn from_images(
 ///
 /// # Safety
 /// `y` holds the batch, `out` holds `count` rows of `ldo >= kernel² * channels`.
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn from_features(
     isa: Isa,
     window: &Window,

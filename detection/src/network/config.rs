@@ -1,7 +1,9 @@
 //! What a network is made from.
 
+use serde::{Deserialize, Serialize};
+
 /// Settings of an SSD with MobileNet v1. Meanings and defaults are those of the Object Detection API's messages of like names.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkConfig {
     /// Classes without the background.
     pub num_classes: usize,
@@ -60,7 +62,7 @@ impl NetworkConfig {
 }
 
 /// Range of the input's values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InputRange {
     /// 0 to 255: the first layer reads them as `2 / 255 * x - 1`.
     Bytes,
@@ -69,7 +71,7 @@ pub enum InputRange {
 }
 
 /// The convolutional box predictor.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictorConfig {
     /// Of its convolutions; batch norm and activation govern only the layers before the predictors.
     pub hyperparams: Hyperparams,
@@ -99,7 +101,7 @@ impl Default for PredictorConfig {
 }
 
 /// Settings of a group of convolutions: the message `Hyperparams`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hyperparams {
     /// Penalty on the weights, those of depthwise convolutions included.
     pub regularizer: Regularizer,
@@ -133,7 +135,7 @@ impl Hyperparams {
 }
 
 /// Batch normalisation.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchNorm {
     /// Of the moving averages.
     pub decay: f32,
@@ -148,7 +150,7 @@ pub struct BatchNorm {
 }
 
 /// Penalty that is added to the loss.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Regularizer {
     /// None.
     None,
@@ -165,7 +167,7 @@ pub enum Regularizer {
 }
 
 /// First values of weights.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Initializer {
     /// Normal, redrawn beyond two standard deviations.
     TruncatedNormal {
@@ -193,7 +195,7 @@ pub enum Initializer {
 }
 
 /// `variance_scaling_initializer.mode`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FanMode {
     /// Inputs of a unit.
     FanIn,
@@ -204,7 +206,7 @@ pub enum FanMode {
 }
 
 /// Activation function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
     /// Identity.
     None,

@@ -54,6 +54,9 @@ pub enum Error {
         /// Images.
         batch: usize,
     },
+    /// The device.
+    #[error(transparent)]
+    Accelerator(#[from] crate::accelerator::Error),
     /// Compute threads.
     #[error(transparent)]
     Kernels(#[from] crate::kernels::Error),

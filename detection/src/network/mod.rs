@@ -11,7 +11,7 @@ mod error;
 mod forward;
 mod init;
 mod norm;
-mod plan;
+pub mod plan;
 mod ring;
 #[cfg(test)]
 mod tests;

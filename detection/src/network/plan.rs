@@ -7,72 +7,96 @@ use coati_common::variables::{VariableKind, VariableSpec};
 use super::config::{Hyperparams, Initializer, MIN_IMAGE_SIZE, NetworkConfig, Regularizer};
 use super::error::Error;
 use crate::kernels::padded;
-use crate::kernels::patches::Window;
+pub use crate::kernels::patches::Window;
 
 /// Where a layer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub enum Source {
+    /// The images.
     Image,
+    /// The output of an earlier layer.
     Layer(usize),
 }
 
 /// What a layer computes before its normalisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
+pub enum Operation {
+    /// Every output channel reads all input channels.
     Convolution,
+    /// Every channel on its own.
     Depthwise,
 }
 
 /// A weight variable `[kernel, kernel, inputs, columns]`; predictors have two, side by side.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Weights {
-    pub(crate) offset: usize,
-    pub(crate) columns: usize,
+pub struct Weights {
+    /// Where it begins in the flat vector.
+    pub offset: usize,
+    /// Output channels.
+    pub columns: usize,
     /// First column in the layer's matrix.
-    pub(crate) first: usize,
-    pub(crate) bias: Option<usize>,
-    pub(crate) regularizer: Regularizer,
+    pub first: usize,
+    /// Offset of the biases, if there are any.
+    pub bias: Option<usize>,
+    /// Penalty on it.
+    pub regularizer: Regularizer,
 }
 
 /// Offsets of batch norm's variables.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Norm {
-    pub(crate) gamma: Option<usize>,
-    pub(crate) beta: Option<usize>,
-    pub(crate) mean: usize,
-    pub(crate) variance: usize,
-    pub(crate) epsilon: f32,
-    pub(crate) train: bool,
+pub struct Norm {
+    /// Scale.
+    pub gamma: Option<usize>,
+    /// Offset.
+    pub beta: Option<usize>,
+    /// Moving mean.
+    pub mean: usize,
+    /// Moving variance.
+    pub variance: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Whether training normalises with the batch's own statistics.
+    pub train: bool,
 }
 
 /// A predictor's part of the outputs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Head {
+pub struct Head {
     /// Anchors at each location.
-    pub(crate) anchors: usize,
+    pub anchors: usize,
     /// Anchors of the feature maps before this one.
-    pub(crate) first: usize,
+    pub first: usize,
 }
 
+/// A convolution with what follows it.
 #[derive(Clone, Debug)]
-pub(crate) struct Layer {
-    pub(crate) name: String,
-    pub(crate) operation: Operation,
-    pub(crate) source: Source,
-    pub(crate) window: Window,
-    /// Channels read and written, without padding.
-    pub(crate) inputs: usize,
-    pub(crate) outputs: usize,
-    pub(crate) weights: Vec<Weights>,
-    pub(crate) norm: Option<Norm>,
-    pub(crate) limits: (f32, f32),
-    pub(crate) head: Option<Head>,
+pub struct Layer {
+    /// Variable scope.
+    pub name: String,
+    /// What it computes.
+    pub operation: Operation,
+    /// What it reads.
+    pub source: Source,
+    /// Window, stride, padding and sizes.
+    pub window: Window,
+    /// Channels read, without padding.
+    pub inputs: usize,
+    /// Channels written, without padding.
+    pub outputs: usize,
+    /// Its weights; a predictor has those of the boxes and those of the classes.
+    pub weights: Vec<Weights>,
+    /// Batch norm; without it there may be biases.
+    pub norm: Option<Norm>,
+    /// The activation limits its values to this interval.
+    pub limits: (f32, f32),
+    /// Set on predictors.
+    pub head: Option<Head>,
     /// Whether the layer is on the way from the image to the last feature map.
-    pub(crate) trunk: bool,
+    pub trunk: bool,
     /// The layer's variables in the flat vector.
-    pub(crate) flat: Range<usize>,
+    pub flat: Range<usize>,
     /// Layers that read this one's output, in order.
-    pub(crate) readers: Vec<usize>,
+    pub readers: Vec<usize>,
 }
 
 impl Layer {
@@ -105,13 +129,18 @@ pub(crate) enum Initial {
 
 /// The whole network.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub(crate) layers: Vec<Layer>,
-    pub(crate) variables: Vec<VariableSpec>,
+pub struct Plan {
+    /// In order: each reads only earlier ones.
+    pub layers: Vec<Layer>,
+    /// The variables of the flat vector.
+    pub variables: Vec<VariableSpec>,
     pub(crate) initial: Vec<Initial>,
-    pub(crate) elements: usize,
-    pub(crate) feature_maps: Vec<(usize, usize)>,
-    pub(crate) anchors: usize,
+    /// Elements of the flat vector.
+    pub elements: usize,
+    /// (height, width) of the feature maps.
+    pub feature_maps: Vec<(usize, usize)>,
+    /// Anchors of all feature maps together.
+    pub anchors: usize,
 }
 
 const BASE: &str = "FeatureExtractor/MobilenetV1/";
@@ -135,7 +164,7 @@ const SEPARABLE: [(usize, usize); 13] = [
 const EXTRA: [usize; 4] = [512, 256, 256, 128];
 
 /// Refuses what cannot be built, then lays out the layers as `SSDMobileNetV1FeatureExtractor` and `ConvolutionalBoxPredictor` do.
-pub(crate) fn plan(config: &NetworkConfig) -> Result<Plan, Error> {
+pub fn plan(config: &NetworkConfig) -> Result<Plan, Error> {
     validate(config)?;
     let mut builder = Builder {
         plan: empty(),
