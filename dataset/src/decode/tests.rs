@@ -50,7 +50,6 @@ fn a_bad_image_spoils_none_after_it() {
     let cut = &good[..good.len() / 2];
     for bad in [b"\xff\xd8\xff not a picture".as_slice(), &good[..30], cut, b"\xff\xd8\xff\xd9"] {
         assert!(decoder.decode(bad).is_err());
-        assert!(decoder.size(bad).is_err() || bad == cut);
         assert_eq!(decoder.decode(&good).unwrap(), expected);
     }
 }
