@@ -7,6 +7,7 @@
 pub mod abi;
 mod device;
 
+use std::error::Error as _;
 use std::ffi::c_void;
 use std::path::PathBuf;
 
@@ -217,7 +218,9 @@ fn load(device: Device) -> Result<&'static Api, Error> {
     };
     // SAFETY: the library is ours; its initialisers are libtorch's.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-    let library = library.map_err(|error| failed(error.to_string()))?;
+    // The loader's own words are one level down.
+    let cause = |error: &libloading::Error| error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    let library = library.map_err(|error| failed(cause(&error)))?;
     // SAFETY: the entry's type is part of the version, which every library has in the same place.
     let api: &'static Api = unsafe {
         let entry = library.get::<abi::Entry>(abi::ENTRY);

@@ -1,5 +1,6 @@
 //! libtorch's CUDA half, which nothing links: one build serves machines with and without a GPU.
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -32,7 +33,9 @@ pub(crate) fn device(index: usize) -> Result<Device, Error> {
                 true
             }
             Err(error) => {
-                why.push(format!("{}: {error}", path.display()));
+                // The loader's own words are one level down.
+                let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                why.push(format!("{}: {cause}", path.display()));
                 false
             }
         }
