@@ -218,11 +218,13 @@ impl Job {
 
 impl Ended {
     pub(crate) fn warnings(&self) -> Vec<&str> {
-        let warning = |event| match event {
-            &Event::Warning(ref text) => Some(text.as_str()),
-            _ => None,
-        };
-        self.events.iter().filter_map(warning).collect()
+        let mut warnings = Vec::new();
+        for event in &self.events {
+            if let Event::Warning(text) = event {
+                warnings.push(text.as_str());
+            }
+        }
+        warnings
     }
 
     pub(crate) fn saved(&self) -> Vec<u64> {

@@ -1,6 +1,7 @@
 //! Whole jobs on loopback: a coordinator, parameter servers and replicas that make up their gradients.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::print_stdout, reason = "seeds, for a test that fails")]
 
 mod asynchronous;
 mod cluster;

@@ -4,6 +4,13 @@
 //! [`evaluate`] computes metrics, [`observe`] is what a job tells those who watch.
 
 pub mod cluster;
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed"
+)]
+mod conformance;
 pub mod evaluate;
 pub mod exchange;
 pub mod input;
