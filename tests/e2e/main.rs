@@ -1,5 +1,10 @@
 //! End to end: real processes of the real binary, as a user runs them.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "tests panic; clippy lets only functions marked as tests do so"
+)]
+
 mod bad_input;
 mod check;
 mod data;

@@ -50,7 +50,7 @@ impl Cluster {
     /// A further line of `trainingInput`.
     #[must_use]
     pub fn training_input(mut self, line: &str) -> Self {
-        self.training_input += &format!("  {line}\n");
+        self.training_input = [&self.training_input, "  ", line, "\n"].concat();
         self
     }
 
