@@ -112,7 +112,12 @@ pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
     let master = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();
     // A signal asks the job to stop, not the worker alone: the master hears of it from the launcher.
     let (client, plan, servers) = runtime.block_on(cluster.join(&master, &setup, &options.stop))?;
-    tracing::info!(replica = plan.replica, of = plan.replicas, step = plan.start_version, "training");
+    tracing::info!(
+        replica = plan.replica,
+        of = plan.replicas,
+        step = plan.start_version,
+        "training"
+    );
     let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan);
     let ended = replica::train(
         &mut setup.trainer,
