@@ -87,9 +87,9 @@ pub struct EvalReport {
 pub struct Summary {
     /// Last committed step.
     pub step: u64,
-    /// Steps of this run.
+    /// Steps of this run after its first, whose start is not known: those that `seconds` measures.
     pub steps: u64,
-    /// Examples of this run.
+    /// Examples in those steps.
     pub samples: u64,
     /// From the first step to the last.
     pub seconds: f64,
