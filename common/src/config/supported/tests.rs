@@ -30,11 +30,7 @@ fn the_golden_configuration_runs() {
     let support = check(&golden(), Mode::TrainAndEval).unwrap();
     assert_eq!(
         support.ignored,
-        [
-            "eval_config.num_examples",
-            "eval_input_reader.num_epochs",
-            "eval_input_reader.num_readers"
-        ]
+        ["eval_input_reader.num_epochs", "eval_input_reader.num_readers"]
     );
     assert_eq!(
         support.warnings,
