@@ -48,7 +48,12 @@ fn a_bad_image_spoils_none_after_it() {
     let good = file("rgb420.jpg");
     let expected = decoder.decode(&good).unwrap();
     let cut = &good[..good.len() / 2];
-    for bad in [b"\xff\xd8\xff not a picture".as_slice(), &good[..30], cut, b"\xff\xd8\xff\xd9"] {
+    for bad in [
+        b"\xff\xd8\xff not a picture".as_slice(),
+        &good[..30],
+        cut,
+        b"\xff\xd8\xff\xd9",
+    ] {
         assert!(decoder.decode(bad).is_err());
         assert_eq!(decoder.decode(&good).unwrap(), expected);
     }
