@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args::normalised(std::env::args_os()));
     log(cli.verbose);
     let outcome = match cli.command {
-        Command::Train(args) => commands::train::run(args),
+        Command::Train(args) => commands::train::run(args, cli.verbose),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Check(args) => commands::check::run(&args),
         Command::Data(command) => commands::data::run(command),
@@ -47,14 +47,20 @@ fn chain(error: &anyhow::Error) -> String {
         })
 }
 
+/// The variable that chooses what is logged, as `tracing_subscriber::EnvFilter` reads it.
+const LOG_VARIABLE: &str = "COATI_LOG";
+
+/// What a task of a cluster logs: its file holds it, so that there is something to read when it dies.
+const TASK_LOG: &str = "coati=info,warn";
+
 fn log(verbose: u8) {
     use std::io::IsTerminal as _;
     let level = match verbose {
         0 => "warn",
-        1 => "coati=info,warn",
+        1 => TASK_LOG,
         _ => "debug",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("COATI_LOG")
+    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_VARIABLE)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

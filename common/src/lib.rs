@@ -8,3 +8,7 @@ pub mod label_map;
 pub mod rpc;
 pub mod tfrecord;
 pub mod variables;
+
+mod hex;
+
+pub use hex::hex;

@@ -33,8 +33,6 @@ pub struct StepTime {
     pub exchange: f64,
     /// A replica's mean wait from its report to the last one's: for slower replicas.
     pub waiting: f64,
-    /// The last contributor's own.
-    pub last_compute: f64,
 }
 
 impl StepTime {
@@ -46,7 +44,6 @@ impl StepTime {
             ("input", self.input),
             ("exchange", self.exchange),
             ("waiting", self.waiting),
-            ("last_compute", self.last_compute),
         ]
         .map(|(name, seconds)| (name.to_owned(), seconds))
         .into()
@@ -83,7 +80,6 @@ pub fn attribute(begun: Instant, ended: Instant, contributors: &[Spans]) -> Step
         input,
         exchange: (step - compute - input).max(0.0),
         waiting,
-        last_compute: last.map_or(0.0, |last| last.compute.as_secs_f64()),
     }
 }
 

@@ -62,6 +62,7 @@ fn an_import_keeps_every_image_and_box_in_any_number_of_shards() {
     assert_eq!(imported["files"], json!(["one.record"]));
     let one = inspect(&["one.record"]);
     assert_eq!(one["boxes"], shards["boxes"]);
+    assert_eq!(imported["boxes"], one["boxes"]);
     let boxes: u64 = one["boxes"]
         .as_object()
         .unwrap()

@@ -18,10 +18,9 @@ pub(crate) fn pid_of(job: &Job, task: &str) -> Pid {
 fn is_killed(task: &str) {
     let job = Job::new();
     let cluster = job.cluster("cluster.yaml", &Cluster::new());
-    // -v, so that workers and servers have something to say.
     let endless = || {
         job.train("model", 1_000_000)
-            .with("-v --save_checkpoints_steps 10 --keep_checkpoint_max 100")
+            .with("--save_checkpoints_steps 10 --keep_checkpoint_max 100")
             .cluster(cluster)
     };
     let running = endless().start();

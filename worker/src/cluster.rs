@@ -16,7 +16,7 @@ use crate::observe::{Observer, StepRecord};
 use crate::remote::Remote;
 use crate::replica::{self, End};
 use crate::session::{Checkpoint, Session};
-use crate::stop::StopFlag;
+use crate::stop::{STOPPED, StopFlag};
 use crate::train::{Error, Options, Outcome, Setup, already_done, open_job, resume_point};
 
 /// A cluster job's settings beside [`Options`].
@@ -33,9 +33,6 @@ pub struct Cluster {
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
-
-/// What the others are told of Ctrl-C.
-const STOPPED: &str = "stopped on request";
 
 /// How often the stop flag is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

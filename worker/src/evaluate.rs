@@ -15,6 +15,7 @@ use coati_evaluation::floor::{self, Floor};
 use coati_evaluation::{Category, ImageDetections, ImageGroundtruth};
 
 use crate::input::{self, Input};
+use crate::model;
 use crate::observe::EvalReport;
 
 /// Images that go through the network together.
@@ -102,7 +103,7 @@ pub fn evaluate(
         let batch = batch?;
         let images: Vec<f32> = batch.iter().flat_map(|example| example.input.iter().copied()).collect();
         let started = Instant::now();
-        let objects: Vec<coati_detection::Groundtruth> = batch.iter().map(|example| objects(example)).collect();
+        let objects: Vec<coati_detection::Groundtruth> = batch.iter().map(objects).collect();
         let (detections, found) = model
             .evaluate(variables, &images, &objects)
             .map_err(|error| Error::Model(error.to_string()))?;
@@ -218,12 +219,7 @@ fn unique(names: &mut HashSet<String>, example: &Example) -> String {
 
 /// What the losses are computed against.
 fn objects(example: &Example) -> coati_detection::Groundtruth {
-    coati_detection::Groundtruth {
-        source_id: example.source_id.clone(),
-        boxes: example.groundtruth.boxes.clone(),
-        classes: example.groundtruth.classes.clone(),
-        weights: example.groundtruth.weights.clone(),
-    }
+    model::groundtruth(&example.source_id, &example.groundtruth)
 }
 
 fn groundtruth(example: &Example) -> ImageGroundtruth {

@@ -75,6 +75,16 @@ fn read_one(reader: &Reader, name: &str, spec: &VariableSpec, prefix: &Path) -> 
     }
 }
 
+/// One image's objects as the losses want them. `name` stands in messages.
+pub(crate) fn groundtruth(name: &str, objects: &coati_dataset::Groundtruth) -> Groundtruth {
+    Groundtruth {
+        source_id: name.to_owned(),
+        boxes: objects.boxes.clone(),
+        classes: objects.classes.clone(),
+        weights: objects.weights.clone(),
+    }
+}
+
 /// `global_step` of a checkpoint.
 pub fn step_of(prefix: &Path) -> Result<u64, Error> {
     let steps = Reader::open(prefix)?.read_i64("global_step")?;
@@ -126,15 +136,8 @@ impl Model for Trainer {
             .groundtruth
             .iter()
             .zip(batch.filenames.iter().zip(&batch.source_ids))
-            .map(|(objects, (filename, source_id))| Groundtruth {
-                source_id: if filename.is_empty() {
-                    source_id.clone()
-                } else {
-                    filename.clone()
-                },
-                boxes: objects.boxes.clone(),
-                classes: objects.classes.clone(),
-                weights: objects.weights.clone(),
+            .map(|(objects, (filename, source_id))| {
+                groundtruth(if filename.is_empty() { source_id } else { filename }, objects)
             })
             .collect();
         let losses = self

@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 use coati_dataset::batch::{self, Batch, Loader};
 
 use crate::exchange::{self, Contribution, Exchange, Fate, Lease, Phases};
-use crate::stop::StopFlag;
+use crate::stop::{STOPPED, StopFlag};
 
 /// A batch that is not decoded after this long is an error: reading a handful of images takes milliseconds.
 const INPUT_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Batches leased ahead of their use: one is being used, the others are being decoded.
 const AHEAD: usize = crate::input::PREFETCH;
+
+/// A replica's log gets a line this often, so that it tells how far a killed one came.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a replica cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,7 @@ pub fn train<M: Model, E: Exchange>(
     let mut version = start_version;
     let mut exhausted = false;
     let mut reported_bad = 0;
+    let mut said = Instant::now();
     loop {
         if let Some(reason) = exchange.asked_to_leave()? {
             return Ok(End::Left(reason));
@@ -118,10 +122,14 @@ pub fn train<M: Model, E: Exchange>(
         match fate {
             Fate::Committed { version: next, last } => {
                 version = next;
+                if said.elapsed() >= SAY_EVERY {
+                    said = Instant::now();
+                    tracing::info!(step = version, "committed");
+                }
                 between(model, exchange)?;
                 if last {
                     return Ok(if stop.raised() {
-                        End::Left("stopped on request".to_owned())
+                        End::Left(STOPPED.to_owned())
                     } else {
                         End::Finished
                     });

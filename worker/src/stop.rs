@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// What the others, and the user, are told of it.
+pub(crate) const STOPPED: &str = "stopped on request";
+
 /// Cloneable: all clones see the request.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);

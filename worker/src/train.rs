@@ -19,7 +19,7 @@ use crate::model::{self, Trainer};
 use crate::observe::{Observer, Started, Summary};
 use crate::replica;
 use crate::session::Session;
-use crate::stop::StopFlag;
+use crate::stop::{STOPPED, StopFlag};
 
 /// What to train and how.
 #[derive(Clone, Debug)]
@@ -270,7 +270,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
     }
     let summary = session.finish();
     Ok(if interrupted {
-        Outcome::Interrupted(summary, "stopped on request".to_owned())
+        Outcome::Interrupted(summary, STOPPED.to_owned())
     } else {
         Outcome::Completed(summary)
     })

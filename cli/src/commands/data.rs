@@ -23,16 +23,11 @@ fn make(args: &SynthArgs) -> anyhow::Result<()> {
         image_size: args.image_size,
         seed: args.seed,
     })?;
-    let classes: Vec<String> = made
-        .boxes
-        .iter()
-        .map(|(class, count)| format!("{class} {count}"))
-        .collect();
     say(&format!(
         "{}: {} images; boxes: {}",
         args.output_dir.display(),
         made.images,
-        classes.join(", ")
+        per_class(&made.boxes)
     ));
     Ok(())
 }
@@ -64,18 +59,19 @@ fn voc(args: &VocArgs) -> anyhow::Result<()> {
     for warning in done.warnings.iter().chain(&done.skipped_images) {
         say(&format!("warning: {warning}"));
     }
-    let classes: Vec<String> = done
-        .boxes
-        .iter()
-        .map(|(class, count)| format!("{class} {count}"))
-        .collect();
     say(&format!(
         "{}: {} images in {} file(s), {} left out; boxes: {}",
         args.output_path.display(),
         done.images,
         done.files.len(),
         done.skipped_images.len(),
-        classes.join(", ")
+        per_class(&done.boxes)
     ));
     Ok(())
+}
+
+/// `triangle 12, circle 9`
+fn per_class(boxes: &[(String, usize)]) -> String {
+    let counts: Vec<String> = boxes.iter().map(|(class, count)| format!("{class} {count}")).collect();
+    counts.join(", ")
 }

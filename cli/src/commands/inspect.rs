@@ -20,15 +20,7 @@ const LISTED: usize = 20;
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let source = Source::open(&args.input_path)?;
     let classes = match &args.label_map_path {
-        Some(path) => {
-            let labels = LabelMap::load(path)?;
-            Classes::new(
-                labels
-                    .items
-                    .iter()
-                    .map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())),
-            )
-        }
+        Some(path) => Classes::from(&LabelMap::load(path)?),
         None => Classes::numbered(usize::from(u16::MAX)),
     };
     let options = example::Options { classes, strict: false };

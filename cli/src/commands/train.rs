@@ -20,11 +20,13 @@ use coati_worker::{input, job};
 use crate::args::TrainArgs;
 use crate::console::{Console, say};
 use crate::failure::Failure;
+use crate::{LOG_VARIABLE, TASK_LOG};
 
 /// When the user's command started, in milliseconds since 1970: tasks are told by the launcher.
 const STARTED_AT: &str = "COATI_STARTED_AT";
 
-pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
+/// `verbose` as on the command line: without it the informative lines of a cluster's tasks are in their log files alone.
+pub(crate) fn run(args: TrainArgs, verbose: u8) -> anyhow::Result<()> {
     let task = TfConfig::from_env()?;
     let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
     // A parameter server knows nothing of models: it opens nothing.
@@ -34,7 +36,7 @@ pub(crate) fn run(args: TrainArgs) -> anyhow::Result<()> {
     let options = options(&args, plan.as_ref())?;
     match (task, plan) {
         (Some(config), plan) => one_task(&options, &config, plan.as_ref()),
-        (None, Some(plan)) if !plan.is_single() => launch(&options, plan),
+        (None, Some(plan)) if !plan.is_single() => launch(&options, plan, verbose),
         (None, _) => {
             preflight(&options)?;
             on_signals(options.stop.clone())?;
@@ -123,7 +125,7 @@ fn preflight(options: &train::Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
+fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::Result<()> {
     let dropped = super::check::dropped_replicas(&options.config, &plan);
     for warning in plan.warnings.iter().chain(&dropped) {
         say(&format!("warning: {warning}"));
@@ -154,6 +156,10 @@ fn launch(options: &train::Options, plan: ClusterPlan) -> anyhow::Result<()> {
         .unwrap_or_default()
         .as_millis();
     launch.env.push((STARTED_AT.into(), since.to_string().into()));
+    if verbose == 0 && std::env::var_os(LOG_VARIABLE).is_none() {
+        launch.env.push((LOG_VARIABLE.into(), TASK_LOG.into()));
+        launch.on_log = launcher::without_info(launcher::stderr_sink());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

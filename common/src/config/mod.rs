@@ -162,9 +162,7 @@ impl PipelineConfig {
 
     /// SHA-256 (hex) of [`Self::effective_text`]: equal on replicas that run the same configuration, however it is spelled.
     pub fn digest(&self) -> String {
-        Sha256::digest(self.effective_text())
-            .iter()
-            .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+        crate::hex(&Sha256::digest(self.effective_text()))
     }
 
     fn dynamic(&self) -> Result<prost_reflect::DynamicMessage, Error> {

@@ -50,6 +50,24 @@ pub fn stderr_sink() -> LogSink {
     })
 }
 
+/// Hides what tasks log at the level `INFO`; it stays in their files.
+pub fn without_info(sink: LogSink) -> LogSink {
+    Arc::new(move |line| {
+        if line.task.is_none() || !is_info(line.text) {
+            sink(line);
+        }
+    })
+}
+
+/// `2026-01-01T00:00:00.000000Z  INFO joined`, as tracing writes it.
+fn is_info(text: &str) -> bool {
+    let mut words = text.split_whitespace();
+    let dated = words
+        .next()
+        .is_some_and(|word| word.contains('T') && word.ends_with('Z'));
+    dated && words.next() == Some("INFO")
+}
+
 /// The width to which the names of these tasks are filled.
 pub(super) fn width(tasks: &[TaskId]) -> usize {
     tasks
@@ -199,7 +217,7 @@ mod tests {
 
     use coati_common::cluster::{TaskId, TaskType};
 
-    use super::{LAST_LINES, LogLine, TaskLog, width};
+    use super::{LAST_LINES, LogLine, LogSink, TaskLog, width};
 
     #[tokio::test]
     async fn lines_are_prefixed_kept_and_written() {
@@ -239,6 +257,29 @@ mod tests {
         );
         log.follow(vec![b'x'; 200_000].as_slice()).await;
         assert!(log.last_lines().iter().all(|line| line.len() <= 128 << 10));
+    }
+
+    #[test]
+    fn informative_lines_of_tasks_can_be_hidden() {
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let sink: LogSink = {
+            let shown = shown.clone();
+            Arc::new(move |line: LogLine<'_>| shown.lock().unwrap().push(line.text.to_owned()))
+        };
+        let sink = super::without_info(sink);
+        let (info, warning) = (
+            "2026-01-01T00:00:00.5Z  INFO joined",
+            "2026-01-01T00:00:00.5Z  WARN alone",
+        );
+        for (task, text) in [
+            (Some(TaskId::MASTER), info),
+            (None, info),
+            (Some(TaskId::MASTER), warning),
+            (Some(TaskId::MASTER), "more INFO in out/logs"),
+        ] {
+            sink(LogLine { task, text, width: 8 });
+        }
+        assert_eq!(*shown.lock().unwrap(), [info, warning, "more INFO in out/logs"]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use coati_common::exit::ExitCode;
 use tokio::sync::mpsc;
 
 pub use self::decide::{Exit, Limits};
-pub use self::logs::{LogLine, LogSink, stderr_sink};
+pub use self::logs::{LogLine, LogSink, stderr_sink, without_info};
 
 /// Environment variable that tells every task of a job the job's name.
 pub const JOB_ID_VARIABLE: &str = "COATI_JOB_ID";

@@ -44,6 +44,10 @@ impl Codec {
             *self = Self::new(self.get(raw::TJPARAM_TJPARAM_FASTDCT) != 0)?;
             return Err(error);
         }
+        // A file of tables alone passes for whole, and the size would be the one of the file before.
+        if !bytes.windows(2).any(|pair| pair == [0xFF, 0xDA]) {
+            return Err(damaged("it holds no image"));
+        }
         let side = |parameter| usize::try_from(self.get(parameter)).unwrap_or(0);
         let (height, width) = (
             side(raw::TJPARAM_TJPARAM_JPEGHEIGHT),

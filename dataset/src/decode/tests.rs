@@ -42,6 +42,21 @@ fn every_kind_of_image_equals_tensorflows() {
     }
 }
 
+/// The quantisation and Huffman tables of a JPEG, without its image.
+fn tables_alone(jpeg: &[u8]) -> Vec<u8> {
+    let mut tables = vec![0xFF, 0xD8];
+    let mut at = 2;
+    while jpeg[at + 1] != 0xDA {
+        let end = at + 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
+        if matches!(jpeg[at + 1], 0xDB | 0xC4) {
+            tables.extend_from_slice(&jpeg[at..end]);
+        }
+        at = end;
+    }
+    tables.extend([0xFF, 0xD9]);
+    tables
+}
+
 #[test]
 fn a_bad_image_spoils_none_after_it() {
     let mut decoder = Decoder::new(Options::default());
@@ -51,12 +66,17 @@ fn a_bad_image_spoils_none_after_it() {
     for bad in [
         b"\xff\xd8\xff not a picture".as_slice(),
         &good[..30],
-        cut,
         b"\xff\xd8\xff\xd9",
+        &tables_alone(&good),
     ] {
+        assert!(decoder.size(bad).is_err());
         assert!(decoder.decode(bad).is_err());
         assert_eq!(decoder.decode(&good).unwrap(), expected);
     }
+    // Its header is whole.
+    assert_eq!(decoder.size(cut).unwrap(), (expected.height, expected.width));
+    assert!(decoder.decode(cut).is_err());
+    assert_eq!(decoder.decode(&good).unwrap(), expected);
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod voc_xml;
 use std::io;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// What an import did, and what it left out and why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -17,6 +17,7 @@ pub struct Report {
     /// Records written.
     pub images: usize,
     /// `(class, boxes)` in the label map's order.
+    #[serde(serialize_with = "as_map")]
     pub boxes: Vec<(String, usize)>,
     /// Files written.
     pub files: Vec<PathBuf>,
@@ -24,6 +25,10 @@ pub struct Report {
     pub skipped_images: Vec<String>,
     /// Boxes that were left out or cut: file, object and reason.
     pub warnings: Vec<String>,
+}
+
+fn as_map<S: Serializer>(boxes: &[(String, usize)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(boxes.iter().map(|(class, count)| (class, count)))
 }
 
 /// What stops an import.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use coati_common::hex;
 use coati_common::label_map::LabelMap;
 use rand::SeedableRng;
 use rand::seq::SliceRandom as _;
@@ -288,14 +289,6 @@ fn check_image(encoded: &[u8]) -> Result<(&'static str, u32, u32), String> {
 fn known(labels: &LabelMap) -> String {
     let names: Vec<&str> = labels.items.iter().map(|item| item.name.as_str()).take(20).collect();
     names.join(", ")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

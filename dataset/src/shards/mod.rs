@@ -2,7 +2,7 @@
 
 pub mod pattern;
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use coati_common::tfrecord::{self, IndexedFile};
@@ -111,13 +111,7 @@ impl Source {
                 digest.update(span.length.to_le_bytes());
             }
         }
-        digest
-            .finalize()
-            .iter()
-            .fold(String::with_capacity(64), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            })
+        coati_common::hex(&digest.finalize())
     }
 
     /// The bytes of a record. A wrong CRC is an error of this record alone ([`tfrecord::Error::is_local`]).

@@ -190,15 +190,7 @@ impl Drop for Accelerator {
 }
 
 fn expect(what: &'static str, found: usize, expected: usize) -> Result<(), network::Error> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(network::Error::Length {
-        what,
-        found,
-        expected,
-        why: "what the network's configuration asks for".to_owned(),
-    })
+    network::expect(what, found, expected, "what the network's configuration asks for")
 }
 
 /// Beside the program, above it (tests lie in a folder below), or in `lib` next to its folder.

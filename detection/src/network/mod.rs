@@ -158,9 +158,9 @@ impl Network {
     pub fn forward(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
         let (height, width) = self.size;
         let image = height * width * 3;
-        self.expect("params", params.len(), self.plan.elements, "all variables")?;
+        expect("params", params.len(), self.plan.elements, "all variables")?;
         let batch = (images.len() / image).max(1);
-        self.expect("images", images.len(), batch * image, "batch x height x width x 3")?;
+        expect("images", images.len(), batch * image, "batch x height x width x 3")?;
         let mut kept = self.images.take().unwrap_or_default();
         self.buffers.for_forward(&self.plan, batch)?;
         let anchors = batch * self.plan.anchors;
@@ -229,10 +229,10 @@ impl Network {
         };
         let batch = images.len() / (self.size.0 * self.size.1 * 3);
         let anchors = batch * self.plan.anchors;
-        self.expect("params", params.len(), self.plan.elements, "all variables")?;
-        self.expect("grads", grads.len(), self.plan.elements, "all variables")?;
-        self.expect("d_box", d_box.len(), anchors * 4, "batch x anchors x 4")?;
-        self.expect(
+        expect("params", params.len(), self.plan.elements, "all variables")?;
+        expect("grads", grads.len(), self.plan.elements, "all variables")?;
+        expect("d_box", d_box.len(), anchors * 4, "batch x anchors x 4")?;
+        expect(
             "d_class",
             d_class.len(),
             anchors * self.columns,
@@ -277,7 +277,7 @@ impl Network {
 
     /// The penalty on the weights: the regularisers' sum over convolution and depthwise weights.
     pub fn regularization(&self, params: &[f32]) -> Result<f32, Error> {
-        self.expect("params", params.len(), self.plan.elements, "all variables")?;
+        expect("params", params.len(), self.plan.elements, "all variables")?;
         let mut total = 0.0;
         for layer in &self.plan.layers {
             let inputs = if layer.operation == Operation::Depthwise {
@@ -299,20 +299,19 @@ impl Network {
         }
         Ok(total as f32)
     }
+}
 
-    #[allow(clippy::unused_self)]
-    fn expect(&self, what: &'static str, found: usize, expected: usize, why: &str) -> Result<(), Error> {
-        if found == expected {
-            Ok(())
-        } else {
-            Err(Error::Length {
-                what,
-                found,
-                expected,
-                why: why.to_owned(),
-            })
-        }
+/// Refuses a slice of the wrong length.
+pub(crate) fn expect(what: &'static str, found: usize, expected: usize, why: &str) -> Result<(), Error> {
+    if found == expected {
+        return Ok(());
     }
+    Err(Error::Length {
+        what,
+        found,
+        expected,
+        why: why.to_owned(),
+    })
 }
 
 fn layer_time(layer: &plan::Layer) -> LayerTime {

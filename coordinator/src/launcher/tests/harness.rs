@@ -145,12 +145,7 @@ impl Launch {
 pub(super) fn launcher_process(script: &str) -> (Launch, Child) {
     let launch = Launch::new(script);
     let process = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "launcher::tests::harness::as_process",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "launcher::tests::harness::as_process", "--nocapture"])
         .env(SCRIPT, script)
         .env(DIRECTORY, launch.directory.path())
         .stdin(Stdio::null())
@@ -178,7 +173,6 @@ pub(super) fn wait_for_line(process: &mut Child, wanted: &str) {
 
 /// The other side of [`launcher_process`]; without its environment it does nothing.
 #[test]
-#[ignore = "a launcher for other tests, not a test"]
 fn as_process() {
     let (Ok(script), Ok(directory)) = (std::env::var(SCRIPT), std::env::var(DIRECTORY)) else {
         return;
