@@ -161,12 +161,13 @@ impl Coordinator for Service {
                         inner.told.insert(task.clone());
                         Look::Answer(Err(error))
                     }
-                    Phase::Draining(reason) if plan.is_none() => {
-                        let message = format!("the job ended before it began: {reason}");
+                    // Its servers may be gone already.
+                    Phase::Draining(reason) => {
+                        let message = format!("the job ended before this replica began: {reason}");
                         inner.told.insert(task.clone());
                         Look::Answer(Err(ServiceError::new(ErrorCode::JobEnded, message)))
                     }
-                    Phase::Training | Phase::Draining(_) => Look::Answer(Ok(v1::GetPlanReply {
+                    Phase::Training => Look::Answer(Ok(v1::GetPlanReply {
                         ready: true,
                         waiting_for: String::new(),
                         plan,

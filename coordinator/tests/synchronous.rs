@@ -4,8 +4,8 @@ use std::path::Path;
 
 use coati_coordinator::{Outcome, Stopper};
 
-use crate::cluster::{ADAM, Job, MOMENTUM, RMS_PROP, latest, optimizer, options, tensors};
-use crate::replica::Habits;
+use crate::cluster::{ADAM, Job, LIMIT, MOMENTUM, RMS_PROP, identity, latest, optimizer, options, tensors};
+use crate::replica::{Habits, join};
 
 type Tensors = Vec<(String, Vec<u8>)>;
 
@@ -94,17 +94,19 @@ async fn adam_gives_the_same_bits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_before_the_first_step_saves_what_there_is() {
+async fn a_stop_while_the_cluster_forms_is_told_to_those_who_are_there() {
     let folder = tempfile::tempdir().unwrap();
-    let mut job = Job::start(3, options(folder.path(), 1)).await;
-    // One replica hangs before its first push: the step cannot be finished, the two others wait.
+    let job = Job::start(3, options(folder.path(), 1)).await;
+    // The third one never comes.
+    let mut there = Vec::new();
     for rank in 0..2 {
-        job.replica(rank, Habits::default());
+        there.push(join(&job.address, rank, &identity()).await.unwrap());
     }
     job.handle.stopper().stop("too early");
+    for client in &mut there {
+        let told = client.plan(LIMIT, |_| ()).await.unwrap_err().to_string();
+        assert!(told.contains("too early"), "{told}");
+    }
     let ended = job.end().await;
     assert_eq!(ended.outcome, Outcome::Interrupted("too early".into()));
-    for seen in &ended.seen {
-        assert!(seen.end.contains("too early"), "{seen:?}");
-    }
 }

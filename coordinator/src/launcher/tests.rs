@@ -18,7 +18,7 @@ const FOREVER: &str = "sleep 1000 & wait";
 #[tokio::test]
 async fn a_crashed_task_is_named_with_its_last_lines() {
     let script = r#"case "$TF_CONFIG" in
-        *'"type":"ps","index":1'*) i=0; while [ $i -lt 30 ]; do echo "line $i"; i=$((i+1)); done; echo broken >&2; exit 3;;
+        *'"type":"ps","index":1'*) exec >&2; i=0; while [ $i -lt 30 ]; do echo "line $i"; i=$((i+1)); done; echo broken; exit 3;;
         *) FOREVER;; esac"#;
     let launch = Launch::new(&script.replace("FOREVER", FOREVER));
     let outcome = launch.run().await.unwrap();
@@ -32,7 +32,7 @@ async fn a_crashed_task_is_named_with_its_last_lines() {
         (TaskId::new(TaskType::Ps, 1), "exited with code 3")
     );
     assert_eq!(failure.last_lines.len(), 20);
-    assert!(failure.last_lines.contains(&"broken".to_owned()) && failure.last_lines.contains(&"line 29".to_owned()));
+    assert_eq!(failure.last_lines[18..], ["line 29", "broken"]);
     let text = failure.to_string();
     assert!(
         text.starts_with("ps-1 exited with code 3; its last lines:\n    line 1"),
