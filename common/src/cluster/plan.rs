@@ -82,6 +82,24 @@ impl Default for Heartbeat {
     }
 }
 
+/// How often the launcher starts a crashed task again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Restart {
+    /// New starts of one task within [`Restart::window`]; one more crash ends the job. 0: every crash ends it.
+    pub max: u32,
+    /// Starts longer ago than this are forgotten.
+    pub window: Duration,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            max: 10,
+            window: Duration::from_secs(600),
+        }
+    }
+}
+
 /// A checked cluster file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClusterPlan {
@@ -118,6 +136,8 @@ pub struct ClusterPlan {
     pub threads_per_replica: Option<NonZeroU32>,
     /// `coati.heartbeat_interval` and `coati.heartbeat_timeout`.
     pub heartbeat: Heartbeat,
+    /// `coati.restart`.
+    pub restart: Restart,
     /// `coati.devices`.
     pub devices: Devices,
     /// Keys that were accepted and mean nothing outside Google Cloud, in the file's order: `region`, `masterConfig.imageUri`.

@@ -3,6 +3,8 @@
 //! What is decided when (a task died, Ctrl-C was pressed, time is up) is the pure function [`decide::decide`]; the rest of
 //! this module starts processes, follows their output and carries the decisions out.
 //!
+//! A task that crashes is started again, at the same address, up to a limit; the rest of the job finds out by itself.
+//!
 //! Promises:
 //! - No process remains behind. Children are in process groups of their own, so that the terminal's Ctrl-C reaches the
 //!   launcher alone; the kernel kills them when the launcher dies, whatever it dies of (Linux).
@@ -36,6 +38,9 @@ pub use self::logs::{LogLine, LogSink, stderr_sink, without_info};
 
 /// Environment variable that tells every task of a job the job's name.
 pub const JOB_ID_VARIABLE: &str = "COATI_JOB_ID";
+
+/// Environment variable that tells a task how many processes it had before this one: `0` at first.
+pub const RESTARTS_VARIABLE: &str = "COATI_RESTARTS";
 
 /// What to run and how.
 #[derive(Clone)]
@@ -75,6 +80,7 @@ impl Options {
             .unwrap_or_else(|| format!("job-{seconds}-{}", std::process::id()));
         let limits = Limits {
             max_running: plan.max_running_time,
+            restart: plan.restart.clone(),
             ..Limits::default()
         };
         Self {

@@ -4,11 +4,11 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::cluster::duration;
-use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement};
+use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
-pub(super) const KEYS: [&str; 11] = [
+pub(super) const KEYS: [&str; 12] = [
     "launcher",
     "hosts",
     "placement",
@@ -19,10 +19,13 @@ pub(super) const KEYS: [&str; 11] = [
     "threads_per_replica",
     "heartbeat_interval",
     "heartbeat_timeout",
+    "restart",
     "devices",
 ];
 
 const CONSISTENCY: [&str; 1] = ["max_staleness"];
+
+const RESTART: [&str; 2] = ["max", "window"];
 
 /// Settings of the pipeline that people may look for here.
 const OF_THE_PIPELINE: [&str; 4] = ["sync_replicas", "replicas_to_aggregate", "mode", "synchronous"];
@@ -38,6 +41,7 @@ pub(super) struct Coati {
     pub(super) consistency: Consistency,
     pub(super) threads_per_replica: Option<NonZeroU32>,
     pub(super) heartbeat: Heartbeat,
+    pub(super) restart: Restart,
     pub(super) devices: Devices,
 }
 
@@ -85,6 +89,7 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             }
             "heartbeat_interval" => coati.heartbeat.interval = positive(document, node, &key)?,
             "heartbeat_timeout" => coati.heartbeat.timeout = positive(document, node, &key)?,
+            "restart" => coati.restart = restart(document, node)?,
             _ => coati.devices = devices(document, node, &key)?,
         }
     }
@@ -170,6 +175,19 @@ fn devices(document: &Document, node: &Node, key: &str) -> Result<Devices, Fault
         "gpu" => Ok(Devices::Gpu),
         _ => Err(choice(document, node, key, &value, &["auto", "cpu", "gpu"])),
     }
+}
+
+fn restart(document: &Document, node: &Node) -> Result<Restart, Fault> {
+    let fields = document.fields(node, "coati.restart", &RESTART, &[])?;
+    let mut restart = Restart::default();
+    if let Some(node) = fields.get("max") {
+        let max = document.integer(node, "coati.restart.max", 0, 1_000_000)?;
+        restart.max = u32::try_from(max).unwrap_or(u32::MAX);
+    }
+    if let Some(node) = fields.get("window") {
+        restart.window = positive(document, node, "coati.restart.window")?;
+    }
+    Ok(restart)
 }
 
 fn positive(document: &Document, node: &Node, key: &str) -> Result<Duration, Fault> {

@@ -444,7 +444,7 @@ fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
          replication: 0\n  compression: none\n  security: none\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
-         heartbeat_timeout: 1m30s\n  devices: [1, 0]\n"
+         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
@@ -454,7 +454,31 @@ fn our_own_section_is_read() {
         (plan.heartbeat.interval, plan.heartbeat.timeout),
         (Duration::from_millis(500), Duration::from_secs(90))
     );
+    assert_eq!((plan.restart.max, plan.restart.window), (3, Duration::from_secs(120)));
     assert_eq!(plan.devices, Devices::GpuList(vec![1, 0]));
+}
+
+#[test]
+fn crashed_tasks_are_started_again_unless_the_file_says_otherwise() {
+    let plan = |section: &str| plan(&format!("{LOCAL}coati: {section}\n")).restart;
+    let usual = plan("{}");
+    assert_eq!((usual.max, usual.window), (10, Duration::from_secs(600)));
+    assert_eq!(plan("{restart: {max: 0}}").max, 0);
+    assert_eq!(plan("{restart: {window: 1h}}").max, 10);
+    for (section, text) in [
+        (
+            "{restart: {max: -1}}",
+            "`coati.restart.max` must be a whole number from 0 to 1000000, found `-1`",
+        ),
+        (
+            "{restart: {window: 0s}}",
+            "`coati.restart.window` must be a duration above zero, found `0s`",
+        ),
+        ("{restart: {maximum: 3}}", "unknown key `maximum` in `coati.restart`"),
+        ("{restart: 3}", "`coati.restart` must be a mapping, found `3`"),
+    ] {
+        assert_eq!(message(&coati(section)).0, text);
+    }
 }
 
 #[test]

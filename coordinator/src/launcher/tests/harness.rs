@@ -46,6 +46,8 @@ fn options(script: &str, directory: &Path) -> Options {
     let mut options = Options::new(plan, "/bin/sh".into(), args);
     options.job_dir = Some(directory.to_owned());
     options.probe = false;
+    // A crash ends the job, unless a test says otherwise.
+    options.limits.restart.max = 0;
     options.inventory = Some(Inventory {
         cpus: 6,
         gpus: Vec::new(),
