@@ -12,5 +12,6 @@ mod evaluation;
 mod faults;
 mod judges;
 mod reproducible;
+mod status;
 mod stopping;
 mod training;

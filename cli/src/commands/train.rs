@@ -282,6 +282,8 @@ fn serve(config: &TfConfig) -> anyhow::Result<()> {
         ));
         match ended {
             service::Ended::Failed(reason) => Err(Failure::job(reason).into()),
+            // Where the job goes on after all, the launcher starts the server again.
+            service::Ended::Orphaned(_) => Err(Failure::job(format!("{why}: the job is gone")).into()),
             _ => Ok(()),
         }
     })

@@ -13,11 +13,15 @@
 //!
 //! A second request to stop kills everybody at once, in every case.
 //!
+//! A worker that is not wanted any more (the job was made smaller) is told to stop, and killed `leave` later; however it ends is
+//! no failure.
+//!
 //! A crash is a failure only when the task has been started again too often ([`Verdict`]); once a job ends, nothing is
 //! started any more.
 
 mod facts;
 mod restart;
+pub mod scale;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +49,8 @@ pub struct Limits {
     pub drain: Duration,
     /// From being told to stop until being killed, once the master has ended.
     pub kill: Duration,
+    /// From being told to leave a job that goes on until being killed.
+    pub leave: Duration,
     /// From the start until the job is stopped in order.
     pub max_running: Option<Duration>,
     /// How often a crashed task is started again.
@@ -60,6 +66,7 @@ impl Default for Limits {
             failure: Duration::from_secs(20),
             drain: Duration::from_secs(20),
             kill: Duration::from_secs(5),
+            leave: Duration::from_secs(60),
             max_running: None,
             restart: Restart::default(),
         }
@@ -110,12 +117,18 @@ pub struct Decision {
 /// Decides from the facts. Calling it again with the same facts and orders carried out gives no further orders.
 pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
     let cause = cause(now, state, limits);
-    let schedule = match cause {
-        None => Vec::new(),
-        Some((since, cause)) => (0..state.tasks.len())
-            .map(|index| deadlines(index, since, cause, state, limits))
-            .collect(),
-    };
+    let schedule: Vec<Option<Deadlines>> = state
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(index, task)| match cause {
+            Some((since, cause)) => Some(deadlines(index, since, cause, state, limits)),
+            None => task.leaving.map(|since| Deadlines {
+                terminate: Some(since),
+                kill: since + limits.leave,
+            }),
+        })
+        .collect();
     let mut orders = Vec::new();
     let mut wake_at = if cause.is_none() {
         running_deadline(now, state, limits)
@@ -124,9 +137,9 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
     };
     let mut wake = |at: Instant| wake_at = Some(wake_at.map_or(at, |other| other.min(at)));
     for (index, (task, deadlines)) in state.tasks.iter().zip(&schedule).enumerate() {
-        if task.exit.is_some() {
+        let Some(deadlines) = deadlines.as_ref().filter(|_| task.exit.is_none()) else {
             continue;
-        }
+        };
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(Some(deadlines.kill)) {
             if task.told != Some(Signal::Kill) {
@@ -171,6 +184,11 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
         exit,
         reason: reason(now, cause, state, limits),
     }
+}
+
+/// What follows from the end of this task's newest process while the job runs; nothing for one that runs.
+pub fn verdict(index: usize, state: &State, limits: &Limits) -> Option<Verdict> {
+    restart::verdict(state.tasks.get(index)?, &limits.restart, master_since(state))
 }
 
 /// When the newest process of the master was started.
@@ -250,7 +268,7 @@ fn cause(now: Instant, state: &State, limits: &Limits) -> Option<(Instant, Cause
     for (index, task) in state.tasks.iter().enumerate() {
         let ready_by = task.started + limits.ready;
         let late = |at: Option<Instant>| at.is_none_or(|at| at > ready_by);
-        if task.probed && late(task.ready) && late(task.exit.map(|(at, _)| at)) {
+        if task.probed && task.leaving.is_none() && late(task.ready) && late(task.exit.map(|(at, _)| at)) {
             causes.push((ready_by, Cause::NotReady(index)));
         }
         let Some((at, exit)) = task.exit else { continue };

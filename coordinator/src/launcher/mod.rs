@@ -11,7 +11,9 @@
 //! - Every wait has a deadline and names the task and address it waits for.
 //! - A task that ends abnormally is named, with how it ended and its last lines.
 
+pub mod control;
 pub mod decide;
+pub mod report;
 pub mod resources;
 
 mod gpus;
@@ -173,6 +175,19 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Another launcher runs a job there.
+    #[error(
+        "a job is already running in {}{}\nhint: `coati status --model_dir {}` shows it; stop it first, or choose another --model_dir",
+        job_dir.display(),
+        running.as_ref().map_or_else(String::new, |running| format!(": {running}")),
+        job_dir.display()
+    )]
+    Running {
+        /// The job's directory.
+        job_dir: PathBuf,
+        /// `job-7, launcher pid 1234`, if it says so.
+        running: Option<String>,
+    },
     /// GPUs asked for are not there.
     #[error(transparent)]
     Resources(#[from] resources::Error),
@@ -188,7 +203,7 @@ impl Error {
     /// The exit code that fits: what the user asked for cannot be had, or the machine failed.
     pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Resources(_) => ExitCode::UserError,
+            Self::Resources(_) | Self::Running { .. } => ExitCode::UserError,
             _ => ExitCode::JobFailure,
         }
     }

@@ -1,8 +1,11 @@
 //! Carries decisions out: starts the tasks, gathers facts, sends signals, reports the end.
 
+mod changes;
 mod outcome;
+mod publish;
 mod start;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,10 +15,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
+use super::control::{Call, Claim, Control};
 use super::decide::{Decision, Exit, RUNNING, Signal, State, decide};
 use super::logs::{LogLine, TaskLog};
 use super::process::{Group, Spawner};
-use super::resources::Share;
+use super::report::Report;
+use super::resources::{Inventory, Share};
 use super::{Error, Options, Outcome};
 
 /// What a process did, by the task's place and the number of its starts before this process.
@@ -47,6 +52,9 @@ impl Running {
 /// A cluster that runs.
 pub(super) struct Supervisor {
     options: Options,
+    inventory: Inventory,
+    /// Where the logs are.
+    logs: Option<PathBuf>,
     state: State,
     tasks: Vec<Running>,
     /// Everybody's address.
@@ -57,6 +65,13 @@ pub(super) struct Supervisor {
     reporter: mpsc::UnboundedSender<Event>,
     /// Waiters and probes; dropping them ends them.
     jobs: JoinSet<()>,
+    /// What the job's directory says of the job.
+    published: Option<Report>,
+    /// Requests to change the job, and the socket that they come from.
+    calls: mpsc::Receiver<Call>,
+    control: Option<Control>,
+    /// Must outlive the socket.
+    _claim: Option<Claim>,
     /// Must outlive the children.
     spawner: Spawner,
 }
@@ -82,6 +97,7 @@ impl Supervisor {
                 // There are new processes to decide upon.
                 continue;
             }
+            self.publish(&decision);
             if let Some(exit) = decision.exit {
                 return Ok(self.outcome(exit, decision));
             }
@@ -96,6 +112,7 @@ impl Supervisor {
                     }
                     None => stoppable = false,
                 },
+                Some(call) = self.calls.recv() => self.answer(call, &decision).await?,
                 () = sleep_until(decision.wake_at.unwrap_or_else(Instant::now).into()), if decision.wake_at.is_some() => {}
                 else => return Err(Error::Spawner),
             }

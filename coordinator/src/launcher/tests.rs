@@ -1,6 +1,7 @@
 //! The launcher with real processes: shell scripts that play the tasks. Each script is run by every task and looks into
 //! `TF_CONFIG` to know its part.
 
+mod changes;
 mod harness;
 mod restart;
 

@@ -107,6 +107,10 @@ pub struct TaskState {
     pub told: Option<Signal>,
     /// When it was started again after a crash.
     pub restarts: Vec<Instant>,
+    /// Since when this process is not wanted any more: somebody made the job smaller.
+    pub leaving: Option<Instant>,
+    /// Whether the task is wanted again when the process that is leaving has left.
+    pub returns: bool,
 }
 
 /// Facts about the job.

@@ -37,6 +37,13 @@ pub enum Verdict {
 /// Judges a task that ended; nothing for one that runs. `master_since` is when the newest process of the master was started.
 pub(super) fn verdict(task: &TaskState, policy: &Restart, master_since: Option<Instant>) -> Option<Verdict> {
     let (at, exit) = task.exit?;
+    if task.leaving.is_some() {
+        return Some(if task.returns {
+            Verdict::Again { at, counts: false }
+        } else {
+            Verdict::Left
+        });
+    }
     if exit.meaning() == Some(ExitCode::Success) && task.id != TaskId::MASTER {
         // Sent home by a master that died before it could end the job: its successor may need everybody.
         return Some(match master_since {

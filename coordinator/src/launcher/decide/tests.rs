@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use coati_common::cluster::{Restart, TaskId, TaskType};
 use coati_common::exit::ExitCode;
 
+use super::scale::{self, Change};
 use super::{Cause, Decision, Exit, Limits, Signal, State, TaskState, decide};
 
 const MASTER: usize = 0;
@@ -28,6 +29,8 @@ impl Job {
             exit: None,
             told: None,
             restarts: Vec::new(),
+            leaving: None,
+            returns: false,
         };
         let tasks = vec![task(TaskType::Master), task(TaskType::Worker), task(TaskType::Ps)];
         let seconds = Duration::from_secs;
@@ -38,6 +41,7 @@ impl Job {
             failure: seconds(20),
             drain: seconds(10),
             kill: seconds(5),
+            leave: seconds(30),
             max_running: None,
             restart: Restart {
                 max: 0,
@@ -340,6 +344,12 @@ impl Job {
         decision.restarts.iter().map(|(index, _)| *index).collect()
     }
 
+    /// Somebody asks for this number of workers.
+    fn wants(&mut self, second: u64, workers: u32) {
+        let now = self.at(second);
+        scale::change(&self.state, workers).apply(&mut self.state, now);
+    }
+
     fn kills(&mut self, second: u64, task: usize) -> &mut Self {
         self.exits(second, task, Exit::Signal(9))
     }
@@ -494,4 +504,84 @@ fn a_new_process_has_as_long_to_answer_as_the_first_one() {
     );
     assert_eq!(job.decide(599).cause, None);
     assert_eq!(job.decide(600).cause, Some((job.at(600), Cause::NotReady(PS))));
+}
+
+/// A job with workers 0 to `count - 1` in places 0, 2 and so on: servers stand between them.
+fn of_workers(count: u32) -> Job {
+    let mut job = restarting(3);
+    let server = job.state.tasks.pop().unwrap();
+    let worker = job.state.tasks.pop().unwrap();
+    for index in 0..count {
+        let id = TaskId::new(TaskType::Worker, index);
+        job.state.tasks.push(TaskState { id, ..worker.clone() });
+    }
+    job.state.tasks.push(server);
+    job
+}
+
+#[test]
+fn the_highest_workers_leave_and_the_lowest_free_indices_come() {
+    let mut job = of_workers(3);
+    assert_eq!(scale::change(&job.state, 3), Change::default());
+    let more = scale::change(&job.state, 5);
+    assert_eq!(
+        (more.new.as_slice(), more.back.len(), more.leave.len()),
+        (&[3, 4][..], 0, 0)
+    );
+    let fewer = scale::change(&job.state, 1);
+    assert_eq!((fewer.leave.as_slice(), fewer.new.len()), (&[2, 3][..], 0));
+    job.wants(10, 1);
+    assert_eq!(scale::workers(&job.state), 1);
+    assert_eq!(scale::change(&job.state, 1), Change::default(), "said twice, done once");
+    let again = scale::change(&job.state, 4);
+    assert_eq!((again.back.as_slice(), again.new.as_slice()), (&[2, 3][..], &[3][..]));
+    assert_eq!(scale::change(&job.state, 0).leave, [1]);
+}
+
+#[test]
+fn a_worker_that_is_not_wanted_leaves_and_its_end_is_no_failure() {
+    for exit in [Exit::Code(0), Exit::Code(1), Exit::Signal(15), Exit::Signal(9)] {
+        let mut job = of_workers(2);
+        job.wants(10, 1);
+        assert_eq!(job.step(10), [(2, Signal::Terminate)]);
+        assert!(job.step(39).is_empty());
+        assert_eq!(job.wakes_at(39), Some(40));
+        job.exits(39, 2, exit);
+        assert!(job.starts(100).is_empty());
+        assert_eq!((job.step(100), job.decide(100).cause), (Vec::new(), None), "{exit}");
+    }
+    let mut job = of_workers(2);
+    job.wants(10, 1);
+    job.step(10);
+    assert_eq!(job.step(40), [(2, Signal::Kill)]);
+}
+
+#[test]
+fn a_worker_that_is_wanted_again_comes_when_the_old_one_has_left() {
+    let mut job = of_workers(2);
+    job.wants(10, 1);
+    job.step(10);
+    job.wants(11, 2);
+    assert!(job.starts(12).is_empty(), "one process an index");
+    job.exits(13, 2, Exit::Code(0));
+    assert_eq!(job.decide(13).restarts, [(2, false)]);
+    // Unless somebody changes his mind once more.
+    job.wants(14, 1);
+    assert!(job.starts(15).is_empty());
+}
+
+#[test]
+fn those_who_leave_are_ended_with_the_job() {
+    let mut job = of_workers(2);
+    job.wants(10, 1);
+    job.step(10);
+    job.exits(11, MASTER, Exit::Code(0))
+        .exits(11, 1, Exit::Code(0))
+        .exits(11, 3, Exit::Code(0));
+    assert_eq!(job.end(11), None);
+    assert!(job.step(25).is_empty(), "one SIGTERM is enough");
+    assert_eq!(job.wakes_at(25), Some(26));
+    assert_eq!(job.step(26), [(2, Signal::Kill)]);
+    job.exits(26, 2, Exit::Signal(9));
+    assert_eq!(job.end(26), Some(ExitCode::Success));
 }

@@ -53,7 +53,7 @@ impl Supervisor {
                 }
                 Cause::Ended(_) | Cause::NotReady(_) => false,
             };
-            if how.meaning() == Some(ExitCode::Success) {
+            if how.meaning() == Some(ExitCode::Success) || task.leaving.is_some() {
                 continue;
             }
             if own_fault {

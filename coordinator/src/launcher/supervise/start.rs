@@ -13,9 +13,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{Event, Running, Supervisor};
+use crate::launcher::control::Claim;
 use crate::launcher::decide::{Exit, State, TaskState, recent};
 use crate::launcher::logs::{self, TaskLog};
 use crate::launcher::process::{self, Group, Spawner};
+use crate::launcher::report::Report;
 use crate::launcher::resources::{self, Inventory, Share};
 use crate::launcher::{Error, JOB_ID_VARIABLE, Options, RESTARTS_VARIABLE, ports, probe};
 
@@ -29,12 +31,16 @@ impl Supervisor {
         let width = logs::width(&ids);
         let inventory = options.inventory.clone().unwrap_or_else(Inventory::detect);
         let division = resources::divide(&options.plan, &inventory)?;
-        let directory = options.job_dir.as_deref().map(logs::directory).transpose()?;
+        let logs = options.job_dir.as_deref().map(logs::directory).transpose()?;
+        let claim = logs.as_deref().map(|logs| claim(&options, logs)).transpose()?;
         let cluster = cluster(&options)?;
         let spawner = Spawner::new().map_err(|_| Error::Spawner)?;
         let (reporter, events) = mpsc::unbounded_channel();
+        let (caller, calls) = mpsc::channel(1);
         let mut supervisor = Self {
             options,
+            inventory,
+            logs,
             state: State {
                 started: Instant::now(),
                 tasks: Vec::new(),
@@ -47,8 +53,13 @@ impl Supervisor {
             events,
             reporter,
             jobs: JoinSet::new(),
+            published: None,
+            calls,
+            control: None,
+            _claim: claim,
             spawner,
         };
+        supervisor.listen(caller);
         for warning in &division.warnings {
             supervisor.say(&format!("warning: {warning}"));
         }
@@ -58,7 +69,7 @@ impl Supervisor {
             &division.shares,
         ));
         for (task, share) in division.shares {
-            let index = supervisor.add(task, share, directory.as_deref())?;
+            let index = supervisor.add(task, share)?;
             let started = supervisor.start_process(index).await?;
             started.map_err(|source| Error::Spawn {
                 task,
@@ -70,13 +81,13 @@ impl Supervisor {
     }
 
     /// Makes a place for a task of the cluster, without a process yet.
-    fn add(&mut self, task: TaskId, share: Share, logs: Option<&Path>) -> Result<usize, Error> {
+    pub(super) fn add(&mut self, task: TaskId, share: Share) -> Result<usize, Error> {
         let none = || Error::Ports {
             count: 1,
             source: io::Error::other(format!("none is left for {task}")),
         };
         let address = self.cluster.address(task).cloned().ok_or_else(none)?;
-        let log = TaskLog::open(task, self.width, self.options.on_log.clone(), logs)?;
+        let log = TaskLog::open(task, self.width, self.options.on_log.clone(), self.logs.as_deref())?;
         self.state.tasks.push(TaskState {
             id: task,
             address: address.to_string(),
@@ -86,6 +97,8 @@ impl Supervisor {
             exit: None,
             told: None,
             restarts: Vec::new(),
+            leaving: None,
+            returns: false,
         });
         self.tasks.push(Running {
             address,
@@ -98,12 +111,13 @@ impl Supervisor {
     }
 
     /// Starts the process of a task. The inner error is the system's: there is no process then.
-    async fn start_process(&mut self, index: usize) -> Result<io::Result<()>, Error> {
+    pub(super) async fn start_process(&mut self, index: usize) -> Result<io::Result<()>, Error> {
         let (Some(state), Some(task)) = (self.state.tasks.get_mut(index), self.tasks.get_mut(index)) else {
             return Ok(Ok(()));
         };
         state.started = Instant::now();
         (state.ready, state.exit, state.told) = (None, None, None);
+        (state.leaving, state.returns) = (None, false);
         let command = command(&self.options, &self.cluster, state.id, task);
         let (group, child) = match self.spawner.spawn(command).await.ok_or(Error::Spawner)? {
             Ok(started) => started,
@@ -146,6 +160,8 @@ impl Supervisor {
         let which = if counts {
             state.restarts.push(now);
             format!("{} of {}", recent(state, now, policy), policy.max)
+        } else if state.leaving.is_some() {
+            "it is wanted again".to_owned()
         } else {
             "for the new master".to_owned()
         };
@@ -207,11 +223,27 @@ async fn attend(
     let _ = reporter.send(Event::Exited(index, earlier, status.into()));
 }
 
+/// Claims the directory of the logs, or says whose it is.
+fn claim(options: &Options, logs: &Path) -> Result<Claim, Error> {
+    let log = |source| Error::Log {
+        path: logs.to_owned(),
+        source,
+    };
+    Claim::take(logs).map_err(log)?.ok_or_else(|| {
+        let job_dir = options.job_dir.clone().unwrap_or_default();
+        let running = Report::read(&job_dir).ok().filter(|report| report.ended.is_none());
+        Error::Running {
+            job_dir,
+            running: running.map(|report| format!("{}, launcher pid {}", report.job_id, report.launcher_pid)),
+        }
+    })
+}
+
 /// Addresses for every task, on ports that are free now.
 fn cluster(options: &Options) -> Result<ClusterSpec, Error> {
     let plan = &options.plan;
     let count = plan.tasks().len();
-    let mut ports = ports::free(count)
+    let mut ports = ports::free(count, &[])
         .map_err(|source| Error::Ports { count, source })?
         .into_iter();
     let mut take = |count: u32| -> Vec<Address> {

@@ -96,6 +96,21 @@ impl Launch {
         }));
     }
 
+    /// For tests that ask to stop themselves.
+    pub(super) fn stopper(&self) -> mpsc::UnboundedSender<String> {
+        self.stops.clone()
+    }
+
+    /// Answers when a line with this beginning appears.
+    pub(super) fn began(&self, beginning: &str) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let (beginning, mut sender) = (beginning.to_owned(), Some(sender));
+        self.hooks.lock().unwrap().push(Box::new(move |line| {
+            line.starts_with(&beginning) && sender.take().is_some_and(|sender| sender.send(()).is_ok())
+        }));
+        receiver
+    }
+
     /// Answers when the line appears.
     pub(super) fn seen(&self, wanted: &str) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();

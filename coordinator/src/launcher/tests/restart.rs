@@ -1,5 +1,7 @@
 //! Tasks that crash are started again.
 
+use std::time::Duration;
+
 use coati_common::cluster::tf_config::TfConfig;
 use coati_common::cluster::{TaskId, TaskType};
 use coati_common::exit::ExitCode;
@@ -7,6 +9,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::harness::Launch;
+
+/// The others need not leave by themselves.
+const DRAIN: Duration = Duration::from_millis(10);
 
 /// The line that says of which task the newest process is which.
 fn pid(line: &str) -> Pid {
@@ -33,6 +38,7 @@ fn starts(lines: &[String], task: &str) -> Vec<String> {
 async fn a_killed_task_comes_back_as_the_same_task() {
     let mut launch = Launch::new(&script(r#"*'"type":"worker","index":1'*+0) kill -KILL $$;;"#));
     launch.options.limits.restart.max = 3;
+    launch.options.limits.drain = DRAIN;
     launch.stop_on("worker-1 | start 1");
     let outcome = launch.run().await.unwrap();
     assert_eq!(outcome.exit, ExitCode::Interrupted, "{outcome:?}");
@@ -65,6 +71,7 @@ async fn servers_and_a_killed_master_come_back_too() {
     let cases = r#"*'"type":"master"'*+0) kill -SEGV $$;; *'"type":"ps","index":2'*+0) exit 101;; *'"type":"ps","index":0'*+0) exit 1;;"#;
     let mut launch = Launch::new(&script(cases));
     launch.options.limits.restart.max = 1;
+    launch.options.limits.drain = DRAIN;
     // The server that gave up by itself is the last to come back.
     launch.stop_on("ps-0     | start 1");
     let outcome = launch.run().await.unwrap();
@@ -145,7 +152,7 @@ async fn nothing_is_started_again_once_the_job_ends() {
         *) trap 'echo crashing; kill -SEGV $$' TERM; sleep 1000 & wait;; esac"#;
     let mut launch = Launch::new(script);
     launch.options.limits.restart.max = 5;
-    launch.options.limits.drain = std::time::Duration::from_millis(10);
+    launch.options.limits.drain = DRAIN;
     launch.stop_on("master   | ready");
     let outcome = launch.run().await.unwrap();
     assert_eq!(outcome.exit, ExitCode::Interrupted, "{outcome:?}");
