@@ -9,7 +9,7 @@ use crate::failure::Failure;
 
 pub(crate) fn run(args: &ScaleArgs) -> anyhow::Result<()> {
     let workers = args.workers;
-    let reply = control::request(&args.model_dir, &Request::Scale { workers }).map_err(failure)?;
+    let reply = control::request(&args.model_dir, &Request::Scale { workers }).map_err(|error| failure(&error))?;
     if !reply.ok {
         return Err(Failure::user(reply.message).into());
     }
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &ScaleArgs) -> anyhow::Result<()> {
 }
 
 /// A launcher that should answer and does not has failed; all else is the wrong folder or the wrong time.
-fn failure(error: Error) -> anyhow::Error {
+fn failure(error: &Error) -> anyhow::Error {
     let message = error.to_string();
     match error {
         Error::Silent { .. } | Error::NoSocket { .. } => Failure::job(message).into(),

@@ -1,5 +1,6 @@
 //! Changes a running job as somebody asks.
 
+use std::fmt::Write as _;
 use std::time::Instant;
 
 use coati_common::cluster::{Address, TaskId, TaskType};
@@ -89,7 +90,7 @@ impl Supervisor {
                 &[],
             ));
         }
-        self.say(&format!("from {} to {} workers, as asked", before, wanted));
+        self.say(&format!("from {before} to {wanted} workers, as asked"));
         for warning in &division.warnings {
             self.say(&format!("warning: {warning}"));
         }
@@ -118,7 +119,7 @@ impl Supervisor {
         for (names, what) in [(&started, "started"), (&leaving, "leaving")] {
             if !names.is_empty() {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-                text += &format!("; {what}: {}", names.join(", "));
+                let _ = write!(text, "; {what}: {}", names.join(", "));
             }
         }
         Ok(Reply::done(text, &started, &leaving))
