@@ -23,6 +23,7 @@ impl Run {
             return Ok(());
         }
         let prefix = saver::prefix(&self.options.model_dir, version);
+        saver::begin(&prefix).map_err(|error| error.to_string())?;
         let saved = servers
             .save(&prefix.display().to_string(), version, self.options.limits.save)
             .await
