@@ -14,7 +14,7 @@ use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_coordinator::membership::Identity;
 use coati_coordinator::run::{Limits, Options};
 use coati_coordinator::{Event, Handle, Init, Outcome, cadence};
-use coati_param_server::{Strategy, service};
+use coati_param_server::{Consistency, Strategy, service};
 use coati_proto::coati::v1;
 use prost::Message as _;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -114,7 +114,7 @@ pub(crate) fn options(model_dir: &Path, incarnation: u64) -> Options {
         strategy: Strategy::Balanced,
         synchronous: true,
         replicas_to_aggregate: 0,
-        max_staleness: 0,
+        consistency: Consistency::default(),
         cadence: cadence::Options {
             every: LIMIT * 60,
             every_steps: None,

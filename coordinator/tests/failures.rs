@@ -45,7 +45,7 @@ async fn in_asynchronous_training_a_silent_worker_is_noticed_although_others_go_
     let mut options = options(folder.path(), 1);
     options.limits.heartbeat_timeout = Duration::from_secs(1);
     options.synchronous = false;
-    options.max_staleness = 5;
+    options.consistency.max_staleness = 5;
     options.num_steps = u64::MAX;
     let mut job = Job::start(1, options).await;
     job.replica(0, Habits::default());

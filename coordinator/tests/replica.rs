@@ -63,7 +63,8 @@ impl Replica {
         let placement = plan.placement.clone().unwrap();
         let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), LIMIT)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| error.to_string())?
+            .for_replica(plan.replica);
         Ok(Self { client, servers, plan })
     }
 

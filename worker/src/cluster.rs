@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::cluster::{ClusterSpec, TaskId, TaskType};
+use coati_common::cluster::{ClusterSpec, Consistency, TaskId, TaskType};
 use coati_common::rpc::Peer;
 use coati_coordinator::{self as coordinator, Client, Event, Init, cadence};
-use coati_param_server::{PsGroup, Strategy};
+use coati_param_server::{self as param_server, PsGroup, Strategy};
 use coati_proto::coati::v1;
 use prost::Message as _;
 use tokio::runtime::Runtime;
@@ -28,8 +28,8 @@ pub struct Cluster {
     pub task: TaskId,
     /// `coati.placement`
     pub strategy: Strategy,
-    /// `coati.consistency.max_staleness`
-    pub max_staleness: Option<u64>,
+    /// `coati.consistency`
+    pub consistency: Consistency,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
@@ -86,7 +86,8 @@ impl Cluster {
             let placement = plan.placement.clone().unwrap_or_default();
             let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), limits.formation)
                 .await
-                .map_err(Error::job)?;
+                .map_err(Error::job)?
+                .for_replica(plan.replica);
             Ok((client, plan, servers))
         };
         tokio::select! {
@@ -136,6 +137,8 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
     let mut setup = Setup::open(options)?;
     let mut session = Session::new(options, observer)?;
     let job = open_job(options, session.observer())?;
+    setup.input.keep_index(&options.model_dir);
+    session.keep_index();
     let runtime = runtime()?;
     let ps_addresses = cluster.addresses(TaskType::Ps);
     if let Some(summary) = already_done(job.latest.as_ref(), setup.num_steps) {
@@ -299,14 +302,27 @@ fn coordinator_options(
         strategy: cluster.strategy,
         synchronous: train.sync_replicas(),
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
-        // A replica that computes at half the others' speed is twice the number of replicas behind.
-        max_staleness: cluster.max_staleness.unwrap_or(4 * u64::from(workers + 1)),
+        consistency: consistency(&cluster.consistency, workers + 1),
         cadence: cadence::Options {
             every: options.save_every,
             every_steps: options.save_every_steps,
         },
         keep: options.keep_options(),
         limits: cluster.limits,
+    }
+}
+
+/// What the cluster file says, as the parameter servers want it.
+fn consistency(from: &Consistency, replicas: u32) -> param_server::Consistency {
+    let compensation = from.delay_compensation.map(|from| param_server::DelayCompensation {
+        lambda: from.lambda,
+        mean_square_decay: from.kind.mean_square_decay(),
+    });
+    param_server::Consistency {
+        // A replica that computes at half the others' speed is twice the number of replicas behind.
+        max_staleness: from.max_staleness.unwrap_or(4 * u64::from(replicas)),
+        scale_learning_rate: from.scale_learning_rate,
+        delay_compensation: compensation,
     }
 }
 

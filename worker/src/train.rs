@@ -12,7 +12,7 @@ use coati_coordinator::membership::Identity;
 use coati_dataset::batch::Loader;
 use coati_param_server::OptimizerConfig;
 
-use crate::input::{self, Which};
+use crate::input::{self, Input, Which};
 use crate::job::{self, Job};
 use crate::local::{self, Local, Saving, Start};
 use crate::model::{self, Trainer};
@@ -92,6 +92,7 @@ impl Error {
 pub(crate) struct Setup {
     pub trainer: Trainer,
     pub loader: Loader,
+    pub input: Input,
     pub optimizer: OptimizerConfig,
     pub identity: Identity,
     pub num_steps: u64,
@@ -101,7 +102,7 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         let config = &options.config;
-        let input = input::open(config, Which::Train).map_err(Error::user)?;
+        let input = input::open_for_job(config, Which::Train, &options.model_dir).map_err(Error::user)?;
         let ssd = model::build(config, options.threads).map_err(Error::user)?;
         // Reading and decoding takes a tenth of what a step computes: one thread keeps up.
         let loading = input::train_options(config, &input, ssd.input_size(), options.seed, 1).map_err(Error::user)?;
@@ -132,6 +133,7 @@ impl Setup {
         Ok(Self {
             trainer: Trainer::new(ssd, config),
             loader,
+            input,
             optimizer,
             identity,
             num_steps,
@@ -201,6 +203,8 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
     let mut setup = Setup::open(options)?;
     let mut session = Session::new(options, observer)?;
     let job = open_job(options, session.observer())?;
+    setup.input.keep_index(&options.model_dir);
+    session.keep_index();
     if let Some(summary) = already_done(job.latest.as_ref(), setup.num_steps) {
         session.nothing_to_do(&summary, setup.num_steps);
         return Ok(Outcome::Completed(summary));

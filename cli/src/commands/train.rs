@@ -13,9 +13,10 @@ use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
 use coati_param_server::{Strategy, service};
 use coati_worker::cluster::{Cluster, run_master, run_worker};
+use coati_worker::input::{self, Input};
+use coati_worker::job;
 use coati_worker::stop::StopFlag;
 use coati_worker::train::{self, Outcome, train_here};
-use coati_worker::{input, job};
 
 use crate::args::TrainArgs;
 use crate::console::{Console, say};
@@ -109,7 +110,8 @@ fn started_at() -> SystemTime {
 }
 
 /// What can be known to be wrong before anything starts.
-fn preflight(options: &train::Options) -> anyhow::Result<()> {
+fn preflight(options: &train::Options) -> anyhow::Result<Input> {
+    job::check_free(&options.model_dir)?;
     let support = supported::check(
         &options.config,
         if options.eval { Mode::TrainAndEval } else { Mode::Train },
@@ -120,14 +122,17 @@ fn preflight(options: &train::Options) -> anyhow::Result<()> {
     if !support.ignored.is_empty() {
         say(&format!("accepted without effect: {}", support.ignored.join(", ")));
     }
-    input::open(&options.config, input::Which::Train)?;
     job::check_model_dir(&options.model_dir, &options.config)?;
-    Ok(())
+    Ok(input::open_for_job(
+        &options.config,
+        input::Which::Train,
+        &options.model_dir,
+    )?)
 }
 
 fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::Result<()> {
-    let dropped = super::check::dropped_replicas(&options.config, &plan);
-    for warning in plan.warnings.iter().chain(&dropped) {
+    let unfit = super::check::consistency_warnings(&options.config, &plan);
+    for warning in plan.warnings.iter().chain(&unfit) {
         say(&format!("warning: {warning}"));
     }
     if !plan.ignored.is_empty() {
@@ -145,7 +150,7 @@ fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::R
         ))
         .into());
     }
-    preflight(options)?;
+    let input = preflight(options)?;
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut launch = launcher::Options::new(plan, binary, args);
@@ -164,6 +169,8 @@ fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::R
         .enable_all()
         .build()
         .context("cannot start the launcher")?;
+    // Made once, here, for all tasks.
+    input.keep_index(&options.model_dir);
     let outcome = runtime.block_on(launcher::run(launch)).map_err(|error| Failure {
         code: error.exit_code(),
         message: error.to_string(),
@@ -210,11 +217,12 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
             Placement::Balanced => Strategy::Balanced,
             Placement::RoundRobin => Strategy::RoundRobin,
         },
-        max_staleness: plan.and_then(|plan| plan.consistency.max_staleness),
+        consistency: plan.map(|plan| plan.consistency.clone()).unwrap_or_default(),
         limits,
     };
     match config.task.kind {
         TaskType::Master => {
+            job::check_free(&options.model_dir)?;
             on_signals(options.stop.clone())?;
             ended(run_master(options, &cluster, &mut Console::new()))
         }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use coati_param_server::{PsGroup, plan};
+use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
 
 use super::{Init, Outcome, Run};
@@ -61,7 +61,7 @@ impl Run {
             replica: 0,
             replicas: inner.replicas,
             synchronous: options.synchronous,
-            max_staleness: options.max_staleness,
+            max_staleness: options.consistency.max_staleness,
             data_seed: options.data_seed,
             batch_size: options.batch_size,
         });
@@ -96,9 +96,14 @@ impl Run {
     async fn load(&self, servers: &PsGroup) -> Result<u64, coati_param_server::client::Error> {
         let options = &self.options;
         let limits = &options.limits;
-        let bound = if options.synchronous { 0 } else { options.max_staleness };
+        // Synchronous gradients are never stale: nothing to make up for.
+        let consistency = if options.synchronous {
+            Consistency::default()
+        } else {
+            options.consistency
+        };
         servers
-            .configure(options.optimizer.clone(), bound, limits.formation)
+            .configure(options.optimizer.clone(), consistency, limits.formation)
             .await?;
         match &options.init {
             Init::Values(values) => {

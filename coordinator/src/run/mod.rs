@@ -91,7 +91,7 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
         replicas,
         aggregate,
         synchronous: options.synchronous,
-        max_staleness: options.max_staleness,
+        max_staleness: options.consistency.max_staleness,
     };
     let ledger = ledger::Options {
         replicas,

@@ -150,7 +150,9 @@ impl Run {
         for record in details.iter().flat_map(|(_, details)| &details.bad_records) {
             self.warn(record.clone());
         }
-        let staleness = chosen.iter().map(|reported| version.saturating_sub(reported.version));
+        let staleness = chosen
+            .iter()
+            .map(|reported| (reported.replica, version.saturating_sub(reported.version)));
         let spans: Vec<timing::Spans> = details.iter().map(|(_, details)| details.spans()).collect();
         let time = timing::attribute(begun, *committed_at, &spans);
         tracing::debug!(version = committed.version, ?time, "committed");
@@ -161,7 +163,7 @@ impl Run {
             samples: chosen.iter().map(|reported| u64::from(reported.samples)).sum(),
             epoch,
             seconds: time.named(),
-            staleness: staleness.max().unwrap_or(0),
+            staleness: staleness.collect(),
         });
         Ok((committed.version, last_step))
     }

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::consistency;
 use crate::cluster::duration;
 use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement};
 use crate::cluster::suggest;
@@ -21,8 +22,6 @@ pub(super) const KEYS: [&str; 11] = [
     "heartbeat_timeout",
     "devices",
 ];
-
-const CONSISTENCY: [&str; 1] = ["max_staleness"];
 
 /// Settings of the pipeline that people may look for here.
 const OF_THE_PIPELINE: [&str; 4] = ["sync_replicas", "replicas_to_aggregate", "mode", "synchronous"];
@@ -52,13 +51,7 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             "launcher" => coati.launcher = launcher(document, node, &key)?,
             "hosts" => hosts(document, node, &key)?,
             "placement" => coati.placement = placement(document, node, &key)?,
-            "consistency" => {
-                let inner = document.fields(node, "coati.consistency", &CONSISTENCY, pipeline)?;
-                if let Some(node) = inner.get("max_staleness") {
-                    let value = document.integer(node, "coati.consistency.max_staleness", 0, 1_000_000)?;
-                    coati.consistency.max_staleness = u64::try_from(value).ok();
-                }
-            }
+            "consistency" => coati.consistency = consistency::read(document, node, pipeline)?,
             "replication" => {
                 let replicas = document.integer(node, &key, 0, 1000)?;
                 if replicas > 0 {
@@ -100,7 +93,7 @@ fn not_built(document: &Document, at: Position, what: &str, supported: &str) -> 
     )
 }
 
-fn choice(document: &Document, node: &Node, key: &str, value: &str, known: &[&'static str]) -> Fault {
+pub(super) fn choice(document: &Document, node: &Node, key: &str, value: &str, known: &[&'static str]) -> Fault {
     let hint = suggest::nearest(value, known.iter().copied()).map_or_else(
         || format!("known are {}", known.join(", ")),
         |near| format!("did you mean `{near}`?"),
