@@ -46,3 +46,19 @@ pub(crate) fn elements(shape: &[i64]) -> Option<u64> {
         .iter()
         .try_fold(1u64, |product, &size| product.checked_mul(u64::try_from(size).ok()?))
 }
+
+/// A table of any keys and values (in order), for the fuzz tests.
+#[cfg(test)]
+pub(crate) fn fuzz_table(pairs: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
+    let mut builder = table::Builder::new();
+    for (key, value) in pairs {
+        builder.add(key, value);
+    }
+    builder.finish()
+}
+
+/// A header, for the fuzz tests.
+#[cfg(test)]
+pub(crate) fn fuzz_header(shards: i32) -> Vec<u8> {
+    prost::Message::encode_to_vec(&header::Header::new(shards, false))
+}

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::fault;
+
 /// The operating system refused something.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: cannot {action}{}: {source}{}", path.display(), Wanted(*bytes), hint(source))]
@@ -86,9 +88,12 @@ pub(crate) fn folder(path: &Path) -> &Path {
     }
 }
 
+/// Ending of a file that is being written and will be renamed.
+pub(crate) const TEMPORARY: &str = ".tmp";
+
 /// Replaces `path` by `bytes` at once: whoever reads it, after a crash too, sees the old or the new content.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = with_suffix(path, ".tmp");
+    let temporary = with_suffix(path, TEMPORARY);
     let written = write_synced(&temporary, bytes).and_then(|()| rename(&temporary, path));
     if written.is_err() {
         // The error that counts is the first one.
@@ -100,18 +105,26 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 /// Writes a file and makes its content last.
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    fault::point();
     File::create(path)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            fault::writing(bytes, |half| file.write_all(half))?;
+            file.write_all(bytes)?;
+            fault::point();
+            file.sync_all()
+        })
         .map_err(sized_error(path, "write", bytes.len() as u64))
 }
 
 /// Renames within a folder.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fault::point();
     fs::rename(from, to).map_err(error(to, "rename a file to this"))
 }
 
 /// Makes names in a folder last.
 pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
+    fault::point();
     File::open(path)
         .and_then(|folder| folder.sync_all())
         .map_err(error(path, "sync"))
@@ -119,6 +132,7 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
 
 /// Removes a file; one that is already gone is fine.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
+    fault::point();
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error(path, "remove")(source)),
         _ => Ok(()),

@@ -190,16 +190,29 @@ fn files_of(prefix: &Path) -> Result<Vec<PathBuf>, files::Error> {
     Ok(paths)
 }
 
-/// Removes checkpoints that a job of ours began and did not finish. To be called only while no job writes to the folder,
-/// that is at its start. Returns what was removed.
+/// Removes checkpoints that a job of ours began and did not finish, and files that were about to replace others. To be
+/// called only while no job writes to the folder, that is at its start. Returns the checkpoints that were removed.
 pub fn clean(model_dir: &Path) -> Result<Vec<PathBuf>, state::Error> {
     let mut removed = Vec::new();
+    // The content of a temporary file is in its final one, or was never to be seen.
+    files::remove(&with_suffix(&state::state_path(model_dir), files::TEMPORARY))?;
     for checkpoint in survey(model_dir)? {
         let name = checkpoint.prefix.file_name().unwrap_or_default().to_string_lossy();
         if checkpoint.condition == Condition::Unfinished && is_ours(&name) {
             tracing::info!(checkpoint = %checkpoint.prefix.display(), "removing an unfinished checkpoint");
             delete(&checkpoint.prefix)?;
             removed.push(checkpoint.prefix);
+        } else if is_ours(&name) {
+            for path in files_of(&checkpoint.prefix)? {
+                if path
+                    .as_os_str()
+                    .as_encoded_bytes()
+                    .ends_with(files::TEMPORARY.as_bytes())
+                {
+                    tracing::info!(path = %path.display(), "removing a file that was never finished");
+                    files::remove(&path)?;
+                }
+            }
         }
     }
     Ok(removed)

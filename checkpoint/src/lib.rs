@@ -6,9 +6,13 @@
 //! ([`keep`]).
 
 pub mod bundle;
+mod fault;
 pub mod files;
+#[cfg(test)]
+mod fuzz;
 pub mod keep;
 pub mod manifest;
+pub mod rescue;
 pub mod saver;
 pub mod show;
 pub mod state;

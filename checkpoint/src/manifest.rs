@@ -111,6 +111,14 @@ pub enum Error {
         /// What is wrong, with line and column.
         source: serde_json::Error,
     },
+    /// It contradicts itself.
+    #[error("{}: {what}\nhint: the file was damaged or written by hand; use another checkpoint", path.display())]
+    Inconsistent {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong, with the values.
+        what: String,
+    },
     /// A newer Coati wrote it.
     #[error("{}: manifest of version {found}, this Coati reads up to {VERSION}\nhint: use the Coati that wrote it ({software})", path.display())]
     Version {
@@ -149,7 +157,11 @@ impl Manifest {
                 software: head.software_version,
             });
         }
-        serde_json::from_slice(&bytes).map(Some).map_err(json)
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(json)?;
+        match manifest.data.complaint() {
+            Some(what) => Err(Error::Inconsistent { path, what }),
+            None => Ok(Some(manifest)),
+        }
     }
 
     /// The file's content.
@@ -180,6 +192,28 @@ impl Manifest {
 }
 
 impl DataPosition {
+    /// What is wrong with it: open ranges must be ascending, apart from each other, and below the position.
+    pub fn complaint(&self) -> Option<String> {
+        let mut free = 0;
+        for range in &self.open {
+            let of = format!("open records {}+{}", range.start, range.count);
+            let Some(end) = range.start.checked_add(range.count) else {
+                return Some(format!("{of} end beyond any position"));
+            };
+            if range.count == 0 {
+                return Some(format!("{of} are none"));
+            }
+            if range.start < free {
+                return Some(format!("{of} begin before the end of the range before them, {free}"));
+            }
+            if end > self.position {
+                return Some(format!("{of} reach beyond the position, {}", self.position));
+            }
+            free = end;
+        }
+        None
+    }
+
     /// Records that committed steps have used.
     pub fn records_seen(&self) -> u64 {
         let open = self

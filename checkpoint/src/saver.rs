@@ -16,6 +16,18 @@ pub fn prefix(model_dir: &Path, step: u64) -> PathBuf {
     model_dir.join(format!("model.ckpt-{step}"))
 }
 
+/// Makes way for a checkpoint of which servers are about to write the data files: an older one of the same step (training
+/// went back behind it) must not be taken for complete while its files are replaced one by one.
+pub fn begin(prefix: &Path) -> Result<(), state::Error> {
+    files::remove(&manifest::path(prefix))?;
+    files::remove(&index_path(prefix))?;
+    // What stays is written over, or has the number of servers of another time in its name and belongs to nothing.
+    for path in keep::data_files(prefix)? {
+        let _ = files::remove(&path);
+    }
+    Ok(())
+}
+
 /// Completes a checkpoint whose data files are all written: index, then manifest (its `files` are filled in here). When
 /// that fails, the checkpoint is removed; older ones are untouched. The state file follows with [`keep::update`].
 pub fn publish(
@@ -73,7 +85,7 @@ pub fn save(
     let model_dir = folder(prefix);
     fs::create_dir_all(model_dir).map_err(files::error(model_dir, "make"))?;
     let targets = [data_path(prefix, 0, 1), index_path(prefix), manifest::path(prefix)];
-    let temporary = targets.clone().map(|path| with_suffix(&path, ".tmp"));
+    let temporary = targets.clone().map(|path| with_suffix(&path, files::TEMPORARY));
     let prepared = prepare(&targets, &temporary, tensors, integers, manifest);
     let Ok(with_manifest) = prepared else {
         for path in &temporary {

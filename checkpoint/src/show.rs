@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::bundle::{Reader, dtype_name, index_path};
 use crate::files::folder;
+use crate::manifest::OpenRange;
 use crate::state::{self, Checkpoint, Condition};
 
 /// A folder's checkpoints, and what is in the one that counts.
@@ -30,9 +31,9 @@ pub struct Summary {
     pub prefix: PathBuf,
     /// Its global step.
     pub step: u64,
-    /// `complete`, `unfinished` or `broken`
+    /// `complete`, `unfinished`, `newer` (a newer Coati wrote it) or `broken`
     pub condition: &'static str,
-    /// What is broken.
+    /// What is broken, or newer.
     pub problem: Option<String>,
     /// `coati` when there is a manifest, else `tensorflow`.
     pub writer: &'static str,
@@ -44,6 +45,11 @@ pub struct Summary {
     pub records_seen: Option<u64>,
     /// The epoch that training was in, counted from 0.
     pub epoch: Option<u64>,
+    /// Training records in an epoch.
+    pub record_count: Option<u64>,
+    /// Positions of the endless record sequence that were leased to replicas or had come back, and are used first by
+    /// whoever goes on from here.
+    pub outstanding_leases: Option<Vec<OpenRange>>,
     /// Training replicas.
     pub replicas: Option<u32>,
     /// Records of one replica's step.
@@ -75,7 +81,7 @@ pub fn report(path: &Path) -> Result<Report, state::Error> {
     let found = state::survey(path)?;
     let latest = match state::latest(path) {
         // A folder whose checkpoint is broken is just what one looks at here.
-        Err(state::Error::Gone { .. }) => None,
+        Err(state::Error::Gone { .. } | state::Error::Newer { .. }) => None,
         latest => latest?.map(|latest| Reader::open(&latest.prefix)).transpose()?,
     };
     Ok(describe(path, &found, latest.as_ref()))
@@ -102,6 +108,7 @@ fn summary(checkpoint: &Checkpoint) -> Summary {
     let (condition, problem) = match &checkpoint.condition {
         Condition::Complete => ("complete", None),
         Condition::Unfinished => ("unfinished", None),
+        Condition::Newer(what) => ("newer", Some(what.clone())),
         Condition::Broken(what) => ("broken", Some(what.clone())),
     };
     let manifest = checkpoint.manifest.as_ref();
@@ -125,6 +132,8 @@ fn summary(checkpoint: &Checkpoint) -> Summary {
         wall_time: manifest.map(|manifest| manifest.wall_time),
         records_seen: manifest.map(crate::manifest::Manifest::records_seen),
         epoch: manifest.map(crate::manifest::Manifest::epoch),
+        record_count: manifest.map(|manifest| manifest.record_count),
+        outstanding_leases: manifest.map(|manifest| manifest.data.open.clone()),
         replicas: manifest.map(|manifest| manifest.replicas),
         batch_size: manifest.map(|manifest| manifest.batch_size),
         software_version: manifest.map(|manifest| manifest.software_version.clone()),

@@ -33,6 +33,14 @@ pub enum Error {
         /// What the state names.
         prefix: PathBuf,
     },
+    /// The folder goes on with a newer Coati; going back behind its steps must be somebody's decision.
+    #[error("{what}; or move {}.* away to go on from an older checkpoint", prefix.display())]
+    Newer {
+        /// The newest such checkpoint.
+        prefix: PathBuf,
+        /// What its manifest says, with a hint.
+        what: String,
+    },
     /// The `checkpoint` file is no such file.
     #[error("{}: not a readable checkpoint state: {what}\nhint: its first line should read like: model_checkpoint_path: \"model.ckpt-2000\"", path.display())]
     State {
@@ -65,7 +73,15 @@ pub fn list(model_dir: &Path) -> Result<Vec<Checkpoint>, Error> {
 /// that file was written (the process ended in between), or the newest of those that are complete when the named one is
 /// not, takes its place. A folder with a state file and no complete checkpoint is an error, not a fresh start.
 pub fn latest(model_dir: &Path) -> Result<Option<Latest>, Error> {
-    let complete = list(model_dir)?;
+    let found = survey(model_dir)?;
+    let newer = found.iter().rev().find_map(|checkpoint| match &checkpoint.condition {
+        Condition::Newer(what) => Some((checkpoint.prefix.clone(), checkpoint.step, what.clone())),
+        _ => None,
+    });
+    let complete: Vec<Checkpoint> = found
+        .into_iter()
+        .filter(|checkpoint| checkpoint.condition == Condition::Complete)
+        .collect();
     let state = State::read(model_dir)?;
     let state_time = modified(&state_path(model_dir));
     let listed = |checkpoint: &Checkpoint| {
@@ -95,6 +111,11 @@ pub fn latest(model_dir: &Path) -> Result<Option<Latest>, Error> {
             .rfind(|checkpoint| checkpoint.step > named.step && !listed(checkpoint) && checkpoint.manifest.is_some())
             .filter(|checkpoint| modified(&manifest::path(&checkpoint.prefix)) > state_time),
     };
+    if let Some((prefix, step, what)) = newer
+        && named.as_ref().is_none_or(|named| named.step < step)
+    {
+        return Err(Error::Newer { prefix, what });
+    }
     if let (None, Some(state)) = (&named, &state) {
         let prefix = resolve(model_dir, &state.latest);
         let Some(newest) = newest else {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use coati_checkpoint::manifest::{Manifest, SavedFile, path};
+use coati_checkpoint::manifest::{DataPosition, Manifest, OpenRange, SavedFile, path};
 
 use crate::support::{fixture, manifest};
 
@@ -69,4 +69,36 @@ fn versions_and_nonsense_are_told_apart() {
     let broken = read("{\"version\": 1,\n\"job_id\": 7}");
     assert!(broken.contains("line 2"), "{broken}");
     assert!(read("").contains("model.ckpt-1.coati.json"));
+}
+
+#[test]
+fn a_data_position_that_contradicts_itself_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("model.ckpt-1");
+    let read = |position: u64, open: &[(u64, u64)]| {
+        let mut manifest = golden();
+        manifest.data = DataPosition {
+            position,
+            open: open.iter().map(|&(start, count)| OpenRange { start, count }).collect(),
+        };
+        manifest.write(&prefix).unwrap();
+        Manifest::read(&prefix).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(read(100, &[]), Ok(()));
+    assert_eq!(read(100, &[(0, 8), (8, 8), (92, 8)]), Ok(()));
+    for (open, what) in [
+        (&[(90, 11)][..], "open records 90+11 reach beyond the position, 100"),
+        (&[(10, 0)], "open records 10+0 are none"),
+        (
+            &[(10, 8), (17, 2)],
+            "open records 17+2 begin before the end of the range before them, 18",
+        ),
+        (&[(u64::MAX, 2)], "end beyond any position"),
+    ] {
+        let error = read(100, open).unwrap_err();
+        assert!(
+            error.contains("model.ckpt-1.coati.json") && error.contains(what) && error.contains("hint: "),
+            "{error}"
+        );
+    }
 }

@@ -9,7 +9,7 @@ use coati_checkpoint::bundle::{DataFileWriter, Reader, write_index};
 use coati_checkpoint::keep::{self, Options};
 use coati_checkpoint::saver::{self, prefix};
 use coati_checkpoint::state::{self, Condition, Latest, State};
-use coati_checkpoint::{manifest, show};
+use coati_checkpoint::{manifest, rescue, show};
 
 use crate::support::{counting, manifest as make_manifest};
 
@@ -320,5 +320,95 @@ fn saving_the_same_step_again_replaces_it() {
     assert!(
         !names(dir.path()).iter().any(|name| name.ends_with("of-00002")),
         "data files of the one before"
+    );
+}
+
+#[test]
+fn a_checkpoint_of_a_newer_coati_is_not_gone_back_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), 5);
+    let newest = save(dir.path(), 10);
+    let path = manifest::path(&newest);
+    let old = fs::read_to_string(&path).unwrap();
+    fs::write(&path, r#"{"version": 2, "software_version": "9.1", "journal": []}"#).unwrap();
+    let error = state::latest(dir.path()).unwrap_err().to_string();
+    for word in [
+        "model.ckpt-10.coati.json: manifest of version 2, this Coati reads up to 1",
+        "hint: use the Coati that wrote it (9.1); or move ",
+        "model.ckpt-10.* away",
+    ] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert_eq!(
+        keep::clean(dir.path()).unwrap(),
+        [] as [PathBuf; 0],
+        "it is not ours to judge"
+    );
+    let shown = show::report(dir.path()).unwrap();
+    assert_eq!((shown.checkpoints[1].condition, shown.latest), ("newer", None));
+    // Whoever chose the older one by hand knows.
+    fs::write(&path, old).unwrap();
+    let older = save(dir.path(), 7);
+    fs::write(manifest::path(&older), r#"{"version": 2}"#).unwrap();
+    fs::write(
+        dir.path().join("checkpoint"),
+        "model_checkpoint_path: \"model.ckpt-10\"\n",
+    )
+    .unwrap();
+    assert_eq!(latest_step(dir.path()), Some(10), "an older one does not matter");
+}
+
+#[test]
+fn an_older_checkpoint_that_is_whole_is_offered() {
+    let dir = tempfile::tempdir().unwrap();
+    let prefixes = [5, 10, 15].map(|step| save_unlisted(dir.path(), step));
+    let flip = |prefix: &Path| {
+        let data = coati_checkpoint::bundle::data_path(prefix, 0, 1);
+        let mut bytes = fs::read(&data).unwrap();
+        bytes[7] ^= 4;
+        fs::write(&data, bytes).unwrap();
+    };
+    flip(&prefixes[2]);
+    assert_eq!(rescue::newest_whole_before(&prefixes[2]), Some(prefixes[1].clone()));
+    // One that is complete by names and sizes, and is not whole.
+    flip(&prefixes[1]);
+    assert_eq!(rescue::newest_whole_before(&prefixes[2]), Some(prefixes[0].clone()));
+    let error = Reader::open(&prefixes[2]).unwrap().read_f32("b").unwrap_err();
+    let (message, hint) = rescue::explain(&prefixes[2], &error);
+    assert!(
+        message.contains("tensor \"b\"") && message.contains("model.ckpt-15.data-00000-of-00001"),
+        "{message}"
+    );
+    let hint = hint.unwrap();
+    assert!(
+        hint.contains("model.ckpt-5 is whole") && hint.contains("model.ckpt-15.* away"),
+        "{hint}"
+    );
+    flip(&prefixes[0]);
+    let hint = rescue::explain(&prefixes[2], &error).1.unwrap();
+    assert!(hint.contains("holds no older checkpoint that is whole"), "{hint}");
+    // Nothing is wrong with the files when a name is.
+    let error = Reader::open(&prefixes[2]).unwrap().read_f32("c").unwrap_err();
+    assert!(
+        !rescue::explain(&prefixes[2], &error)
+            .1
+            .unwrap_or_default()
+            .contains("whole")
+    );
+}
+
+#[test]
+fn outstanding_leases_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), 5);
+    let report = show::report(dir.path()).unwrap();
+    let json = serde_json::to_value(&report.checkpoints[0]).unwrap();
+    assert_eq!(
+        json["outstanding_leases"],
+        serde_json::json!([{"start": 47_992, "count": 8}])
+    );
+    assert_eq!(
+        (&json["records_seen"], &json["epoch"], &json["record_count"]),
+        (&48_008.into(), &164.into(), &292.into())
     );
 }

@@ -29,6 +29,10 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints as they appear, or the newest one with --run_once.
     Eval(EvalArgs),
+    /// Show a cluster job that runs: where its tasks are and how far it has come.
+    Status(StatusArgs),
+    /// Give a cluster job that runs more workers or fewer.
+    Scale(ScaleArgs),
     /// Check the files of a job and print the effective configuration, without starting anything.
     Check(CheckArgs),
     /// Make, import and look at data sets.
@@ -119,6 +123,29 @@ pub(crate) struct EvalArgs {
     /// Give up after this many seconds without a new checkpoint (without --run_once).
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub eval_timeout_secs: u64,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct StatusArgs {
+    /// The job's folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub model_dir: PathBuf,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct ScaleArgs {
+    /// The job's folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub model_dir: PathBuf,
+    /// How many workers the job shall have beside the master.
+    #[arg(long, value_name = "N")]
+    pub workers: u32,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }

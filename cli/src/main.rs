@@ -18,6 +18,8 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => commands::train::run(args, cli.verbose),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Status(args) => commands::status::run(&args),
+        Command::Scale(args) => commands::scale::run(&args),
         Command::Check(args) => commands::check::run(&args),
         Command::Data(command) => commands::data::run(command),
         Command::Checkpoint(command) => commands::checkpoint::run(&command),

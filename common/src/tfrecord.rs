@@ -4,11 +4,13 @@
 
 mod error;
 mod index;
+mod kept;
 mod reader;
 mod writer;
 
 pub use error::{Error, Location};
 pub use index::{IndexedFile, RecordSpan, index_file, read_at};
+pub use kept::index_path;
 pub use reader::Reader;
 pub use writer::Writer;
 

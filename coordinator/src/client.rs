@@ -17,8 +17,14 @@ use crate::membership::Identity;
 /// One long poll.
 const POLL: Duration = Duration::from_secs(10);
 
+/// While the cluster forms, `say` is called so often.
+const PLAN_POLL: Duration = Duration::from_secs(2);
+
 /// A short call.
 const CALL: Duration = Duration::from_secs(30);
+
+/// Taking leave: whoever is not heard leaves all the same.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// A broken connection is tried again for so long: every call that is repeated changes nothing.
 const RETRY_FOR: Duration = Duration::from_secs(3);
@@ -61,6 +67,9 @@ pub enum Error {
     /// The job failed meanwhile.
     #[error("the job failed: {0}")]
     Aborted(String),
+    /// The job ended in order meanwhile.
+    #[error("the job ended: {0}")]
+    Ended(String),
     /// The cluster did not form in time.
     #[error("{peer}: waited {waited:.0} s for the cluster to form; it waits for {waiting_for}")]
     Forming {
@@ -82,6 +91,8 @@ pub enum Directive {
     Drain(String),
     /// Leave with failure.
     Abort(String),
+    /// The coordinator began a new incarnation, counts this task as lost, or does not answer: join again.
+    Rejoin(String),
 }
 
 #[derive(Debug)]
@@ -96,6 +107,7 @@ pub struct Client {
     rpc: CoordinatorClient<Channel>,
     job: v1::JobRef,
     task: v1::Task,
+    generation: u32,
     shared: Arc<Shared>,
     heartbeat: JoinHandle<()>,
 }
@@ -143,6 +155,7 @@ impl Client {
             rpc.clone(),
             job.clone(),
             task.clone(),
+            reply.generation,
             Arc::clone(&shared),
             interval,
             silence,
@@ -152,6 +165,7 @@ impl Client {
             rpc,
             job,
             task,
+            generation: reply.generation,
             shared,
             heartbeat,
         })
@@ -176,6 +190,15 @@ impl Client {
             .clone()
     }
 
+    /// A coordinator that has closed may have said before how the job ended.
+    fn check_end(&self) -> Result<(), Error> {
+        match self.directive() {
+            Directive::Abort(reason) => Err(Error::Aborted(reason)),
+            Directive::Drain(reason) => Err(Error::Ended(reason)),
+            Directive::Continue | Directive::Rejoin(_) => Ok(()),
+        }
+    }
+
     /// Waits for the cluster to form; `say` hears now and then who is missing.
     pub async fn plan(&mut self, deadline: Duration, mut say: impl FnMut(&str)) -> Result<v1::JobPlan, Error> {
         let begun = Instant::now();
@@ -184,12 +207,14 @@ impl Client {
             let request = v1::GetPlanRequest {
                 job: Some(self.job.clone()),
                 task: Some(self.task.clone()),
-                wait_ms: POLL.as_millis() as u32,
+                wait_ms: PLAN_POLL.as_millis() as u32,
+                generation: self.generation,
             };
             let limit = POLL + CALL + call_headroom();
             let reply = match call(&self.peer, "the plan of the job", limit, self.rpc.get_plan(request)).await {
                 Ok(reply) => reply,
                 Err(error) => {
+                    self.check_end()?;
                     patience.bear(error).await?;
                     continue;
                 }
@@ -212,13 +237,28 @@ impl Client {
         }
     }
 
+    /// Leaves the job: in order, or because this replica cannot go on, which ends the job.
+    pub async fn leave(&mut self, failed: bool, reason: &str) -> Result<(), Error> {
+        let request = v1::LeaveRequest {
+            job: Some(self.job.clone()),
+            task: Some(self.task.clone()),
+            generation: self.generation,
+            failed,
+            reason: reason.to_owned(),
+        };
+        call(&self.peer, "leaving", LEAVE, self.rpc.leave(request)).await?;
+        Ok(())
+    }
+
     /// The next batches.
     pub async fn lease(&mut self, replica: u32, batches: u32) -> Result<(Vec<v1::BatchLease>, bool), Error> {
         let request = v1::LeaseRequest {
             job: Some(self.job.clone()),
             replica,
             batches,
+            generation: self.generation,
         };
+        // Not repeated: what a lost answer handed out goes back when the replica joins again.
         let reply = call(&self.peer, "a lease of records", CALL, self.rpc.lease(request)).await?;
         Ok((reply.leases, reply.exhausted))
     }
@@ -231,6 +271,7 @@ impl Client {
     ) -> Result<v1::ReportReply, Error> {
         let request = v1::ReportRequest {
             wait_ms: POLL.as_millis() as u32,
+            generation: self.generation,
             ..request
         };
         let mut patience = Patience::default();
@@ -246,6 +287,7 @@ impl Client {
             {
                 Ok(reply) => reply,
                 Err(error) => {
+                    self.check_end()?;
                     patience.bear(error).await?;
                     continue;
                 }
@@ -260,11 +302,41 @@ impl Client {
     }
 }
 
+impl Error {
+    /// Whether joining again may help: the coordinator was started again, began a new incarnation, or did not hear of this
+    /// task for too long.
+    pub fn calls_for_rejoining(&self) -> bool {
+        match self {
+            Self::Rpc(error) => calls_for_rejoining(error),
+            _ => false,
+        }
+    }
+
+    /// The reason, if the job is over in order.
+    pub fn job_ended(&self) -> Option<String> {
+        match self {
+            Self::Rpc(error) if error.code() == Some(ErrorCode::JobEnded) => Some(error.to_string()),
+            Self::Ended(reason) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// As [`Error::calls_for_rejoining`], of the coordinator's or a parameter server's answer.
+pub fn calls_for_rejoining(error: &rpc::Error) -> bool {
+    let moved_on = matches!(
+        error.code(),
+        Some(ErrorCode::StaleIncarnation | ErrorCode::NotMember | ErrorCode::UnknownVersion)
+    );
+    moved_on || error.is_absence()
+}
+
 async fn beat(
     peer: Peer,
     mut rpc: CoordinatorClient<Channel>,
     job: v1::JobRef,
     task: v1::Task,
+    generation: u32,
     shared: Arc<Shared>,
     interval: Duration,
     silence: Duration,
@@ -276,6 +348,7 @@ async fn beat(
             job: Some(job.clone()),
             task: Some(task.clone()),
             activity: activity.to_owned(),
+            generation,
         };
         let directive = match call(&peer, "a heartbeat", silence, rpc.heartbeat(request)).await {
             Ok(reply) => {
@@ -286,8 +359,9 @@ async fn beat(
                     _ => Directive::Continue,
                 }
             }
-            Err(error) if answered.elapsed() >= silence || !error.retryable() => Directive::Abort(error.to_string()),
-            Err(_) => Directive::Continue,
+            Err(error) if answered.elapsed() < silence && error.retryable() => Directive::Continue,
+            Err(error) if calls_for_rejoining(&error) => Directive::Rejoin(error.to_string()),
+            Err(error) => Directive::Abort(error.to_string()),
         };
         let over = directive != Directive::Continue;
         *shared.directive.lock().unwrap_or_else(PoisonError::into_inner) = directive;

@@ -1,14 +1,13 @@
 //! Which contributions become the next step. One table serves synchronous training, backup workers, bounded staleness and
 //! asynchronous training.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Training replicas.
-    pub replicas: u32,
-    /// Contributions of one version that make a step in synchronous training; fewer than `replicas` makes the slowest backups.
+    /// Contributions of one version that make a step in synchronous training; 0 means those of all replicas that take part,
+    /// fewer than those makes the slowest backups.
     pub aggregate: u32,
     /// A step takes contributions of its own version only.
     pub synchronous: bool,
@@ -48,24 +47,24 @@ pub struct Clock {
     options: Options,
     version: u64,
     arrivals: u64,
+    /// Ranks that a synchronous step waits for.
+    active: BTreeSet<u32>,
     /// By rank: order of arrival and the contribution.
     pending: BTreeMap<u32, (u64, Reported)>,
+    /// On their way into the next version.
+    committing: Vec<Reported>,
 }
 
 impl Clock {
-    /// At `version`, with nothing reported.
-    pub fn new(options: Options, version: u64) -> Self {
-        let replicas = options.replicas.max(1);
-        let options = Options {
-            replicas,
-            aggregate: options.aggregate.clamp(1, replicas),
-            ..options
-        };
+    /// At `version`, with nothing reported; these ranks take part.
+    pub fn new(options: Options, version: u64, active: impl IntoIterator<Item = u32>) -> Self {
         Self {
             options,
             version,
             arrivals: 0,
+            active: active.into_iter().collect(),
             pending: BTreeMap::new(),
+            committing: Vec::new(),
         }
     }
 
@@ -74,13 +73,36 @@ impl Clock {
         self.version
     }
 
+    /// Ranks that take part, ascending.
+    pub fn active(&self) -> &BTreeSet<u32> {
+        &self.active
+    }
+
+    /// Steps wait for this rank from now on. False if they did before.
+    pub fn activate(&mut self, rank: u32) -> bool {
+        self.active.insert(rank)
+    }
+
+    /// Steps no longer wait for this rank; what it has reported still counts. False if they did not before.
+    pub fn deactivate(&mut self, rank: u32) -> bool {
+        self.active.remove(&rank)
+    }
+
+    /// Takes back a report that no commit is using.
+    pub fn forget(&mut self, rank: u32) -> Option<Reported> {
+        self.pending.remove(&rank).map(|(_, reported)| reported)
+    }
+
+    /// Whether the records of this lease are in a contribution that waits for its fate.
+    pub fn uses(&self, lease: u64) -> bool {
+        let pending = self.pending.values().map(|(_, reported)| reported);
+        pending.chain(&self.committing).any(|reported| reported.lease == lease)
+    }
+
     /// Takes a report; the same one again changes nothing.
     pub fn report(&mut self, reported: Reported) {
-        if self
-            .pending
-            .get(&reported.replica)
-            .is_some_and(|(_, known)| *known == reported)
-        {
+        let known = self.pending.get(&reported.replica).map(|(_, known)| known);
+        if known == Some(&reported) || self.committing.contains(&reported) {
             return;
         }
         self.arrivals += 1;
@@ -98,12 +120,7 @@ impl Clock {
         if !late.is_empty() {
             return Decision::Drop(late);
         }
-        let wanted = if self.options.synchronous {
-            self.options.aggregate as usize
-        } else {
-            1
-        };
-        if self.pending.len() >= wanted {
+        if let Some(wanted) = self.enough() {
             let mut first: Vec<(u64, Reported)> = self.pending.values().copied().collect();
             first.sort_by_key(|&(arrival, _)| arrival);
             first.truncate(wanted);
@@ -111,24 +128,42 @@ impl Clock {
             chosen.sort_by_key(|reported| reported.replica);
             return Decision::Commit(chosen);
         }
-        Decision::Wait(
-            (0..self.options.replicas)
-                .filter(|rank| !self.pending.contains_key(rank))
-                .collect(),
-        )
+        let silent = self.active.iter().filter(|rank| !self.pending.contains_key(rank));
+        Decision::Wait(silent.copied().collect())
     }
 
-    /// Carries out a decision; a commit makes a version.
-    pub fn settle(&mut self, decision: &Decision) {
+    /// How many contributions make a step now, if there are so many.
+    fn enough(&self) -> Option<usize> {
+        let there = self.pending.len();
+        if !self.options.synchronous {
+            return (there > 0).then_some(1);
+        }
+        let all = self.active.iter().all(|rank| self.pending.contains_key(rank));
+        if there > 0 && all && self.options.aggregate == 0 {
+            return Some(there);
+        }
+        // Of fewer replicas than `aggregate`, all make a step.
+        let wanted = self.options.aggregate as usize;
+        (wanted > 0 && there > 0 && (all || there >= wanted)).then_some(wanted.min(there))
+    }
+
+    /// Takes the decision's contributions off the table; those of a commit count as under way until [`Clock::committed`].
+    pub fn begin(&mut self, decision: &Decision) {
         let (Decision::Commit(gone) | Decision::Drop(gone)) = decision else {
             return;
         };
         for reported in gone {
             self.pending.remove(&reported.replica);
         }
-        if matches!(decision, Decision::Commit(_)) {
-            self.version += 1;
+        if let Decision::Commit(chosen) = decision {
+            self.committing.clone_from(chosen);
         }
+    }
+
+    /// The commit that was begun is done on all servers: there is a new version.
+    pub fn committed(&mut self) {
+        self.committing.clear();
+        self.version += 1;
     }
 
     fn is_late(&self, reported: &Reported) -> bool {
@@ -147,15 +182,12 @@ mod tests {
     use super::*;
 
     fn clock(aggregate: u32, synchronous: bool) -> Clock {
-        Clock::new(
-            Options {
-                replicas: 3,
-                aggregate,
-                synchronous,
-                max_staleness: 1,
-            },
-            0,
-        )
+        let options = Options {
+            aggregate,
+            synchronous,
+            max_staleness: 1,
+        };
+        Clock::new(options, 0, 0..3)
     }
 
     fn reported(replica: u32, version: u64) -> Reported {
@@ -164,13 +196,20 @@ mod tests {
             sequence: version,
             version,
             samples: 8,
-            lease: 0,
+            lease: u64::from(replica) + 100,
+        }
+    }
+
+    fn settle(clock: &mut Clock, decision: &Decision) {
+        clock.begin(decision);
+        if matches!(decision, Decision::Commit(_)) {
+            clock.committed();
         }
     }
 
     #[test]
     fn synchronous_waits_for_all_and_sums_in_rank_order() {
-        let mut clock = clock(3, true);
+        let mut clock = clock(0, true);
         clock.report(reported(2, 0));
         clock.report(reported(0, 0));
         assert_eq!(clock.decide(), Decision::Wait(vec![1]));
@@ -180,7 +219,7 @@ mod tests {
             decision,
             Decision::Commit(vec![reported(0, 0), reported(1, 0), reported(2, 0)])
         );
-        clock.settle(&decision);
+        settle(&mut clock, &decision);
         assert_eq!(clock.version(), 1);
         assert_eq!(clock.decide(), Decision::Wait(vec![0, 1, 2]));
     }
@@ -189,24 +228,25 @@ mod tests {
     fn a_backup_worker_that_comes_late_is_dropped() {
         let mut clock = clock(2, true);
         clock.report(reported(2, 0));
+        assert_eq!(clock.decide(), Decision::Wait(vec![0, 1]));
         clock.report(reported(0, 0));
         let decision = clock.decide();
         assert_eq!(decision, Decision::Commit(vec![reported(0, 0), reported(2, 0)]));
-        clock.settle(&decision);
+        settle(&mut clock, &decision);
         clock.report(reported(1, 0));
         assert_eq!(clock.decide(), Decision::Drop(vec![reported(1, 0)]));
     }
 
     #[test]
     fn asynchronous_takes_each_as_it_comes_within_the_bound() {
-        let mut clock = clock(3, false);
+        let mut clock = clock(0, false);
         for replica in [1, 0] {
             clock.report(reported(replica, 0));
         }
         for expected in [1, 0] {
             let decision = clock.decide();
             assert_eq!(decision, Decision::Commit(vec![reported(expected, 0)]));
-            clock.settle(&decision);
+            settle(&mut clock, &decision);
         }
         clock.report(reported(2, 0));
         assert_eq!(
@@ -214,5 +254,40 @@ mod tests {
             Decision::Drop(vec![reported(2, 0)]),
             "two versions behind, one allowed"
         );
+    }
+
+    #[test]
+    fn nobody_waits_for_a_rank_that_is_gone_and_what_it_reported_counts() {
+        let mut clock = clock(0, true);
+        clock.report(reported(0, 0));
+        clock.report(reported(1, 0));
+        assert!(clock.deactivate(2));
+        assert!(clock.deactivate(1));
+        let decision = clock.decide();
+        assert_eq!(decision, Decision::Commit(vec![reported(0, 0), reported(1, 0)]));
+        clock.begin(&decision);
+        assert!(clock.uses(101), "its records are under way");
+        assert_eq!(clock.forget(1), None, "a commit is using it");
+        clock.committed();
+        assert!(!clock.uses(101));
+        assert!(clock.activate(2));
+        assert_eq!(clock.decide(), Decision::Wait(vec![0, 2]));
+    }
+
+    #[test]
+    fn with_fewer_replicas_than_a_step_wants_all_make_a_step() {
+        let mut clock = clock(2, true);
+        clock.deactivate(0);
+        clock.deactivate(1);
+        clock.report(reported(2, 0));
+        assert_eq!(clock.decide(), Decision::Commit(vec![reported(2, 0)]));
+    }
+
+    #[test]
+    fn a_report_can_be_taken_back() {
+        let mut clock = clock(0, true);
+        clock.report(reported(1, 0));
+        assert_eq!(clock.forget(1), Some(reported(1, 0)));
+        assert_eq!(clock.decide(), Decision::Wait(vec![0, 1, 2]));
     }
 }

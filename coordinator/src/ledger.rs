@@ -2,7 +2,8 @@
 //!
 //! In synchronous training with every replica in every step, batch `k` of rank `r` of `R` is block `k * R + r`: what a
 //! replica gets does not depend on who asks first. Otherwise blocks go out in the order of asking. Blocks that come back
-//! (dropped contributions) go out first.
+//! (dropped contributions, replicas that are gone) go out first. When replicas come or go, the assignment begins anew behind
+//! everything that was handed out ([`Ledger::rebase`]).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -40,8 +41,8 @@ pub struct Ledger {
     options: Options,
     /// Positions below were used before this run (but for those that came back).
     start: u64,
-    /// Batches that each rank got, in lockstep.
-    batches: Vec<u64>,
+    /// Ranks that share the blocks from `start` on, ascending, and the blocks that each got, in lockstep.
+    shares: BTreeMap<u32, u64>,
     /// The next block, otherwise.
     next_block: u64,
     next_id: u64,
@@ -65,7 +66,7 @@ impl Ledger {
         let mut ledger = Self {
             options,
             start: from.position,
-            batches: vec![0; options.replicas as usize],
+            shares: (0..options.replicas).map(|rank| (rank, 0)).collect(),
             next_block: 0,
             next_id: 1,
             returned: VecDeque::new(),
@@ -96,6 +97,10 @@ impl Ledger {
 
     /// The next batch of a replica.
     pub fn lease(&mut self, replica: u32) -> Lease {
+        if self.options.lockstep && !self.shares.contains_key(&replica) {
+            let ranks: Vec<u32> = self.shares.keys().copied().chain([replica]).collect();
+            self.rebase(ranks);
+        }
         let (first, count) = self.next_range(replica);
         let lease = Lease {
             id: self.next_id,
@@ -119,13 +124,12 @@ impl Ledger {
             }
             return (range.start, range.count.min(batch));
         }
-        let block = if self.options.lockstep {
-            let rank = u64::from(replica);
-            let taken = self.batches.get_mut(replica as usize);
-            taken.map_or(rank, |taken| {
-                *taken += 1;
-                (*taken - 1) * u64::from(self.options.replicas) + rank
-            })
+        let sharing = self.shares.len() as u64;
+        let place = self.shares.range(..replica).count() as u64;
+        let share = self.shares.get_mut(&replica).filter(|_| self.options.lockstep);
+        let block = if let Some(taken) = share {
+            *taken += 1;
+            (*taken - 1) * sharing + place
         } else {
             self.next_block += 1;
             self.next_block - 1
@@ -133,9 +137,47 @@ impl Ledger {
         (self.start + block * batch, batch)
     }
 
-    /// Batches that a replica was given in lockstep.
-    pub fn batches_of(&self, replica: u32) -> u64 {
-        self.batches.get(replica as usize).copied().unwrap_or(0)
+    /// Begins the assignment anew for these ranks, behind everything that was handed out. Blocks between that were meant
+    /// for others go to whoever asks next.
+    pub fn rebase(&mut self, ranks: impl IntoIterator<Item = u32>) {
+        self.shares = ranks.into_iter().map(|rank| (rank, 0)).collect();
+        if !self.options.lockstep {
+            return;
+        }
+        let open = self.open.values().map(|lease| (lease.first, lease.first + lease.count));
+        let used = self.used.iter().map(|(&first, &end)| (first, end));
+        let returned = self
+            .returned
+            .iter()
+            .map(|range| (range.start, range.start + range.count));
+        let mut taken: Vec<(u64, u64)> = open.chain(used).chain(returned).collect();
+        taken.sort_unstable();
+        let mut end = self.watermark;
+        for (first, until) in taken {
+            if first > end {
+                self.returned.push_back(OpenRange {
+                    start: end,
+                    count: first - end,
+                });
+            }
+            end = end.max(until);
+        }
+        self.start = end;
+    }
+
+    /// A lease that is open.
+    pub fn lease_of(&self, id: u64) -> Option<Lease> {
+        self.open.get(&id).copied()
+    }
+
+    /// Leases whose fate is not decided.
+    pub fn open(&self) -> impl Iterator<Item = Lease> {
+        self.open.values().copied()
+    }
+
+    /// How many of them a rank has.
+    pub fn open_of(&self, replica: u32) -> u64 {
+        self.open.values().filter(|lease| lease.replica == replica).count() as u64
     }
 
     /// Records that committed steps of this run have used.
@@ -151,7 +193,34 @@ impl Ledger {
         });
         let Some(lease) = lease else { return };
         self.records += lease.count;
-        self.used.insert(lease.first, lease.first + lease.count);
+        self.use_range(lease.first, lease.count);
+    }
+
+    /// These positions were used by a step that was committed before this ledger was made.
+    pub fn replay(&mut self, first: u64, count: u64) {
+        // A resumed job hands out what came back before it goes on.
+        let mut rest = VecDeque::new();
+        for range in std::mem::take(&mut self.returned) {
+            let end = range.start + range.count;
+            if end <= first || range.start >= first + count {
+                rest.push_back(range);
+                continue;
+            }
+            for (from, to) in [(range.start, first), (first + count, end)] {
+                if to > from {
+                    rest.push_back(OpenRange {
+                        start: from,
+                        count: to - from,
+                    });
+                }
+            }
+        }
+        self.returned = rest;
+        self.use_range(first, count);
+    }
+
+    fn use_range(&mut self, first: u64, count: u64) {
+        self.used.insert(first, first + count);
         while let Some(entry) = self.used.first_entry().filter(|entry| *entry.key() <= self.watermark) {
             self.watermark = self.watermark.max(entry.remove());
         }
@@ -233,6 +302,42 @@ mod tests {
         assert_eq!(ledger.lease(1).first, 0);
     }
 
+    #[test]
+    fn when_a_rank_goes_the_others_share_what_was_meant_for_it() {
+        let mut ledger = ledger(3, true);
+        let mine: Vec<Lease> = (0..2).map(|_| ledger.lease(0)).collect();
+        let lost = ledger.lease(1);
+        ledger.complete(mine[0].id);
+        ledger.give_back(lost.id);
+        ledger.rebase([0, 2]);
+        // Blocks 1 (came back) and 2 (never went out), then those behind everything that went out.
+        let firsts: Vec<u64> = [0, 2, 0, 2, 0].iter().map(|&rank| ledger.lease(rank).first).collect();
+        assert_eq!(firsts, [4, 8, 16, 20, 24]);
+        assert_eq!((ledger.open_of(0), ledger.open_of(2)), (4, 2));
+    }
+
+    #[test]
+    fn replayed_steps_leave_the_ledger_as_the_steps_did() {
+        let mut lived = ledger(2, true);
+        let leases: Vec<Lease> = [0, 1, 0, 1].iter().map(|&rank| lived.lease(rank)).collect();
+        let from = lived.position();
+        let mut replayed = Ledger::new(lived.options, &from);
+        for lease in [leases[0], leases[1], leases[3]] {
+            lived.complete(lease.id);
+            replayed.replay(lease.first, lease.count);
+        }
+        assert_eq!(replayed.position(), lived.position());
+        // And from there on, nothing goes out twice: 8 to 12 is open, 16 comes next.
+        let mut resumed = Ledger::new(lived.options, &replayed.position());
+        assert_eq!([resumed.lease(0).first, resumed.lease(0).first], [8, 16]);
+        resumed.replay(12, 0);
+        // A range that came back and was used after all does not go out again.
+        let mut resumed = Ledger::new(lived.options, &replayed.position());
+        resumed.replay(8, 4);
+        assert_eq!(resumed.lease(0).first, 16);
+        assert_eq!(resumed.position().open, []);
+    }
+
     proptest! {
         /// Whatever is leased, committed, given back and resumed in between: each position is used once.
         #[test]
@@ -251,10 +356,21 @@ mod tests {
                         }
                     }
                     3 if !open.is_empty() => ledger.give_back(open.remove(0).id),
-                    4 => {
+                    4 if replica == 0 => {
                         let position = ledger.position();
                         ledger = Ledger::new(ledger.options, &position);
                         open.clear();
+                    }
+                    4 => {
+                        // The rank goes, or comes back.
+                        for lease in open.extract_if(.., |lease| lease.replica == replica) {
+                            ledger.give_back(lease.id);
+                        }
+                        let mut ranks: Vec<u32> = ledger.shares.keys().copied().filter(|&rank| rank != replica).collect();
+                        if ranks.len() == ledger.shares.len() {
+                            ranks.push(replica);
+                        }
+                        ledger.rebase(ranks);
                     }
                     _ => {}
                 }

@@ -14,6 +14,7 @@ pub mod membership;
 pub mod run;
 mod service;
 mod state;
+pub mod step_log;
 pub mod timing;
 
 pub use client::Client;

@@ -30,10 +30,42 @@ pub struct Process {
 pub struct Member {
     /// Who it is.
     pub process: Process,
+    /// Grows each time the task joins again; requests of older ones are refused.
+    pub generation: u32,
     /// The last sign of life.
     pub seen: Instant,
     /// What it was doing then.
     pub activity: String,
+    /// Whether it still takes part.
+    pub standing: Standing,
+}
+
+/// Whether a member takes part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Joined; has not begun to train.
+    New,
+    /// Trains.
+    Training,
+    /// Silent for too long; may join again.
+    Lost,
+    /// Went in order.
+    Left,
+}
+
+impl Member {
+    fn takes_part(&self) -> bool {
+        matches!(self.standing, Standing::New | Standing::Training)
+    }
+}
+
+/// What joining amounts to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The member's, for its requests.
+    pub generation: u32,
+    /// The task was there before: what it has under way is void.
+    pub again: bool,
 }
 
 /// The table of members.
@@ -58,18 +90,6 @@ pub enum Refusal {
         /// Who would be right.
         expected: String,
     },
-    /// The job is under way, with another process in this role.
-    #[error(
-        "{task} joined before as process {before}, this is process {now}: a task that was started again cannot take part in a running job\nhint: start the job again, it goes on from its last checkpoint"
-    )]
-    Again {
-        /// Who.
-        task: String,
-        /// Its process id.
-        before: u64,
-        /// The new one's.
-        now: u64,
-    },
     /// Something differs from the master's.
     #[error("{task} has {what} {theirs}, the master has {ours}\nhint: {hint}")]
     Differs {
@@ -86,6 +106,20 @@ pub enum Refusal {
     },
 }
 
+/// Why a request is not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stranger {
+    /// The task has not joined (this incarnation).
+    Unknown,
+    /// It counts as lost: its work went to others.
+    Lost,
+    /// Another process took its place.
+    Superseded {
+        /// The other one's.
+        pid: u64,
+    },
+}
+
 impl Membership {
     /// Waits for the tasks named (`master`, `worker-0`, …), which must agree with `reference`.
     pub fn new(expected: Vec<String>, reference: Identity, timeout: Duration) -> Self {
@@ -97,16 +131,16 @@ impl Membership {
         }
     }
 
-    /// A task joins, or repeats that because the answer was lost. Another process may take its place only while the
-    /// cluster is `forming`.
-    pub fn join(
-        &mut self,
-        task: &str,
-        process: Process,
-        identity: &Identity,
-        forming: bool,
-        now: Instant,
-    ) -> Result<(), Refusal> {
+    /// One more task belongs to the cluster from now on: a worker that was added to a running job.
+    pub fn admit_also(&mut self, task: &str) {
+        if !self.expected.iter().any(|expected| expected == task) {
+            self.expected.push(task.to_owned());
+        }
+    }
+
+    /// A task joins, or repeats that because the answer was lost. Whoever joins last takes the task's place: an earlier
+    /// process of it is taken for dead.
+    pub fn join(&mut self, task: &str, process: Process, identity: &Identity, now: Instant) -> Result<Joined, Refusal> {
         if !self.expected.iter().any(|expected| expected == task) {
             return Err(Refusal::Unexpected {
                 task: task.to_owned(),
@@ -155,33 +189,67 @@ impl Membership {
                 "all tasks must see the same training records",
             );
         }
-        if let Some(member) = self
-            .members
-            .get(task)
-            .filter(|member| !forming && member.process != process)
-        {
-            return Err(Refusal::Again {
-                task: task.to_owned(),
-                before: member.process.pid,
-                now: process.pid,
-            });
-        }
+        let before = self.members.get(task);
+        let repeated = before.filter(|member| member.process == process && member.standing == Standing::New);
+        let joined = Joined {
+            generation: match (repeated, before) {
+                (Some(member), _) => member.generation,
+                (None, Some(member)) => member.generation + 1,
+                (None, None) => 0,
+            },
+            again: before.is_some() && repeated.is_none(),
+        };
         let member = Member {
             process,
+            generation: joined.generation,
             seen: now,
             activity: "starting".to_owned(),
+            standing: Standing::New,
         };
         self.members.insert(task.to_owned(), member);
+        Ok(joined)
+    }
+
+    /// Whether a request of this generation of the task may be answered.
+    pub fn admit(&self, task: &str, generation: u32) -> Result<(), Stranger> {
+        match self.members.get(task) {
+            None => Err(Stranger::Unknown),
+            Some(member) if member.generation != generation => Err(Stranger::Superseded {
+                pid: member.process.pid,
+            }),
+            Some(member) if !member.takes_part() => Err(Stranger::Lost),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// A sign of life.
+    pub fn beat(&mut self, task: &str, generation: u32, activity: &str, now: Instant) -> Result<(), Stranger> {
+        self.admit(task, generation)?;
+        if let Some(member) = self.members.get_mut(task) {
+            member.seen = now;
+            activity.clone_into(&mut member.activity);
+        }
         Ok(())
     }
 
-    /// A sign of life. False where the task has not joined.
-    pub fn beat(&mut self, task: &str, activity: &str, now: Instant) -> bool {
+    /// Changes whether a member takes part. False where that is what it was, or nobody of that name joined.
+    pub fn set(&mut self, task: &str, standing: Standing) -> bool {
         self.members.get_mut(task).is_some_and(|member| {
-            member.seen = now;
-            activity.clone_into(&mut member.activity);
-            true
+            let changes = member.standing != standing;
+            member.standing = standing;
+            changes
         })
+    }
+
+    /// The tasks that take part.
+    pub fn present(&self) -> Vec<&str> {
+        let members = self.members.iter().filter(|(_, member)| member.takes_part());
+        members.map(|(task, _)| task.as_str()).collect()
+    }
+
+    /// The tasks of this cluster.
+    pub fn expected(&self) -> &[String] {
+        &self.expected
     }
 
     /// Expected tasks that have not joined.
@@ -189,14 +257,15 @@ impl Membership {
         self.expected
             .iter()
             .map(String::as_str)
-            .filter(|task| !self.members.contains_key(*task))
+            .filter(|task| !self.members.get(*task).is_some_and(Member::takes_part))
             .collect()
     }
 
-    /// Joined tasks that have been silent for longer than the limit, and for how long.
+    /// Tasks that take part and have been silent for longer than the limit, and for how long.
     pub fn silent(&self, now: Instant) -> Vec<(&str, Duration)> {
         self.members
             .iter()
+            .filter(|(_, member)| member.takes_part())
             .map(|(task, member)| (task.as_str(), now.saturating_duration_since(member.seen)))
             .filter(|&(_, silence)| silence > self.timeout)
             .collect()
@@ -252,10 +321,11 @@ mod tests {
     fn names_who_is_missing_and_who_is_silent() {
         let start = Instant::now();
         let mut table = membership();
-        table.join("master", process(1), &identity(), true, start).unwrap();
+        table.join("master", process(1), &identity(), start).unwrap();
         assert_eq!(table.missing(), ["worker-0"]);
-        table.join("worker-0", process(2), &identity(), true, start).unwrap();
-        assert!(table.beat("worker-0", "computing", start + Duration::from_secs(9)));
+        table.join("worker-0", process(2), &identity(), start).unwrap();
+        let later = start + Duration::from_secs(9);
+        assert_eq!(table.beat("worker-0", 0, "computing", later), Ok(()));
         let silent = table.silent(start + Duration::from_secs(12));
         assert_eq!(silent, [("master", Duration::from_secs(12))]);
         assert_eq!(table.describe("worker-0"), "worker-0 (computing)");
@@ -265,7 +335,7 @@ mod tests {
     fn refuses_strangers_and_those_who_differ() {
         let mut table = membership();
         let stranger = table
-            .join("worker-7", process(3), &identity(), true, Instant::now())
+            .join("worker-7", process(3), &identity(), Instant::now())
             .unwrap_err()
             .to_string();
         assert!(
@@ -277,7 +347,7 @@ mod tests {
             ..identity()
         };
         let differs = table
-            .join("worker-0", process(3), &other, true, Instant::now())
+            .join("worker-0", process(3), &other, Instant::now())
             .unwrap_err()
             .to_string();
         assert!(
@@ -287,20 +357,35 @@ mod tests {
     }
 
     #[test]
-    fn another_process_takes_a_tasks_place_only_before_the_start() {
+    fn whoever_joins_last_takes_the_tasks_place() {
         let now = Instant::now();
         let mut table = membership();
-        table.join("worker-0", process(1), &identity(), true, now).unwrap();
-        table.join("worker-0", process(2), &identity(), true, now).unwrap();
+        let join = |table: &mut Membership, pid| table.join("worker-0", process(pid), &identity(), now).unwrap();
+        let joined = |generation, again| Joined { generation, again };
+        assert_eq!(join(&mut table, 1), joined(0, false));
         // The same again, as after a lost answer.
-        table.join("worker-0", process(2), &identity(), false, now).unwrap();
-        let again = table
-            .join("worker-0", process(3), &identity(), false, now)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            again.starts_with("worker-0 joined before as process 2, this is process 3"),
-            "{again}"
-        );
+        assert_eq!(join(&mut table, 1), joined(0, false));
+        table.set("worker-0", Standing::Training);
+        assert_eq!(join(&mut table, 2), joined(1, true));
+        assert_eq!(table.admit("worker-0", 0), Err(Stranger::Superseded { pid: 2 }));
+        assert_eq!(table.admit("worker-0", 1), Ok(()));
+        // A process that trained and joins again has nothing under way any more.
+        table.set("worker-0", Standing::Training);
+        assert_eq!(join(&mut table, 2), joined(2, true));
+    }
+
+    #[test]
+    fn the_lost_must_join_again() {
+        let now = Instant::now();
+        let mut table = membership();
+        assert_eq!(table.beat("worker-0", 0, "computing", now), Err(Stranger::Unknown));
+        table.join("worker-0", process(1), &identity(), now).unwrap();
+        assert!(table.set("worker-0", Standing::Lost));
+        assert_eq!(table.beat("worker-0", 0, "computing", now), Err(Stranger::Lost));
+        assert_eq!(table.missing(), ["master", "worker-0"]);
+        assert_eq!(table.silent(now + Duration::from_secs(60)), []);
+        let joined = table.join("worker-0", process(1), &identity(), now).unwrap();
+        assert_eq!((joined.generation, joined.again), (1, true));
+        assert_eq!(table.present(), ["worker-0"]);
     }
 }

@@ -10,11 +10,14 @@ use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tonic::{Request, Response, Status};
 
 use crate::clock::Reported;
-use crate::membership::{Identity, Process};
-use crate::state::{Details, Inner, Phase, State};
+use crate::membership::{Identity, Process, Standing, Stranger};
+use crate::state::{Details, Inner, Phase, State, rank_of, task_of};
 
 /// Longest time that one call is held; the caller asks again.
 const LONGEST_POLL: Duration = Duration::from_secs(20);
+
+/// Workers of one job, at most.
+const MOST_WORKERS: u32 = 4096;
 
 pub(crate) struct Service {
     pub state: Arc<State>,
@@ -37,8 +40,9 @@ fn task_name(task: Option<&v1::Task>) -> Result<String, ServiceError> {
 }
 
 impl Service {
-    fn check(&self, job: Option<&v1::JobRef>) -> Result<(), ServiceError> {
-        let own = &self.state.job;
+    /// Whether a request belongs to this incarnation of the job.
+    fn check(inner: &Inner, job: Option<&v1::JobRef>) -> Result<(), ServiceError> {
+        let own = &inner.job;
         match job {
             Some(job) if job == own => Ok(()),
             Some(job) if job.job_id != own.job_id => Err(ServiceError::new(
@@ -53,6 +57,23 @@ impl Service {
                 ),
             )),
             None => Err(ServiceError::new(ErrorCode::InvalidRequest, "the request names no job")),
+        }
+    }
+
+    /// Whether a request comes from the process that is the task now.
+    fn admit(inner: &Inner, job: Option<&v1::JobRef>, task: &str, generation: u32) -> Result<(), ServiceError> {
+        Self::check(inner, job)?;
+        let refused = |code, what: String| Err(ServiceError::new(code, format!("{task} {what}")));
+        match inner.membership.admit(task, generation) {
+            Ok(()) => Ok(()),
+            Err(Stranger::Unknown) => refused(ErrorCode::NotMember, "has not joined this job".to_owned()),
+            Err(Stranger::Lost) => refused(
+                ErrorCode::NotMember,
+                "was silent for too long and counts as lost".to_owned(),
+            ),
+            Err(Stranger::Superseded { pid }) => {
+                refused(ErrorCode::Superseded, format!("is another process now, with pid {pid}"))
+            }
         }
     }
 
@@ -87,41 +108,65 @@ impl Coordinator for Service {
             record_count: request.record_count,
         };
         let mut inner = self.state.lock();
-        let forming = matches!(inner.phase, Phase::Forming(_));
         let process = Process {
             address: request.address.clone(),
             pid: request.pid,
         };
-        let joined = inner
-            .membership
-            .join(&task, process, &identity, forming, Instant::now());
-        if let Err(refusal) = joined {
-            // A cluster in which one disagrees cannot start: everybody hears why.
-            if forming {
-                inner.phase = Phase::Failed(format!("the cluster could not form: {refusal}"));
-            }
-            drop(inner);
-            self.state.changed();
-            return Err(ServiceError::new(ErrorCode::ConfigMismatch, refusal.to_string()).into());
+        // A running job takes further workers; while it forms, one too many is a mistake.
+        if matches!(inner.phase, Phase::Training) && rank_of(&task).is_some_and(|rank| rank <= MOST_WORKERS) {
+            inner.membership.admit_also(&task);
         }
+        let joined = match inner.membership.join(&task, process, &identity, Instant::now()) {
+            Ok(joined) => joined,
+            Err(refusal) => {
+                // A cluster in which one disagrees cannot start: everybody hears why.
+                if matches!(inner.phase, Phase::Forming(_)) {
+                    inner.phase = Phase::Failed(format!("the cluster could not form: {refusal}"));
+                }
+                drop(inner);
+                self.state.changed();
+                return Err(ServiceError::new(ErrorCode::ConfigMismatch, refusal.to_string()).into());
+            }
+        };
+        let trained = rank_of(&task).is_some_and(|rank| inner.clock.active().contains(&rank));
+        if joined.again
+            && let Some(rank) = rank_of(&task)
+        {
+            inner.replace(rank);
+        }
+        let training = matches!(inner.phase, Phase::Training);
+        let job = inner.job.clone();
         drop(inner);
-        tracing::info!(task, address = request.address, "joined");
-        self.state.work.notify_one();
+        tracing::info!(
+            task,
+            address = request.address,
+            generation = joined.generation,
+            "joined"
+        );
+        if joined.again && trained && training {
+            self.state.warn(format!(
+                "{task} joins again (process {}): what it had under way goes to others",
+                request.pid
+            ));
+        }
+        self.state.wake();
         let heartbeat_interval_ms = self.heartbeat_interval.as_millis() as u32;
         Ok(Response::new(v1::RegisterReply {
-            job: Some(self.state.job.clone()),
+            job: Some(job),
             heartbeat_interval_ms,
+            generation: joined.generation,
         }))
     }
 
     async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Result<Response<v1::HeartbeatReply>, Status> {
         let request = request.into_inner();
-        self.check(request.job.as_ref())?;
         let task = task_name(request.task.as_ref())?;
         let mut inner = self.state.lock();
-        if !inner.membership.beat(&task, &request.activity, Instant::now()) {
-            return Err(ServiceError::new(ErrorCode::InvalidRequest, format!("{task} has not joined this job")).into());
-        }
+        Self::admit(&inner, request.job.as_ref(), &task, request.generation)?;
+        let beat = inner
+            .membership
+            .beat(&task, request.generation, &request.activity, Instant::now());
+        debug_assert!(beat.is_ok(), "admitted and refused under one lock");
         let (directive, reason) = match &inner.phase {
             Phase::Draining(reason) => (v1::Directive::Drain, reason.clone()),
             Phase::Failed(reason) => (v1::Directive::Abort, reason.clone()),
@@ -140,16 +185,17 @@ impl Coordinator for Service {
 
     async fn get_plan(&self, request: Request<v1::GetPlanRequest>) -> Result<Response<v1::GetPlanReply>, Status> {
         let request = request.into_inner();
-        self.check(request.job.as_ref())?;
         let task = task_name(request.task.as_ref())?;
-        let rank = if task == "master" {
-            0
-        } else {
-            request.task.map_or(0, |task| task.index) + 1
-        };
+        let (job, generation) = (request.job, request.generation);
         let reply = self
             .wait(request.wait_ms, |inner| {
-                let plan = inner.plan.clone().map(|plan| v1::JobPlan { replica: rank, ..plan });
+                if let Err(error) = Self::admit(inner, job.as_ref(), &task, generation) {
+                    return Look::Answer(Err(error));
+                }
+                let ended = |inner: &mut Inner, error| {
+                    inner.told.insert(task.clone());
+                    Look::Answer(Err(error))
+                };
                 match &inner.phase {
                     Phase::Forming(waiting_for) => Look::NotYet(Ok(v1::GetPlanReply {
                         ready: false,
@@ -157,20 +203,18 @@ impl Coordinator for Service {
                         plan: None,
                     })),
                     Phase::Failed(reason) => {
-                        let error = ServiceError::new(ErrorCode::JobEnded, reason.clone());
-                        inner.told.insert(task.clone());
-                        Look::Answer(Err(error))
+                        let error = ServiceError::new(ErrorCode::JobFailed, reason.clone());
+                        ended(inner, error)
                     }
                     // Its servers may be gone already.
                     Phase::Draining(reason) => {
                         let message = format!("the job ended before this replica began: {reason}");
-                        inner.told.insert(task.clone());
-                        Look::Answer(Err(ServiceError::new(ErrorCode::JobEnded, message)))
+                        ended(inner, ServiceError::new(ErrorCode::JobEnded, message))
                     }
                     Phase::Training => Look::Answer(Ok(v1::GetPlanReply {
                         ready: true,
                         waiting_for: String::new(),
-                        plan,
+                        plan: inner.plan_for(&task, generation),
                     })),
                 }
             })
@@ -183,12 +227,13 @@ impl Coordinator for Service {
 
     async fn lease(&self, request: Request<v1::LeaseRequest>) -> Result<Response<v1::LeaseReply>, Status> {
         let request = request.into_inner();
-        self.check(request.job.as_ref())?;
         let (leases, exhausted) = {
             let mut inner = self.state.lock();
+            let task = task_of(request.replica);
+            Self::admit(&inner, request.job.as_ref(), &task, request.generation)?;
             if let Phase::Failed(reason) = &inner.phase {
-                let error = ServiceError::new(ErrorCode::JobEnded, format!("the job failed: {reason}"));
-                inner.told.insert(Inner::task_of(request.replica));
+                let error = ServiceError::new(ErrorCode::JobFailed, reason.clone());
+                inner.told.insert(task);
                 drop(inner);
                 self.state.changed();
                 return Err(error.into());
@@ -211,11 +256,17 @@ impl Coordinator for Service {
         let tag = request
             .tag
             .ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the report has no tag"))?;
-        self.check(tag.job.as_ref())?;
+        let task = task_of(tag.replica);
         {
             let mut inner = self.state.lock();
-            if tag.replica >= inner.replicas {
-                let message = format!("replica {} of {} reported", tag.replica, inner.replicas);
+            Self::admit(&inner, tag.job.as_ref(), &task, request.generation)?;
+            if tag.version > inner.clock.version() {
+                let message = format!(
+                    "replica {} reports a gradient of version {}, the newest is {}",
+                    tag.replica,
+                    tag.version,
+                    inner.clock.version()
+                );
                 return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
             }
             let decided = inner.decided.get(&tag.replica).map(|decided| decided.sequence);
@@ -224,12 +275,10 @@ impl Coordinator for Service {
                     "replica {} reports contribution {}, of {newest} it was decided before",
                     tag.replica, tag.sequence
                 );
-                return Err(ServiceError::new(ErrorCode::TagReused, message)
-                    .with_hint("a replica that was started again cannot take part in a running job; start the job again, it goes on from its last checkpoint")
-                    .into());
+                return Err(ServiceError::new(ErrorCode::TagReused, message).into());
             }
             if decided != Some(tag.sequence) && !inner.is_over() {
-                let leased_to = inner.leases.get(&request.lease).map(|lease| lease.replica);
+                let leased_to = inner.ledger.lease_of(request.lease).map(|lease| lease.replica);
                 if leased_to != Some(tag.replica) {
                     let message = format!(
                         "replica {} used lease {}, which it does not have",
@@ -260,6 +309,9 @@ impl Coordinator for Service {
         self.state.work.notify_one();
         let reply = self
             .wait(request.wait_ms, |inner| {
+                if let Err(error) = Self::admit(inner, tag.job.as_ref(), &task, request.generation) {
+                    return Look::Answer(Err(error));
+                }
                 let version = inner.clock.version();
                 let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
                     outcome: outcome.into(),
@@ -275,25 +327,25 @@ impl Coordinator for Service {
                 {
                     let last = decided.last;
                     if last {
-                        inner.told.insert(Inner::task_of(tag.replica));
+                        inner.told.insert(task.clone());
                     }
-                    return Look::Answer(reply(decided.fate, decided.version, last, String::new()));
+                    return Look::Answer(Ok(reply(decided.fate, decided.version, last, String::new())));
                 }
                 match &inner.phase {
                     Phase::Failed(reason) => {
                         let reason = reason.clone();
-                        inner.told.insert(Inner::task_of(tag.replica));
-                        Look::Answer(reply(Fate::Aborted, version, true, reason))
+                        inner.told.insert(task.clone());
+                        Look::Answer(Ok(reply(Fate::Aborted, version, true, reason)))
                     }
                     Phase::Draining(reason) => {
                         let reason = reason.clone();
-                        inner.told.insert(Inner::task_of(tag.replica));
-                        Look::Answer(reply(Fate::Done, version, true, reason))
+                        inner.told.insert(task.clone());
+                        Look::Answer(Ok(reply(Fate::Done, version, true, reason)))
                     }
-                    _ => Look::NotYet(reply(Fate::Pending, version, false, inner.waiting_for())),
+                    _ => Look::NotYet(Ok(reply(Fate::Pending, version, false, inner.waiting_for()))),
                 }
             })
-            .await;
+            .await?;
         if reply.last {
             self.state.changed();
         }
@@ -318,7 +370,11 @@ impl Coordinator for Service {
                         index: index.parse().unwrap_or(0),
                     }),
                     address: member.process.address.clone(),
-                    activity: member.activity.clone(),
+                    activity: match member.standing {
+                        Standing::Lost => "lost".to_owned(),
+                        Standing::Left => "left".to_owned(),
+                        Standing::New | Standing::Training => member.activity.clone(),
+                    },
                     seconds_since_heartbeat: now.saturating_duration_since(member.seen).as_secs_f64(),
                 }
             })
@@ -326,7 +382,7 @@ impl Coordinator for Service {
         let position = inner.ledger.position();
         let record_count = inner.record_count.max(1);
         Ok(Response::new(v1::JobStatusReply {
-            job: Some(self.state.job.clone()),
+            job: Some(inner.job.clone()),
             version: inner.clock.version(),
             num_steps: inner.num_steps,
             state: match &inner.phase {
@@ -340,6 +396,32 @@ impl Coordinator for Service {
             epoch: position.position / record_count,
             last_checkpoint: inner.last_checkpoint,
         }))
+    }
+
+    async fn leave(&self, request: Request<v1::LeaveRequest>) -> Result<Response<v1::LeaveReply>, Status> {
+        let request = request.into_inner();
+        let task = task_name(request.task.as_ref())?;
+        let mut inner = self.state.lock();
+        Self::admit(&inner, request.job.as_ref(), &task, request.generation)?;
+        if request.failed {
+            drop(inner);
+            self.state.fail(&format!("{task}: {}", request.reason));
+            return Ok(Response::new(v1::LeaveReply {}));
+        }
+        inner.membership.set(&task, Standing::Left);
+        if let Some(rank) = rank_of(&task) {
+            inner.remove(rank);
+        }
+        let (there, over) = (inner.clock.active().len(), inner.is_over());
+        drop(inner);
+        if !over {
+            self.state.warn(format!(
+                "{task} leaves ({}): training goes on with {there} replica(s)",
+                request.reason
+            ));
+        }
+        self.state.wake();
+        Ok(Response::new(v1::LeaveReply {}))
     }
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {

@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use coati_param_server::Contributor;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{Clock, Reported};
 use crate::ledger::{Lease, Ledger};
-use crate::membership::Membership;
+use crate::membership::{Membership, Standing};
+use crate::run::Event;
+use crate::step_log::Step;
 use crate::timing;
 
 /// How far the job is.
@@ -65,7 +69,9 @@ impl Details {
     }
 }
 
+/// One incarnation of the job: from loading the servers until the end, or until they must be loaded again.
 pub(crate) struct Inner {
+    pub job: v1::JobRef,
     pub phase: Phase,
     pub membership: Membership,
     pub clock: Clock,
@@ -73,15 +79,14 @@ pub(crate) struct Inner {
     pub plan: Option<v1::JobPlan>,
     pub decided: BTreeMap<u32, Decided>,
     pub details: BTreeMap<u32, Details>,
-    /// Leases handed out whose fate is not decided.
-    pub leases: BTreeMap<u64, Lease>,
     pub stop: Option<String>,
+    /// Variables were lost with a server: this incarnation cannot go on.
+    pub servers_lost: Option<String>,
     /// Tasks that know that the job is over.
     pub told: BTreeSet<String>,
     pub last_checkpoint: u64,
     pub num_steps: u64,
     pub lockstep: bool,
-    pub replicas: u32,
     pub start_version: u64,
     pub record_count: u64,
 }
@@ -93,16 +98,16 @@ pub(crate) struct State {
     changes: watch::Sender<u64>,
     /// Work for the committing task.
     pub work: Notify,
-    pub job: v1::JobRef,
+    events: UnboundedSender<Event>,
 }
 
 impl State {
-    pub(crate) fn new(job: v1::JobRef, inner: Inner) -> Self {
+    pub(crate) fn new(inner: Inner, events: UnboundedSender<Event>) -> Self {
         Self {
             inner: Mutex::new(inner),
             changes: watch::Sender::new(0),
             work: Notify::new(),
-            job,
+            events,
         }
     }
 
@@ -116,11 +121,25 @@ impl State {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// Wakes those who wait and the committing task.
+    pub(crate) fn wake(&self) {
+        self.work.notify_one();
+        self.changed();
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        // Nobody listens any more at the very end: fine.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn warn(&self, text: impl Into<String>) {
+        self.tell(Event::Warning(text.into()));
+    }
+
     /// Asks for the end after the current step; the first reason counts.
     pub(crate) fn stop(&self, reason: &str) {
         self.lock().stop.get_or_insert_with(|| reason.to_owned());
-        self.work.notify_one();
-        self.changed();
+        self.wake();
     }
 
     /// Ends the job as failed, unless it has ended.
@@ -130,8 +149,17 @@ impl State {
             inner.phase = Phase::Failed(reason.to_owned());
         }
         drop(inner);
-        self.work.notify_one();
-        self.changed();
+        self.wake();
+    }
+
+    /// Ends the incarnation: a server's variables are gone.
+    pub(crate) fn servers_lost(&self, incarnation: u64, reason: &str) {
+        let mut inner = self.lock();
+        if inner.job.incarnation == incarnation {
+            inner.servers_lost.get_or_insert_with(|| reason.to_owned());
+        }
+        drop(inner);
+        self.wake();
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
@@ -139,14 +167,37 @@ impl State {
     }
 }
 
+/// A replica that was taken out of the job.
+pub(crate) struct Lost {
+    pub task: String,
+    /// Of its process, on its host.
+    pub pid: u64,
+    /// For the user.
+    pub words: String,
+}
+
+/// The name of a rank's task.
+pub(crate) fn task_of(rank: u32) -> String {
+    if rank == 0 {
+        "master".to_owned()
+    } else {
+        format!("worker-{}", rank - 1)
+    }
+}
+
+/// The rank of a task's replica.
+pub(crate) fn rank_of(task: &str) -> Option<u32> {
+    if task == "master" {
+        return Some(0);
+    }
+    let index: u32 = task.strip_prefix("worker-")?.parse().ok()?;
+    index.checked_add(1)
+}
+
 impl Inner {
-    /// The name of a rank's task.
-    pub(crate) fn task_of(rank: u32) -> String {
-        if rank == 0 {
-            "master".to_owned()
-        } else {
-            format!("worker-{}", rank - 1)
-        }
+    /// Whether a rank's replica has joined and takes part.
+    pub(crate) fn is_there(&self, rank: u32) -> bool {
+        self.membership.present().contains(&task_of(rank).as_str())
     }
 
     /// Whether the newest version is the last one.
@@ -159,21 +210,86 @@ impl Inner {
         matches!(self.phase, Phase::Draining(_) | Phase::Failed(_))
     }
 
-    /// Gives out up to `wanted` batches; true when no more will come.
-    pub(crate) fn lease(&mut self, replica: u32, wanted: u32) -> (Vec<Lease>, bool) {
+    /// The first sequence number of a replica that joined as this generation: larger than any of an earlier one, and of
+    /// earlier incarnations, whose contributions may still lie on the servers.
+    pub(crate) fn first_sequence(&self, generation: u32) -> u64 {
+        (self.job.incarnation << 44) | (u64::from(generation & 0xFFF) << 32)
+    }
+
+    /// What a replica of this generation must know to train from the newest version on.
+    pub(crate) fn plan_for(&self, task: &str, generation: u32) -> Option<v1::JobPlan> {
+        let plan = self.plan.clone()?;
+        Some(v1::JobPlan {
+            replica: rank_of(task).unwrap_or_default(),
+            replicas: self.clock.active().len() as u32,
+            start_version: self.clock.version(),
+            first_sequence: self.first_sequence(generation),
+            ..plan
+        })
+    }
+
+    /// Gives out up to `wanted` batches; true when no more will come. A replica that asks for the first time takes part
+    /// from here on.
+    pub(crate) fn lease(&mut self, rank: u32, wanted: u32) -> (Vec<Lease>, bool) {
         let mut leases = Vec::new();
         // After a request to stop there is one more step, and all replicas may be needed for it.
         if self.is_over() {
             return (leases, true);
         }
-        let steps = self.num_steps.saturating_sub(self.start_version);
-        let exhausted = |inner: &Self| inner.lockstep && inner.ledger.batches_of(replica) >= steps;
+        self.membership.set(&task_of(rank), Standing::Training);
+        if self.clock.activate(rank) {
+            self.ledger.rebase(self.clock.active().iter().copied());
+        }
+        let steps = self.num_steps.saturating_sub(self.clock.version());
+        let exhausted = |inner: &Self| inner.lockstep && inner.ledger.open_of(rank) >= steps;
         while leases.len() < wanted as usize && !exhausted(self) {
-            let lease = self.ledger.lease(replica);
-            self.leases.insert(lease.id, lease);
-            leases.push(lease);
+            leases.push(self.ledger.lease(rank));
         }
         (leases, exhausted(self))
+    }
+
+    /// The replica no longer takes part: its records go back, but for those of a contribution that waits for its fate.
+    pub(crate) fn remove(&mut self, rank: u32) {
+        let open: Vec<u64> = self
+            .ledger
+            .open()
+            .filter(|lease| lease.replica == rank && !self.clock.uses(lease.id))
+            .map(|lease| lease.id)
+            .collect();
+        for lease in open {
+            self.ledger.give_back(lease);
+        }
+        if self.clock.deactivate(rank) {
+            self.ledger.rebase(self.clock.active().iter().copied());
+        }
+    }
+
+    /// As [`Inner::remove`], for a replica that begins anew: what it reported and no commit is using is void, too.
+    pub(crate) fn replace(&mut self, rank: u32) {
+        if let Some(reported) = self.clock.forget(rank) {
+            self.decide(&[reported], Fate::Dropped);
+        }
+        self.remove(rank);
+    }
+
+    /// The step that these contributions make of the newest version, with the records that they used.
+    pub(crate) fn step_of(&self, chosen: &[Reported]) -> Step {
+        let contributors = chosen.iter().map(|reported| {
+            let by = Contributor {
+                replica: reported.replica,
+                sequence: reported.sequence,
+                samples: reported.samples,
+            };
+            let (first, count) = self
+                .ledger
+                .lease_of(reported.lease)
+                .map_or((0, 0), |lease| (lease.first, lease.count));
+            (by, first, count)
+        });
+        Step {
+            version: self.clock.version(),
+            contributors: contributors.collect(),
+        }
     }
 
     /// Records what was decided about contributions.
@@ -181,7 +297,6 @@ impl Inner {
         let version = self.clock.version();
         let last = fate == Fate::Committed && self.is_last();
         for reported in gone {
-            self.leases.remove(&reported.lease);
             if fate == Fate::Committed {
                 self.ledger.complete(reported.lease);
             } else {
@@ -205,7 +320,7 @@ impl Inner {
             crate::clock::Decision::Wait(ranks) => {
                 let names: Vec<String> = ranks
                     .iter()
-                    .map(|&rank| self.membership.describe(&Self::task_of(rank)))
+                    .map(|&rank| self.membership.describe(&task_of(rank)))
                     .collect();
                 names.join(", ")
             }
@@ -213,21 +328,42 @@ impl Inner {
         }
     }
 
-    /// Members that have been silent for too long, in words.
-    pub(crate) fn lost(&self, now: Instant) -> Option<String> {
-        let silent: Vec<String> = self
-            .membership
-            .silent(now)
-            .into_iter()
+    /// Members that have been silent for too long, and that in words.
+    pub(crate) fn lost(&self, now: Instant) -> Vec<(String, String)> {
+        let silent = self.membership.silent(now).into_iter();
+        silent
             .filter(|(task, _)| !self.told.contains(*task))
             .map(|(task, silence)| {
-                format!(
+                let words = format!(
                     "{} has been silent for {:.0} s",
                     self.membership.describe(task),
                     silence.as_secs_f64()
-                )
+                );
+                (task.to_owned(), words)
             })
-            .collect();
-        (!silent.is_empty()).then(|| silent.join("; "))
+            .collect()
+    }
+
+    /// Takes those who are lost out of the job.
+    pub(crate) fn remove_lost(&mut self, now: Instant) -> Vec<Lost> {
+        let lost = self.lost(now);
+        for (task, _) in &lost {
+            self.membership.set(task, Standing::Lost);
+            if let Some(rank) = rank_of(task) {
+                self.remove(rank);
+            }
+        }
+        let there = self.clock.active().len();
+        lost.into_iter()
+            .map(|(task, words)| Lost {
+                pid: self
+                    .membership
+                    .members()
+                    .get(&task)
+                    .map_or(0, |member| member.process.pid),
+                words: format!("{words}: training goes on with {there} replica(s); it may come back"),
+                task,
+            })
+            .collect()
     }
 }

@@ -9,7 +9,7 @@ fn stalenesses(events: &[Event]) -> Vec<u64> {
     events
         .iter()
         .filter_map(|event| match event {
-            Event::Step { staleness, .. } => Some(*staleness),
+            Event::Step { staleness, .. } => staleness.iter().map(|&(_, versions)| versions).max(),
             _ => None,
         })
         .collect()
@@ -20,7 +20,7 @@ async fn no_gradient_older_than_the_bound_is_applied_and_its_records_are_compute
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path(), 1);
     options.synchronous = false;
-    options.max_staleness = 2;
+    options.consistency.max_staleness = 2;
     options.num_steps = 40;
     let mut job = Job::start(3, options).await;
     for rank in 0..2 {

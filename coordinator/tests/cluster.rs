@@ -14,13 +14,14 @@ use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_coordinator::membership::Identity;
 use coati_coordinator::run::{Limits, Options};
 use coati_coordinator::{Event, Handle, Init, Outcome, cadence};
-use coati_param_server::{Strategy, service};
+use coati_param_server::{Consistency, Strategy, service};
 use coati_proto::coati::v1;
 use prost::Message as _;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::JoinHandle;
 
-use crate::replica::{Habits, Random, Replica, Seen};
+use crate::replica::{Habits, Random, Seen};
 
 /// Longer than anything here takes; a test that waits for it has failed.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -77,6 +78,7 @@ pub(crate) fn limits() -> Limits {
         commit: Duration::from_secs(20),
         save: LIMIT,
         farewell: Duration::from_secs(20),
+        rejoin: LIMIT,
     }
 }
 
@@ -114,7 +116,7 @@ pub(crate) fn options(model_dir: &Path, incarnation: u64) -> Options {
         strategy: Strategy::Balanced,
         synchronous: true,
         replicas_to_aggregate: 0,
-        max_staleness: 0,
+        consistency: Consistency::default(),
         cadence: cadence::Options {
             every: LIMIT * 60,
             every_steps: None,
@@ -177,7 +179,7 @@ impl Job {
     pub(crate) fn replica(&mut self, rank: u32, habits: Habits) {
         let address = self.address.clone();
         self.replicas.push(tokio::spawn(async move {
-            Ok(Replica::join(&address, rank, &identity()).await?.train(habits).await)
+            Ok(crate::replica::take_part(&address, rank, habits).await)
         }));
     }
 
@@ -185,6 +187,77 @@ impl Job {
         for rank in 0..3 {
             self.replica(rank, habits.clone());
         }
+    }
+
+    /// As [`Job::start`], with a coordinator that dies with the runtime returned.
+    pub(crate) async fn start_to_die(servers: u32, mut options: Options) -> (Self, Runtime) {
+        // A port that the next coordinator can have, too.
+        let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        options.listen = held.local_addr().unwrap().to_string();
+        drop(held);
+        let servers = self::servers(servers).await;
+        let ps_addresses: Vec<String> = servers.iter().map(|server| server.address().to_string()).collect();
+        options.ps_addresses.clone_from(&ps_addresses);
+        let (sender, events) = mpsc::unbounded_channel();
+        let runtime = Runtime::new().unwrap();
+        let started = runtime.spawn(coati_coordinator::start(options, sender));
+        let handle = started.await.unwrap().unwrap();
+        let address = handle.address().to_owned();
+        let job = Self {
+            handle,
+            events,
+            servers,
+            replicas: Vec::new(),
+            address,
+            ps_addresses,
+        };
+        (job, runtime)
+    }
+
+    /// Starts another coordinator in place of one that died, with 40 steps to make.
+    pub(crate) async fn coordinator_again(&mut self, mut options: Options) {
+        options.ps_addresses.clone_from(&self.ps_addresses);
+        options.listen.clone_from(&self.address);
+        options.num_steps = 40;
+        let (sender, events) = mpsc::unbounded_channel();
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        // The dead one's listener may take a moment to close.
+        self.handle = loop {
+            match coati_coordinator::start(options.clone(), sender.clone()).await {
+                Ok(handle) => break handle,
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+            }
+            tokio::task::yield_now().await;
+        };
+        self.events = events;
+    }
+
+    /// The newest step that was told.
+    pub(crate) fn newest_step(&mut self) -> u64 {
+        let mut newest = 0;
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Step { version, .. } = event {
+                newest = version;
+            }
+        }
+        newest
+    }
+
+    /// Waits for a warning that contains this.
+    pub(crate) async fn warned(&mut self, part: &str) {
+        loop {
+            let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
+            if matches!(&event, Event::Warning(text) if text.contains(part)) {
+                return;
+            }
+        }
+    }
+
+    /// Starts a server again that has left, at its address.
+    pub(crate) async fn server_again(&mut self, index: usize) {
+        self.servers[index].ended().await;
+        let options = service::Options::new(index as u32, self.ps_addresses[index].clone());
+        self.servers[index] = service::serve(options).await.unwrap();
     }
 
     /// Waits for a step; returns the events until then.

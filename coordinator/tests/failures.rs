@@ -1,42 +1,55 @@
-//! Tasks that are lost while a job runs.
+//! Tasks that are lost while a job runs: it goes on, and nothing is lost or counted twice.
 
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use coati_coordinator::{Client, cadence};
+use coati_coordinator::{Client, Event, Outcome, cadence};
 
-use crate::cluster::{Job, LIMIT, identity, latest, options};
-use crate::replica::{Habits, join};
+use crate::cluster::{Ended, Job, LIMIT, identity, latest, options, tensors};
+use crate::replica::{Habits, join, uses};
+
+/// Every record of the positions that were used so far is used once, by all that committed steps saw.
+#[track_caller]
+fn each_record_once(ended: &Ended, model_dir: &std::path::Path) {
+    let (_, manifest) = latest(model_dir);
+    let used: BTreeMap<u64, u32> = uses(ended.seen.iter().flat_map(|seen| &seen.committed));
+    let twice: Vec<_> = used.iter().filter(|(_, times)| **times != 1).collect();
+    assert!(twice.is_empty(), "used more than once: {twice:?}");
+    assert_eq!(used.len() as u64, manifest.records_seen());
+    let open: u64 = manifest.data.open.iter().map(|range| range.count).sum();
+    assert_eq!(manifest.records_seen(), manifest.data.position - open);
+}
+
+fn vanishing(at: u64) -> Habits {
+    Habits {
+        vanish_at: Some(at),
+        ..Habits::default()
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_falls_silent_ends_the_job_and_nothing_committed_is_lost() {
+async fn without_a_worker_that_falls_silent_training_goes_on_and_its_records_go_to_others() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path(), 1);
-    options.limits.heartbeat_timeout = Duration::from_secs(2);
+    options.limits.heartbeat_timeout = Duration::from_secs(1);
     let mut job = Job::start(3, options).await;
     job.replica(0, Habits::default());
     job.replica(1, Habits::default());
-    job.replica(
-        2,
-        Habits {
-            vanish_at: Some(4),
-            ..Habits::default()
-        },
-    );
-    job.step(4).await;
-    let begun = Instant::now();
+    job.replica(2, vanishing(4));
     let ended = job.end().await;
-    let reason = ended.failure();
+    assert_eq!(ended.outcome, Outcome::Completed);
+    let warnings = ended.warnings().join("\n");
     assert!(
-        reason.contains("worker-1 (starting) has been silent for") && reason.contains("hint: "),
-        "{reason}"
+        warnings.contains("worker-1 (starting) has been silent for") && warnings.contains("goes on with 2 replica"),
+        "{warnings}"
     );
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    // The four steps before are kept, with exactly their records.
     let (_, manifest) = latest(folder.path());
-    assert_eq!((manifest.global_step, manifest.records_seen()), (4, 4 * 12));
-    for seen in &ended.seen[..2] {
-        assert!(seen.end.contains("worker-1"), "the others hear why: {seen:?}");
-    }
+    // Four steps of three replicas, sixteen of two.
+    assert_eq!(
+        (manifest.global_step, manifest.records_seen()),
+        (20, (4 * 3 + 16 * 2) * 4)
+    );
+    each_record_once(&ended, folder.path());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,33 +58,169 @@ async fn in_asynchronous_training_a_silent_worker_is_noticed_although_others_go_
     let mut options = options(folder.path(), 1);
     options.limits.heartbeat_timeout = Duration::from_secs(1);
     options.synchronous = false;
-    options.max_staleness = 5;
+    options.consistency.max_staleness = 5;
     options.num_steps = u64::MAX;
     let mut job = Job::start(1, options).await;
     job.replica(0, Habits::default());
     job.replica(1, Habits::default());
-    job.replica(
-        2,
-        Habits {
-            vanish_at: Some(1),
-            ..Habits::default()
-        },
-    );
+    job.replica(2, vanishing(1));
+    job.warned("worker-1 (starting) has been silent for").await;
+    job.handle.stopper().stop("enough");
     let ended = job.end().await;
-    assert!(
-        ended.failure().contains("worker-1 (starting) has been silent for"),
-        "{}",
-        ended.failure()
-    );
+    assert_eq!(ended.outcome, Outcome::Interrupted("enough".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_server_ends_the_job_with_its_name_and_the_last_checkpoint_stays() {
+async fn a_worker_that_is_started_again_takes_its_place_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), 1);
+    options.num_steps = 60;
+    let mut job = Job::start(3, options).await;
+    job.replica(0, Habits::default());
+    job.replica(1, Habits::default());
+    job.replica(2, vanishing(4));
+    job.step(4).await;
+    // Nobody waits for the heartbeat to run out, which would take a minute.
+    job.replica(2, Habits::default());
+    let ended = job.end().await;
+    assert_eq!(ended.outcome, Outcome::Completed);
+    let back = &ended.seen[3];
+    assert!(!back.committed.is_empty(), "it trains again: {back:?}");
+    assert!(
+        ended
+            .warnings()
+            .iter()
+            .any(|text| text.starts_with("worker-1 joins again"))
+    );
+    each_record_once(&ended, folder.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_can_be_added_to_a_running_job_and_leave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), 1);
+    options.num_steps = 60;
+    let mut job = Job::start(3, options).await;
+    job.all_replicas(&Habits::default());
+    job.step(5).await;
+    let mut guest = join(&job.address, 7, &identity()).await.unwrap();
+    guest.plan(LIMIT, |_| ()).await.unwrap();
+    let (leases, _) = guest.lease(7, 2).await.unwrap();
+    assert_eq!(leases.len(), 2);
+    job.replica(3, Habits::default());
+    guest.leave(false, "asked to leave").await.unwrap();
+    let gone = guest.lease(7, 1).await.unwrap_err();
+    assert!(gone.calls_for_rejoining(), "{gone}");
+    let ended = job.end().await;
+    assert_eq!(ended.outcome, Outcome::Completed);
+    assert!(
+        !ended.seen[3].committed.is_empty(),
+        "the added worker trains: {:?}",
+        ended.seen[3]
+    );
+    assert!(
+        ended
+            .warnings()
+            .iter()
+            .any(|text| text.starts_with("worker-6 leaves (asked to leave)"))
+    );
+    each_record_once(&ended, folder.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_place_was_taken_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = Job::start(1, options(folder.path(), 1)).await;
+    job.replica(0, Habits::default());
+    job.replica(1, Habits::default());
+    let mut old = join(&job.address, 2, &identity()).await.unwrap();
+    old.plan(LIMIT, |_| ()).await.unwrap();
+    let (leases, _) = old.lease(2, 3).await.unwrap();
+    assert_eq!(leases.len(), 3);
+    // Another address stands for another process: all of this test's have the same id.
+    let task = crate::replica::task(2);
+    let new = Client::join(&job.address, task, "elsewhere:1", &identity(), LIMIT, LIMIT)
+        .await
+        .unwrap();
+    let refused = old.lease(2, 1).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("worker-1 is another process now"),
+        "{refused}"
+    );
+    assert!(
+        !refused.calls_for_rejoining(),
+        "two processes must not take the place from each other in turns"
+    );
+    drop(new);
+    job.replica(2, Habits::default());
+    let ended = job.end().await;
+    assert_eq!(ended.outcome, Outcome::Completed);
+    each_record_once(&ended, folder.path());
+}
+
+/// The same job without and with the loss of a server ends with the same bits.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_loss_of_a_server_the_job_makes_the_lost_steps_again_with_the_same_bits() {
+    let saving = cadence::Options {
+        every: LIMIT,
+        every_steps: Some(5),
+    };
+    let calm = tempfile::tempdir().unwrap();
+    let mut undisturbed = options(calm.path(), 1);
+    undisturbed.cadence = saving;
+    let mut job = Job::start(3, undisturbed).await;
+    job.all_replicas(&Habits::default());
+    assert_eq!(job.end().await.outcome, Outcome::Completed);
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), 1);
+    options.cadence = saving;
+    let mut job = Job::start(3, options).await;
+    for rank in 0..3 {
+        let jitter = 20;
+        job.replica(
+            rank,
+            Habits {
+                jitter,
+                ..Habits::default()
+            },
+        );
+    }
+    job.step(7).await;
+    job.servers[1].shutdown();
+    job.server_again(1).await;
+    let ended = job.end().await;
+    assert_eq!(ended.outcome, Outcome::Completed);
+    let back = ended.events.iter().find_map(|event| match event {
+        Event::WentBack { from, to } => Some((*from, *to)),
+        _ => None,
+    });
+    let (from, to) = back.expect("the job went back");
+    assert!(from >= 7 && to >= 5 && to % 5 == 0, "from {from} to {to}");
+    let lost = format!(
+        "going back from step {from} to step {to}; {} step(s) are lost",
+        from - to
+    );
+    assert!(
+        ended.warnings().iter().any(|text| text.contains(&lost)),
+        "{:?}",
+        ended.warnings()
+    );
+    assert!(
+        ended.seen.iter().all(|seen| seen.cut_off > 0),
+        "all joined the next incarnation"
+    );
+    assert_eq!(tensors(&latest(folder.path()).0), tensors(&latest(calm.path()).0));
+    let (_, manifest) = latest(folder.path());
+    assert_eq!(manifest.records_seen(), 20 * 12, "each record counts once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stays_away_ends_the_job_with_its_name_and_the_last_checkpoint_stays() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path(), 1);
     options.num_steps = u64::MAX;
-    options.limits.heartbeat_timeout = Duration::from_secs(12);
-    options.limits.commit = Duration::from_secs(2);
+    options.limits.rejoin = Duration::from_secs(1);
     options.cadence = cadence::Options {
         every: LIMIT,
         every_steps: Some(5),
@@ -81,14 +230,12 @@ async fn a_lost_server_ends_the_job_with_its_name_and_the_last_checkpoint_stays(
     job.step(7).await;
     job.servers[1].shutdown();
     let address = job.ps_addresses[1].clone();
-    let begun = Instant::now();
     let ended = job.end().await;
     assert!(
         ended.failure().contains(&format!("ps-1 ({address})")),
         "{}",
         ended.failure()
     );
-    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     let (_, manifest) = latest(folder.path());
     assert!(
         manifest.global_step >= 5 && manifest.global_step.is_multiple_of(5),
@@ -97,6 +244,51 @@ async fn a_lost_server_ends_the_job_with_its_name_and_the_last_checkpoint_stays(
     );
     let cleaned = coati_checkpoint::keep::clean(folder.path()).unwrap();
     assert!(cleaned.is_empty(), "half-written files were left: {cleaned:?}");
+}
+
+/// The coordinator's process dies at a random moment, another one takes over: no step is lost, and the bits are those of a
+/// calm run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_started_again_goes_on_from_what_the_servers_hold() {
+    let calm = tempfile::tempdir().unwrap();
+    let mut undisturbed = options(calm.path(), 1);
+    undisturbed.num_steps = 40;
+    let mut job = Job::start(3, undisturbed.clone()).await;
+    job.all_replicas(&Habits::default());
+    assert_eq!(job.end().await.outcome, Outcome::Completed);
+
+    let folder = tempfile::tempdir().unwrap();
+    undisturbed.model_dir = folder.path().to_owned();
+    let (mut job, dying) = Job::start_to_die(3, undisturbed).await;
+    job.all_replicas(&Habits {
+        jitter: 5,
+        ..Habits::default()
+    });
+    job.step(7).await;
+    dying.shutdown_background();
+    let reached = job.newest_step();
+    job.coordinator_again(options(folder.path(), 2)).await;
+    let ended = job.end().await;
+    assert_eq!(ended.outcome, Outcome::Completed);
+    assert!(
+        ended
+            .warnings()
+            .iter()
+            .any(|text| text.contains("training goes on from there")),
+        "{:?}",
+        ended.warnings()
+    );
+    let first = ended.events.iter().find_map(|event| match event {
+        Event::Step { version, .. } => Some(*version),
+        _ => None,
+    });
+    assert!(
+        first.is_some_and(|first| first > reached),
+        "step {reached} was made again: {first:?}"
+    );
+    assert!(!ended.events.iter().any(|event| matches!(event, Event::WentBack { .. })));
+    assert_eq!(tensors(&latest(folder.path()).0), tensors(&latest(calm.path()).0));
+    assert_eq!(latest(folder.path()).1.records_seen(), 40 * 12);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,34 +307,4 @@ async fn what_the_master_fails_at_ends_the_job_for_all() {
     }
     let (_, manifest) = latest(folder.path());
     assert!(manifest.global_step >= 3);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_was_started_again_is_told_that_it_cannot_come_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut options = options(folder.path(), 1);
-    options.limits.heartbeat_timeout = Duration::from_secs(3);
-    let mut job = Job::start(1, options).await;
-    job.replica(0, Habits::default());
-    job.replica(1, Habits::default());
-    job.replica(
-        2,
-        Habits {
-            vanish_at: Some(2),
-            ..Habits::default()
-        },
-    );
-    job.step(2).await;
-    // Another address stands for another process: all of this test's have the same id.
-    let (task, identity) = (crate::replica::task(2), identity());
-    let joined = Client::join(&job.address, task, "elsewhere:1", &identity, LIMIT, LIMIT).await;
-    let told = joined.err().unwrap().to_string();
-    assert!(
-        told.contains("worker-1 joined before") && told.contains("hint: "),
-        "{told}"
-    );
-    // The same process may say it again.
-    drop(join(&job.address, 0, &identity).await.unwrap());
-    let ended = job.end().await;
-    assert!(ended.failure().contains("worker-1"), "{}", ended.failure());
 }

@@ -88,7 +88,7 @@ async fn asynchronous_training_uses_each_record_once() {
     let folder = tempfile::tempdir().unwrap();
     let change = |options: &mut Options| {
         options.synchronous = false;
-        options.max_staleness = 3;
+        options.consistency.max_staleness = 3;
         options.num_steps = 60;
     };
     let used = stop_and_go_on(folder.path(), change, 25).await;

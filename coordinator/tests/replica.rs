@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
-use coati_coordinator::client::{Directive, Error};
+use coati_coordinator::client::{Directive, Error, calls_for_rejoining};
 use coati_coordinator::membership::Identity;
 use coati_param_server::{PsGroup, Tag};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 
-use crate::cluster::LIMIT;
+use crate::cluster::{LIMIT, identity};
 
 /// Positions of the record sequence that a contribution used.
 pub(crate) type Range = (u64, u32);
@@ -21,6 +21,10 @@ pub(crate) type Range = (u64, u32);
 pub(crate) struct Seen {
     pub(crate) committed: Vec<Range>,
     pub(crate) dropped: Vec<Range>,
+    /// Contributions.
+    pub(crate) pushed: u64,
+    /// How often it joined again.
+    pub(crate) cut_off: u32,
     /// Why it left.
     pub(crate) end: String,
 }
@@ -37,6 +41,59 @@ pub(crate) struct Habits {
     pub(crate) vanish_at: Option<u64>,
     /// Pushes and reports everything twice, at the same time.
     pub(crate) twice: bool,
+    /// Leaves as soon as it is cut off, instead of joining again.
+    pub(crate) once: bool,
+}
+
+/// Why a replica stopped.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    why: String,
+    /// Whether to join again.
+    again: bool,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self {
+            again: error.calls_for_rejoining(),
+            why: error.to_string(),
+        }
+    }
+}
+
+impl From<coati_param_server::client::Error> for Stop {
+    fn from(error: coati_param_server::client::Error) -> Self {
+        Self {
+            again: error.rpc().is_some_and(calls_for_rejoining),
+            why: error.to_string(),
+        }
+    }
+}
+
+/// Trains until the job ends, as often as it must join again.
+pub(crate) async fn take_part(address: &str, rank: u32, habits: Habits) -> Seen {
+    let mut seen = Seen::default();
+    loop {
+        let stop = match Replica::join(address, rank, &identity()).await {
+            Ok(mut replica) => match replica.steps(&habits, &mut seen).await {
+                Ok(end) => {
+                    seen.end = end;
+                    return seen;
+                }
+                Err(stop) => stop,
+            },
+            // The coordinator is gone for good.
+            Err(Stop { why, .. }) if why.contains("did not answer within") => Stop { why, again: false },
+            Err(stop) => stop,
+        };
+        seen.end = stop.why;
+        if habits.once || !stop.again {
+            return seen;
+        }
+        seen.cut_off += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 pub(crate) fn task(rank: u32) -> v1::Task {
@@ -53,17 +110,17 @@ pub(crate) struct Replica {
 }
 
 pub(crate) async fn join(address: &str, rank: u32, identity: &Identity) -> Result<Client, Error> {
-    Client::join(address, task(rank), "", identity, LIMIT, LIMIT).await
+    Client::join(address, task(rank), "", identity, LIMIT / 4, LIMIT).await
 }
 
 impl Replica {
-    pub(crate) async fn join(address: &str, rank: u32, identity: &Identity) -> Result<Self, String> {
-        let mut client = join(address, rank, identity).await.map_err(|error| error.to_string())?;
-        let plan = client.plan(LIMIT, |_| ()).await.map_err(|error| error.to_string())?;
+    pub(crate) async fn join(address: &str, rank: u32, identity: &Identity) -> Result<Self, Stop> {
+        let mut client = join(address, rank, identity).await?;
+        let plan = client.plan(LIMIT, |_| ()).await?;
         let placement = plan.placement.clone().unwrap();
         let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), LIMIT)
-            .await
-            .map_err(|error| error.to_string())?;
+            .await?
+            .for_replica(plan.replica);
         Ok(Self { client, servers, plan })
     }
 
@@ -84,55 +141,41 @@ impl Replica {
             seconds: Vec::new(),
             wait_ms: 0,
             bad_records: Vec::new(),
+            generation: 0,
         }
     }
 
-    /// Trains until the job ends.
-    pub(crate) async fn train(mut self, habits: Habits) -> Seen {
-        let mut seen = Seen::default();
-        seen.end = match self.steps(&habits, &mut seen).await {
-            Ok(end) => end,
-            Err(error) => error,
-        };
-        seen
-    }
-
-    async fn steps(&mut self, habits: &Habits, seen: &mut Seen) -> Result<String, String> {
+    async fn steps(&mut self, habits: &Habits, seen: &mut Seen) -> Result<String, Stop> {
         let rank = self.plan.replica;
         let mut random = Random(habits.seed ^ u64::from(rank) << 32);
         let mut flat = vec![0.0; self.servers.layout().flat_len()];
         let mut ahead: VecDeque<v1::BatchLease> = VecDeque::new();
-        let (mut version, mut sequence, mut exhausted) = (self.plan.start_version, 0, false);
+        let (mut version, mut exhausted) = (self.plan.start_version, false);
+        let mut sequence = self.plan.first_sequence;
         loop {
             match self.client.directive() {
                 Directive::Continue => {}
                 Directive::Drain(reason) | Directive::Abort(reason) => return Ok(reason),
+                Directive::Rejoin(why) => return Err(Stop { why, again: true }),
             }
             if !exhausted && ahead.len() < 3 {
                 let wanted = 3 - ahead.len() as u32;
-                let (leases, no_more) = self.client.lease(rank, wanted).await.map_err(|e| e.to_string())?;
+                let (leases, no_more) = self.client.lease(rank, wanted).await?;
                 ahead.extend(leases);
                 exhausted = no_more;
             }
             let Some(lease) = ahead.pop_front() else {
                 return Ok("no more records".into());
             };
-            version = self
-                .servers
-                .pull(version, LIMIT, &mut flat)
-                .await
-                .map_err(|e| e.to_string())?;
+            version = self.servers.pull(version, LIMIT, &mut flat).await?;
             let gradient = gradient(&flat, &lease, rank);
-            if sequence == 0
+            if seen.pushed == 0
                 && let Some(until) = habits.hold_until
             {
                 let mut newest = vec![0.0; flat.len()];
-                self.servers
-                    .pull(until, LIMIT, &mut newest)
-                    .await
-                    .map_err(|e| e.to_string())?;
+                self.servers.pull(until, LIMIT, &mut newest).await?;
             }
-            if habits.vanish_at == Some(sequence) {
+            if habits.vanish_at == Some(seen.pushed) {
                 return Ok("vanished".into());
             }
             tokio::time::sleep(Duration::from_millis(random.below(habits.jitter + 1))).await;
@@ -147,28 +190,25 @@ impl Replica {
                     self.servers.push(tag, &gradient, LIMIT),
                     self.servers.push(tag, &gradient, LIMIT)
                 );
-                a.and(b).map_err(|e| e.to_string())?;
+                a.and(b)?;
             } else {
-                self.servers
-                    .push(tag, &gradient, LIMIT)
-                    .await
-                    .map_err(|e| e.to_string())?;
+                self.servers.push(tag, &gradient, LIMIT).await?;
             }
-            let reply = self
-                .client
-                .report(report.clone(), |_| ())
-                .await
-                .map_err(|e| e.to_string())?;
+            let reply = self.client.report(report.clone(), |_| ()).await?;
             if habits.twice && !reply.last {
-                let again = self.client.report(report, |_| ()).await.map_err(|e| e.to_string())?;
+                let again = self.client.report(report, |_| ()).await?;
                 assert_eq!(again, reply, "the same report gets the same answer");
             }
             sequence += 1;
+            seen.pushed += 1;
             version = reply.version;
             let range = (lease.first_position, lease.count);
             match reply.outcome() {
                 Fate::Committed => seen.committed.push(range),
-                Fate::Dropped => seen.dropped.push(range),
+                Fate::Dropped => {
+                    exhausted = false;
+                    seen.dropped.push(range);
+                }
                 _ => return Ok(reply.waiting_for),
             }
             if reply.last {

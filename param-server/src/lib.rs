@@ -16,4 +16,4 @@ pub use client::{PsClient, PsGroup};
 pub use optimizer::OptimizerConfig;
 pub use placement::{Layout, Strategy, plan};
 pub use service::{Handle, Options, serve};
-pub use store::{Admit, Contributor, Store, Tag};
+pub use store::{Admit, Consistency, Contributor, DelayCompensation, Store, Tag};

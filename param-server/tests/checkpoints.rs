@@ -173,3 +173,38 @@ async fn a_checkpoint_of_another_model_is_refused() {
     );
     second.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_names_tensor_and_file_and_offers_the_checkpoint_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(&specs(), 3, COUNTING, 0).await;
+    let values = gradient(flat_elements(&specs()), 99, 0);
+    cluster.group.load(&values, 0, LIMIT).await.unwrap();
+    for version in [0, 1] {
+        save(&cluster, &folder.path().join(format!("model.ckpt-{version}")), version).await;
+        steps(&cluster, version..version + 1).await;
+    }
+    cluster.end().await;
+    let prefix = folder.path().join("model.ckpt-1");
+    let entry = Reader::open(&prefix).unwrap().entries().next().unwrap().name.clone();
+    let data = folder.path().join("model.ckpt-1.data-00001-of-00003");
+    let mut bytes = std::fs::read(&data).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&data, bytes).unwrap();
+
+    let cluster = Cluster::start(&specs(), 5, COUNTING, 0).await;
+    let restored = cluster.group.restore(prefix.to_str().unwrap(), 1, false, LIMIT).await;
+    let error = restored.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::Checkpoint));
+    let text = error.to_string();
+    let known = specs();
+    assert!(
+        text.contains("model.ckpt-1.data-00001-of-00003: tensor \"")
+            && known.iter().any(|spec| text.contains(&spec.name))
+            && text.contains("CRC is "),
+        "{text} ({entry})"
+    );
+    let offered = format!("hint: {} is whole: move ", folder.path().join("model.ckpt-0").display());
+    assert!(text.contains(&offered), "{text}");
+    cluster.end().await;
+}

@@ -4,7 +4,9 @@
 
 mod checkpoints;
 mod cluster;
+mod consistency;
 mod faults;
+mod fuzz;
 mod golden;
 mod optimizers;
 mod placements;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 
-use coati_tests::{Finished, Job, records};
+use coati_tests::{Cluster, Finished, Job, records};
 use serde_json::json;
 
 /// A job whose training set is the one file `bad.record`, made from the good examples by `spoil`.
@@ -253,4 +253,114 @@ fn a_folder_that_cannot_be_written() {
         .run()
         .exits(2)
         .says(&["model", "hint: --model_dir must be a folder that can be written"]);
+}
+
+#[test]
+fn a_flipped_bit_in_a_checkpoint() {
+    let job = Job::new();
+    let _ = job.train("model", 4).with("--save_checkpoints_steps 2").run().exits(0);
+    let data = job.path("model/model.ckpt-4.data-00000-of-00001");
+    let mut bytes = fs::read(&data).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 8;
+    fs::write(&data, &bytes).unwrap();
+    let words = [
+        "model/model.ckpt-4.data-00000-of-00001: tensor ",
+        "CRC is",
+        "hint: model/model.ckpt-2 is whole: move model/model.ckpt-4.* away",
+    ];
+    let _ = job.train("model", 6).run().exits(1).says(&words);
+    let cluster = job.cluster("cluster.yaml", &Cluster::new());
+    let _ = job.train("model", 6).cluster(cluster).run().exits(1).says(&words);
+    // An evaluation reads no slots: one bit in each kilobyte hits what it reads.
+    for byte in bytes.iter_mut().step_by(1000) {
+        *byte ^= 1;
+    }
+    fs::write(&data, &bytes).unwrap();
+    let _ = job
+        .eval("model")
+        .run()
+        .exits(2)
+        .says(&["tensor ", "model/model.ckpt-2 is whole"]);
+    // What the hint says works.
+    for ending in ["index", "data-00000-of-00001", "coati.json"] {
+        fs::remove_file(job.path(&format!("model/model.ckpt-4.{ending}"))).unwrap();
+    }
+    let _ = job
+        .train("model", 3)
+        .run()
+        .exits(0)
+        .says(&["resuming from step 2 (model/model.ckpt-2)"]);
+}
+
+#[test]
+fn a_manifest_of_a_future_version() {
+    let job = Job::new();
+    let _ = job.train("model", 4).with("--save_checkpoints_steps 2").run().exits(0);
+    job.write(
+        "model/model.ckpt-4.coati.json",
+        r#"{"version": 99, "software_version": "7.0"}"#,
+    );
+    let words = [
+        "model.ckpt-4.coati.json",
+        "version 99",
+        "hint: use the Coati that wrote it (7.0)",
+    ];
+    let _ = job.train("model", 6).run().exits(2).says(&words);
+    let _ = job.eval("model").run().exits(2).says(&words);
+}
+
+#[test]
+fn two_coordinators_for_one_job() {
+    let job = Job::new();
+    let cluster = job.cluster("cluster.yaml", &Cluster::new().coati("restart: {max: 0}"));
+    let running = job
+        .train("model", 1_000_000)
+        .with("--save_checkpoints_steps 5")
+        .cluster(cluster)
+        .start();
+    running.wait_for("checkpoint model/model.ckpt-5");
+    let master = crate::faults::pid_of(&job, "master").to_string();
+    let held = format!("another coordinator runs this job: process {master} on ");
+    let words = ["model: ", held.as_str(), "hint: wait for it to end or stop it"];
+    let before = job.read("model/coati-job.json");
+    let _ = job
+        .train("model", 1_000_000)
+        .cluster(cluster)
+        .run()
+        .exits(2)
+        .says(&words);
+    let _ = job.train("model", 1_000_000).run().exits(2).says(&words);
+    // A master of its own, as a scheduler would start it.
+    let tasks =
+        json!({"cluster": {"master": ["127.0.0.1:1"], "ps": ["127.0.0.1:2"]}, "task": {"type": "master", "index": 0}});
+    let second = job.train("model", 2).env("TF_CONFIG", &tasks.to_string());
+    let _ = second.run().exits(2).says(&words);
+    assert_eq!(job.read("model/coati-job.json"), before, "the job was not touched");
+    // The lock dies with its process, however that ends.
+    nix::sys::signal::kill(crate::faults::pid_of(&job, "master"), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let _ = running.finish().exits(1);
+    let _ = job.train("model", 6).run().exits(0);
+}
+
+#[test]
+fn settings_for_stale_gradients_in_a_synchronous_job() {
+    let job = Job::light();
+    let yaml =
+        Cluster::new().yaml() + "coati:\n  consistency: {scale_learning_rate: true, delay_compensation: constant}\n";
+    job.write("cluster.yaml", &yaml);
+    let check = "check --pipeline_config_path pipeline.config --cluster cluster.yaml";
+    let _ = job.coati(check.split(' ')).run().exits(0).says(&[
+        "coati.consistency.scale_learning_rate, coati.consistency.delay_compensation has no effect",
+        "sync_replicas: true",
+    ]);
+    job.write(
+        "cluster.yaml",
+        yaml.replace("delay_compensation", "delay_compensations"),
+    );
+    let _ = job
+        .coati(check.split(' '))
+        .run()
+        .exits(2)
+        .says(&["cluster.yaml:9", "did you mean `delay_compensation`?"]);
 }

@@ -108,6 +108,7 @@ fn every_cluster_file_that_ships_is_accepted() {
     names.sort();
     // Workers and servers of each; a file that is added must be entered here.
     let expected = [
+        ("asynchronous.yaml", 2, 3),
         ("cloud.yml", 9, 3),
         ("local.yaml", 2, 3),
         ("one-master.yaml", 0, 0),

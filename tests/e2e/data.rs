@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use coati_tests::{Job, records};
+use coati_tests::{Cluster, Job, records};
 use serde_json::{Value, json};
 
 #[test]
@@ -166,4 +166,34 @@ fn a_checkpoint_is_shown() {
         .run()
         .exits(2)
         .says(&["nowhere"]);
+}
+
+#[test]
+fn records_are_indexed_once_for_all_tasks() {
+    let job = Job::new();
+    let cluster = job.cluster("cluster.yaml", &Cluster::new());
+    let _ = job.train("model", 2).cluster(cluster).run().exits(0);
+    let folder = job.path("model/index");
+    let listing = || {
+        let mut files: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                (entry.file_name(), entry.metadata().unwrap().modified().unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    };
+    let made = listing();
+    assert_eq!(made.len(), 3, "one for each of the three shards: {made:?}");
+    let again = job.train("model", 4).cluster(cluster).run().exits(0);
+    assert_eq!(listing(), made, "they are used: {again}");
+    // A changed file is indexed again.
+    let shard = job.path("train.record-00001-of-00003");
+    let bytes = fs::read(&shard).unwrap();
+    fs::write(&shard, &bytes).unwrap();
+    let _ = job.train("model", 5).run().exits(0);
+    let changed: Vec<_> = listing().into_iter().filter(|file| !made.contains(file)).collect();
+    assert_eq!(changed.len(), 1, "{changed:?}");
 }

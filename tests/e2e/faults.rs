@@ -1,4 +1,4 @@
-//! A process of a cluster dies: the job fails, says who, and goes on from its checkpoint.
+//! A process of a cluster dies that is not started again: the job fails, says who, and goes on from its checkpoint.
 
 use coati_tests::{Cluster, Job, tensors};
 use nix::sys::signal::{Signal, kill};
@@ -17,7 +17,7 @@ pub(crate) fn pid_of(job: &Job, task: &str) -> Pid {
 
 fn is_killed(task: &str) {
     let job = Job::new();
-    let cluster = job.cluster("cluster.yaml", &Cluster::new());
+    let cluster = job.cluster("cluster.yaml", &Cluster::new().coati("restart: {max: 0}"));
     let endless = || {
         job.train("model", 1_000_000)
             .with("--save_checkpoints_steps 10 --keep_checkpoint_max 100")

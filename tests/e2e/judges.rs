@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use coati_tests::{Cluster, Job, judge, shared, tensors};
+use coati_tests::{Cluster, Job, cluster_config, judge, shared, tensors};
 use serde_json::{Value, json};
 
 /// Trains 20 steps on a cluster and evaluates.
@@ -189,4 +189,40 @@ fn a_checkpoint_of_the_reference_gives_its_metrics() {
             );
         }
     }
+}
+
+#[test]
+fn tensorboard_shows_how_stale_each_workers_gradients_were() {
+    let job = Job::new();
+    job.configure("async.config", &[("sync_replicas: true", "sync_replicas: false")]);
+    let flags = "train --pipeline_config_path async.config --model_dir model --num_train_steps 25 --no_eval";
+    let _ = job
+        .coati(flags.split(' '))
+        .cluster(cluster_config("asynchronous.yaml"))
+        .run()
+        .exits(0);
+    let Some(training) = judge("read_events.py", &[job.path("model")]) else {
+        return;
+    };
+    let histograms = training["histograms"].as_object().unwrap();
+    let staleness: Vec<(&String, &Value)> = histograms
+        .iter()
+        .filter(|(tag, _)| tag.starts_with("staleness/"))
+        .collect();
+    let known = ["staleness/master", "staleness/worker-0", "staleness/worker-1"];
+    assert!(
+        staleness.iter().all(|(tag, _)| known.contains(&tag.as_str())),
+        "{staleness:?}"
+    );
+    // Each of the 25 gradients is in one of them: step, smallest, largest, count, sum, sum of the buckets.
+    let points = staleness.iter().flat_map(|(_, points)| points.as_array().unwrap());
+    let mut count = 0.0;
+    for point in points {
+        let number = |index: usize| point[index].as_f64().unwrap();
+        assert!([10.0, 20.0, 25.0].contains(&number(0)), "{point}");
+        assert!(0.0 <= number(1) && number(2) <= 8.0, "{point}");
+        assert_eq!(point[3], point[5], "{point}");
+        count += number(3);
+    }
+    assert_eq!(count, 25.0, "{staleness:?}");
 }

@@ -11,6 +11,8 @@ mod data;
 mod evaluation;
 mod faults;
 mod judges;
+mod recovery;
 mod reproducible;
+mod status;
 mod stopping;
 mod training;

@@ -6,6 +6,7 @@ pub struct Cluster {
     workers: u32,
     servers: u32,
     placement: Option<&'static str>,
+    coati: String,
     training_input: String,
 }
 
@@ -15,6 +16,7 @@ impl Default for Cluster {
             workers: 2,
             servers: 3,
             placement: None,
+            coati: String::new(),
             training_input: String::new(),
         }
     }
@@ -47,6 +49,13 @@ impl Cluster {
         self
     }
 
+    /// A further line of `coati`: `restart: {max: 0}`.
+    #[must_use]
+    pub fn coati(mut self, line: &str) -> Self {
+        self.coati = [&self.coati, "  ", line, "\n"].concat();
+        self
+    }
+
     /// A further line of `trainingInput`.
     #[must_use]
     pub fn training_input(mut self, line: &str) -> Self {
@@ -60,9 +69,14 @@ impl Cluster {
             workers,
             servers,
             placement,
+            coati,
             training_input,
         } = self;
-        let coati = placement.map_or(String::new(), |placement| format!("coati:\n  placement: {placement}\n"));
+        let placement = placement.map_or(String::new(), |placement| format!("  placement: {placement}\n"));
+        let coati = match placement + coati {
+            none if none.is_empty() => none,
+            lines => format!("coati:\n{lines}"),
+        };
         format!(
             "trainingInput:\n  scaleTier: CUSTOM\n  masterType: standard\n  workerCount: {workers}\n  workerType: standard\n  \
              parameterServerCount: {servers}\n  parameterServerType: standard\n{training_input}{coati}"

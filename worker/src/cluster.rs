@@ -1,19 +1,23 @@
 //! One task of a cluster: the master (coordinator and replica 0) or a worker.
 
+use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use coati_common::cluster::{ClusterSpec, TaskId, TaskType};
+use coati_common::cluster::{ClusterSpec, Consistency, TaskId, TaskType};
 use coati_common::rpc::Peer;
+use coati_coordinator::membership::Identity;
 use coati_coordinator::{self as coordinator, Client, Event, Init, cadence};
-use coati_param_server::{PsGroup, Strategy};
+use coati_param_server::{self as param_server, PsGroup, Strategy};
 use coati_proto::coati::v1;
 use prost::Message as _;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
+use crate::exchange;
+use crate::model::Trainer;
 use crate::observe::{Observer, StepRecord};
-use crate::remote::Remote;
+use crate::remote::{Remote, from_coordinator, from_servers};
 use crate::replica::{self, End};
 use crate::session::{Checkpoint, Session};
 use crate::stop::{STOPPED, StopFlag};
@@ -28,11 +32,17 @@ pub struct Cluster {
     pub task: TaskId,
     /// `coati.placement`
     pub strategy: Strategy,
-    /// `coati.consistency.max_staleness`
-    pub max_staleness: Option<u64>,
+    /// `coati.consistency`
+    pub consistency: Consistency,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
+
+/// Waiting for others is said so often.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Before joining again.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// How often the stop flag is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -61,37 +71,133 @@ impl Cluster {
     async fn join(
         &self,
         master: &str,
-        setup: &Setup,
+        identity: &Identity,
+        limit: Duration,
         stop: &StopFlag,
-    ) -> Result<(Client, v1::JobPlan, PsGroup), Error> {
+        idle: &mut dyn FnMut(),
+    ) -> Result<(Client, v1::JobPlan, PsGroup), exchange::Error> {
         let own = self
             .addresses(self.task.kind)
             .get(self.task.index as usize)
             .cloned()
             .unwrap_or_default();
-        let limits = &self.limits;
+        let silence = self.limits.heartbeat_timeout;
         let joining = async {
-            let mut client = Client::join(
-                master,
-                self.wire_task(),
-                &own,
-                &setup.identity,
-                limits.formation,
-                limits.heartbeat_timeout,
-            )
-            .await
-            .map_err(Error::job)?;
-            let say = |who: &str| tracing::warn!("waiting for the cluster to form: {who}");
-            let plan = client.plan(limits.formation * 2, say).await.map_err(Error::job)?;
-            let placement = plan.placement.clone().unwrap_or_default();
-            let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), limits.formation)
+            let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence)
                 .await
-                .map_err(Error::job)?;
+                .map_err(|error| from_coordinator(&error))?;
+            let mut said = Instant::now();
+            let say = |who: &str| {
+                idle();
+                if said.elapsed() >= SAY_EVERY {
+                    said = Instant::now();
+                    tracing::warn!("waiting for the cluster to form: {who}");
+                }
+            };
+            let plan = client
+                .plan(limit * 2, say)
+                .await
+                .map_err(|error| from_coordinator(&error))?;
+            let placement = plan.placement.clone().unwrap_or_default();
+            let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), self.limits.formation)
+                .await
+                .map_err(|error| from_servers(&error))?
+                .for_replica(plan.replica);
             Ok((client, plan, servers))
         };
         tokio::select! {
             joined = joining => joined,
-            () = raised(stop) => Err(Error::Job(format!("stopped while joining the job of {}", Peer::new("master", master)))),
+            () = raised(stop) => Err(exchange::Error::Failed(format!(
+                "stopped while joining the job of {}",
+                Peer::new("master", master)
+            ))),
+        }
+    }
+
+    /// Takes part until the job ends: joins, trains, and joins again when the others went on without this replica or were
+    /// away. `started` is called each time it has joined; `between` after each step, `idle` now and then while it waits to train.
+    fn take_part(
+        &self,
+        runtime: &Runtime,
+        master: &str,
+        setup: &mut Setup,
+        stop: &StopFlag,
+        started: &mut dyn FnMut(&mut Setup, &v1::JobPlan) -> Result<(), Error>,
+        between: &mut replica::Between<'_, Trainer, Remote>,
+        idle: &mut dyn FnMut(),
+    ) -> Result<End, Error> {
+        let mut away: Option<Instant> = None;
+        loop {
+            let limit = match away {
+                None => self.limits.formation,
+                Some(_) => self.limits.rejoin,
+            };
+            let identity = setup.identity.clone();
+            let cut_off = match runtime.block_on(self.join(master, &identity, limit, stop, idle)) {
+                Err(exchange::Error::Ended(reason)) => return Ok(End::Left(reason)),
+                Err(exchange::Error::CutOff(reason)) if away.is_some() => reason,
+                Err(error) => return Err(Error::job(error)),
+                Ok((client, plan, servers)) => {
+                    started(setup, &plan)?;
+                    tracing::info!(
+                        replica = plan.replica,
+                        of = plan.replicas,
+                        step = plan.start_version,
+                        "training"
+                    );
+                    let first = plan.start_version;
+                    let leave = if self.task.kind == TaskType::Master {
+                        // The coordinator ends the job for all replicas at the same step.
+                        StopFlag::default()
+                    } else {
+                        stop.clone()
+                    };
+                    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan, leave);
+                    let loader = setup.loader()?;
+                    let mut reached = first;
+                    let ended = replica::train(
+                        &mut setup.trainer,
+                        &loader,
+                        &mut exchange,
+                        first,
+                        stop,
+                        &mut |model, exchange| {
+                            reached += 1;
+                            between(model, exchange)
+                        },
+                    );
+                    match ended {
+                        Err(replica::Error::Exchange(exchange::Error::CutOff(reason))) => {
+                            if reached > first {
+                                away = None;
+                            }
+                            reason
+                        }
+                        Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => return Ok(End::Left(reason)),
+                        Err(error) => {
+                            // Another start of it would fail in the same way: the job ends, and says why.
+                            exchange.leave(true, &error.to_string());
+                            return Err(Error::job(error));
+                        }
+                        Ok(end) => {
+                            if stop.raised() && self.task.kind != TaskType::Master {
+                                exchange.leave(false, "asked to leave");
+                            }
+                            return Ok(end);
+                        }
+                    }
+                }
+            };
+            let since = *away.get_or_insert_with(Instant::now);
+            if since.elapsed() >= self.limits.rejoin {
+                return Err(Error::Job(format!(
+                    "{cut_off}\nhint: could not take part again for {:.0} s; look into the master's log",
+                    since.elapsed().as_secs_f64()
+                )));
+            }
+            idle();
+            tracing::warn!("{cut_off}: joining again");
+            std::thread::sleep(PAUSE);
         }
     }
 }
@@ -107,24 +213,16 @@ pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
     let mut setup = Setup::open(options)?;
     let runtime = runtime()?;
     let master = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();
-    // A signal asks the job to stop, not the worker alone: the master hears of it from the launcher.
-    let (client, plan, servers) = runtime.block_on(cluster.join(&master, &setup, &options.stop))?;
-    tracing::info!(
-        replica = plan.replica,
-        of = plan.replicas,
-        step = plan.start_version,
-        "training"
-    );
-    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan);
-    let ended = replica::train(
-        &mut setup.trainer,
-        &setup.loader,
-        &mut exchange,
-        plan.start_version,
+    let ended = cluster.take_part(
+        &runtime,
+        &master,
+        &mut setup,
         &options.stop,
         &mut |_, _| Ok(()),
+        &mut |_, _| Ok(()),
+        &mut || (),
     );
-    match ended.map_err(Error::job)? {
+    match ended? {
         End::Finished => tracing::info!("the job is complete"),
         End::Left(reason) => tracing::info!(reason, "leaving"),
     }
@@ -136,6 +234,8 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
     let mut setup = Setup::open(options)?;
     let mut session = Session::new(options, observer)?;
     let job = open_job(options, session.observer())?;
+    setup.input.keep_index(&options.model_dir);
+    session.keep_index();
     let runtime = runtime()?;
     let ps_addresses = cluster.addresses(TaskType::Ps);
     if let Some(summary) = already_done(job.latest.as_ref(), setup.num_steps) {
@@ -212,32 +312,38 @@ fn train(
     latest: Option<&coati_checkpoint::state::Latest>,
     last: &mut Option<Checkpoint>,
 ) -> Result<End, Error> {
-    let (client, plan, servers) = runtime.block_on(cluster.join(address, setup, &options.stop))?;
-    let started = setup.started(
-        plan.start_version,
-        latest,
-        plan.replicas,
-        plan.ps_addresses.len() as u32,
-    );
-    session.start(&started)?;
-    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan);
-    // The stop flag is the coordinator's to act on: it ends the job for all replicas at the same step.
-    let ended = replica::train(
-        &mut setup.trainer,
-        &setup.loader,
-        &mut exchange,
-        plan.start_version,
+    // The three closures below take turns.
+    let shared = RefCell::new((session, events, last));
+    let servers = cluster.addresses(TaskType::Ps).len() as u32;
+    let mut begun = false;
+    cluster.take_part(
+        runtime,
+        address,
+        setup,
         &options.stop,
+        &mut |setup, plan| {
+            if std::mem::replace(&mut begun, true) {
+                return Ok(());
+            }
+            let started = setup.started(plan.start_version, latest, plan.replicas, servers);
+            shared.borrow_mut().0.start(&started)
+        },
         &mut |trainer, exchange| {
+            let (session, events, last) = &mut *shared.borrow_mut();
             if let Some(checkpoint) = drain(session, events) {
                 crate::exchange::Exchange::activity(exchange, "evaluating");
                 session.evaluate_if_due(trainer.ssd(), &checkpoint);
-                *last = Some(checkpoint);
+                **last = Some(checkpoint);
             }
             Ok(())
         },
-    );
-    ended.map_err(Error::job)
+        &mut || {
+            let (session, events, last) = &mut *shared.borrow_mut();
+            if let Some(checkpoint) = drain(session, events) {
+                **last = Some(checkpoint);
+            }
+        },
+    )
 }
 
 /// Passes on what the coordinator tells; returns the newest checkpoint.
@@ -245,7 +351,8 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
     let mut newest = None;
     while let Ok(event) = events.try_recv() {
         match event {
-            Event::Formed { .. } => {}
+            // That is said in words, too.
+            Event::Formed { .. } | Event::WentBack { .. } => {}
             Event::Step {
                 version,
                 losses,
@@ -299,14 +406,27 @@ fn coordinator_options(
         strategy: cluster.strategy,
         synchronous: train.sync_replicas(),
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
-        // A replica that computes at half the others' speed is twice the number of replicas behind.
-        max_staleness: cluster.max_staleness.unwrap_or(4 * u64::from(workers + 1)),
+        consistency: consistency(&cluster.consistency, workers + 1),
         cadence: cadence::Options {
             every: options.save_every,
             every_steps: options.save_every_steps,
         },
         keep: options.keep_options(),
         limits: cluster.limits,
+    }
+}
+
+/// What the cluster file says, as the parameter servers want it.
+fn consistency(from: &Consistency, replicas: u32) -> param_server::Consistency {
+    let compensation = from.delay_compensation.map(|from| param_server::DelayCompensation {
+        lambda: from.lambda,
+        mean_square_decay: from.kind.mean_square_decay(),
+    });
+    param_server::Consistency {
+        // A replica that computes at half the others' speed is twice the number of replicas behind.
+        max_staleness: from.max_staleness.unwrap_or(4 * u64::from(replicas)),
+        scale_learning_rate: from.scale_learning_rate,
+        delay_compensation: compensation,
     }
 }
 

@@ -10,7 +10,7 @@ use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_coordinator::membership::Identity;
 use coati_coordinator::run::Limits;
 use coati_coordinator::{self as coordinator, Client, Init, Outcome, cadence};
-use coati_param_server::{OptimizerConfig, PsGroup, Strategy, service};
+use coati_param_server::{Consistency, OptimizerConfig, PsGroup, Strategy, service};
 use coati_proto::coati::v1::{JobRef, Task};
 use coati_proto::object_detection::protos::Optimizer;
 use prost::Message as _;
@@ -171,7 +171,7 @@ fn over_the_wire(folder: &Path, text: &str, servers: u32) -> Vec<u64> {
             strategy: Strategy::Balanced,
             synchronous: true,
             replicas_to_aggregate: 0,
-            max_staleness: 0,
+            consistency: Consistency::default(),
             cadence: cadence::Options {
                 every: LIMIT,
                 every_steps: None,
@@ -193,7 +193,13 @@ fn over_the_wire(folder: &Path, text: &str, servers: u32) -> Vec<u64> {
         let group = PsGroup::connect(placement, &plan.ps_addresses, client.job(), LIMIT)
             .await
             .unwrap();
-        let exchange = Remote::new(tokio::runtime::Handle::current(), client, group, &plan);
+        let exchange = Remote::new(
+            tokio::runtime::Handle::current(),
+            client,
+            group,
+            &plan,
+            crate::stop::StopFlag::default(),
+        );
         (handle, exchange)
     });
     let mut exchange = exchange;

@@ -62,13 +62,23 @@ pub enum Fate {
 
 /// An exchange that failed; the message names the peer and ends in a hint.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(pub String);
+#[non_exhaustive]
+pub enum Error {
+    /// For good.
+    #[error("{0}")]
+    Failed(String),
+    /// The others went on without this replica, or are away: it may join again.
+    #[error("{0}")]
+    CutOff(String),
+    /// The job is over, in order.
+    #[error("{0}")]
+    Ended(String),
+}
 
 impl Error {
-    /// From any displayable error.
+    /// From any displayable error: one for good.
     pub fn new(error: impl std::fmt::Display) -> Self {
-        Self(error.to_string())
+        Self::Failed(error.to_string())
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the configuration's input readers to data sets.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coati_common::config::PipelineConfig;
@@ -78,8 +79,30 @@ pub struct Input {
     pub labels: LabelMap,
 }
 
+/// Where a job keeps the indexes of its records: they are made once for all its processes and starts.
+pub fn index_folder(model_dir: &Path) -> PathBuf {
+    model_dir.join("index")
+}
+
+impl Input {
+    /// Keeps where the records lie in the job's folder. Only once the job's files are known to be good: one that is refused
+    /// leaves no folder behind.
+    pub fn keep_index(&self, model_dir: &Path) {
+        self.source.keep(&index_folder(model_dir));
+    }
+}
+
 /// Opens a reader's records and its label map, and checks that the map fits the model.
 pub fn open(config: &PipelineConfig, which: Which) -> Result<Input, Error> {
+    open_either(config, which, None)
+}
+
+/// As [`open`], for a job: its folder may know where the records lie ([`Input::keep_index`]).
+pub fn open_for_job(config: &PipelineConfig, which: Which, model_dir: &Path) -> Result<Input, Error> {
+    open_either(config, which, Some(&index_folder(model_dir)))
+}
+
+fn open_either(config: &PipelineConfig, which: Which, index: Option<&Path>) -> Result<Input, Error> {
     let reader = which.reader(config);
     let file = || config.name().to_owned();
     let paths = paths(config, reader);
@@ -98,8 +121,12 @@ pub fn open(config: &PipelineConfig, which: Which) -> Result<Input, Error> {
     if let Some(problem) = label_map_problem(config, &labels) {
         return Err(Error::Classes(problem));
     }
+    let source = match index {
+        Some(folder) => Source::open_kept(&paths, folder)?,
+        None => Source::open(&paths)?,
+    };
     Ok(Input {
-        source: Arc::new(Source::open(&paths)?),
+        source: Arc::new(source),
         labels,
     })
 }

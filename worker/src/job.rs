@@ -1,5 +1,7 @@
 //! A job's folder: which configuration it belongs to, how often it was started, where it goes on.
 
+pub mod lock;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,8 @@ use coati_common::config::PipelineConfig;
 use coati_proto::coati::v1::JobRef;
 use coati_proto::object_detection::protos::{TrainConfig, TrainEvalPipelineConfig, optimizer};
 use serde::{Deserialize, Serialize};
+
+pub use lock::Lock;
 
 /// Name of the file that marks a folder as a job's.
 pub const FILE: &str = "coati-job.json";
@@ -58,6 +62,12 @@ pub enum Error {
         /// The first line that differs.
         difference: String,
     },
+    /// Another coordinator runs the job.
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    /// A file cannot be written.
+    #[error(transparent)]
+    File(#[from] coati_checkpoint::files::Error),
     /// The checkpoints cannot be read.
     #[error(transparent)]
     State(#[from] state::Error),
@@ -72,6 +82,8 @@ pub struct Job {
     pub latest: Option<Latest>,
     /// Files of checkpoints that were never finished and are gone now.
     pub cleaned: Vec<PathBuf>,
+    /// Nobody else coordinates this job for as long as this lives.
+    pub lock: Lock,
 }
 
 /// What of a configuration checkpoints depend on.
@@ -93,6 +105,11 @@ fn essence(config: &PipelineConfig) -> String {
         ..TrainEvalPipelineConfig::default()
     };
     format!("{}optimizer: {}\n", essential.effective_text(), kind.unwrap_or("none"))
+}
+
+/// Whether nobody runs the job of this folder now; else who, at once and before anything is opened.
+pub fn check_free(folder: &Path) -> Result<(), Error> {
+    Ok(lock::check(folder)?)
 }
 
 /// Whether a folder may be used with this configuration; one that does not exist or holds no job may.
@@ -159,6 +176,7 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
         move |source| Error::Io { path, source }
     };
     fs::create_dir_all(folder).map_err(io(folder))?;
+    let lock = Lock::take(folder)?;
     let record = match read(folder)? {
         Some(mut record) => {
             agrees(folder, config, &record)?;
@@ -173,13 +191,11 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
         },
     };
     let path = folder.join(FILE);
-    let temporary = folder.join(format!("{FILE}.partial"));
     let text = serde_json::to_vec_pretty(&record).map_err(|error| Error::Damaged {
         path: path.clone(),
         message: error.to_string(),
     })?;
-    fs::write(&temporary, text).map_err(io(&temporary))?;
-    fs::rename(&temporary, &path).map_err(io(&path))?;
+    coati_checkpoint::files::write_atomic(&path, &text)?;
     // The configuration as it runs, beside what it made, as the reference writes it.
     let effective = folder.join("pipeline.config");
     fs::write(&effective, config.effective_text()).map_err(io(&effective))?;
@@ -191,6 +207,7 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
         },
         latest: state::latest(folder)?,
         cleaned,
+        lock,
     })
 }
 
@@ -220,15 +237,32 @@ mod tests {
     #[test]
     fn starts_are_counted_and_other_models_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let first = open(folder.path(), &config(3, 10)).unwrap();
-        let second = open(folder.path(), &config(3, 500)).unwrap();
-        assert_eq!(second.job.job_id, first.job.job_id);
-        assert_eq!((first.job.incarnation, second.job.incarnation), (1, 2));
+        let first = open(folder.path(), &config(3, 10)).unwrap().job;
+        let second = open(folder.path(), &config(3, 500)).unwrap().job;
+        assert_eq!(second.job_id, first.job_id);
+        assert_eq!((first.incarnation, second.incarnation), (1, 2));
         let error = open(folder.path(), &config(4, 10)).unwrap_err().to_string();
         assert!(
             error.contains("it was made with `num_classes: 3`, p.config has `num_classes: 4`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_folder_in_use_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path(), &config(3, 10)).unwrap();
+        let before = fs::read(folder.path().join(FILE)).unwrap();
+        let error = open(folder.path(), &config(3, 10)).unwrap_err();
+        assert!(matches!(error, Error::Lock(lock::Error::Held { .. })), "{error}");
+        assert!(check_free(folder.path()).is_err());
+        assert_eq!(
+            fs::read(folder.path().join(FILE)).unwrap(),
+            before,
+            "no start was counted"
+        );
+        drop(first);
+        assert_eq!(open(folder.path(), &config(3, 10)).unwrap().job.incarnation, 2);
     }
 
     #[test]

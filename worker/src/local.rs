@@ -164,6 +164,7 @@ impl Local {
         }
         let folder = &self.options.model_dir;
         let prefix = saver::prefix(folder, self.version);
+        saver::begin(&prefix).map_err(Error::new)?;
         let saved = self
             .store
             .save(&self.options.job, &prefix.display().to_string(), 0, 1, self.version)
@@ -277,7 +278,7 @@ impl Exchange for Local {
             samples: u64::from(contribution.samples),
             epoch: self.ledger.position().position.saturating_sub(1) / self.options.record_count.max(1),
             seconds: timing::attribute(began, self.committed_at, &[spans]).named(),
-            staleness: 0,
+            staleness: Vec::new(),
         }));
         let last = self.version >= self.options.num_steps || self.options.stop.raised();
         if !last

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use coati_checkpoint::bundle::Reader;
+use coati_checkpoint::bundle::{self, Reader};
+use coati_checkpoint::rescue;
 use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec};
 use coati_dataset::batch::Batch;
@@ -24,6 +25,9 @@ pub enum Error {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] coati_checkpoint::bundle::Error),
+    /// The checkpoint's files are damaged.
+    #[error("{0}")]
+    Damaged(String),
     /// The checkpoint is of another model.
     #[error("{prefix}: {what}\nhint: is it a checkpoint of this pipeline.config's model?")]
     Other {
@@ -47,7 +51,7 @@ pub fn build(config: &PipelineConfig, threads: Option<usize>) -> Result<Ssd, Err
 /// Reads the model's variables from a checkpoint, whoever wrote it. With `averages`, moving averages in place of trainable
 /// variables (`eval_config.use_moving_averages`).
 pub fn read_variables(model: &Ssd, prefix: &Path, averages: bool) -> Result<Vec<f32>, Error> {
-    let reader = Reader::open(prefix)?;
+    let reader = Reader::open(prefix).map_err(|error| unreadable(prefix, error))?;
     let mut flat = Vec::with_capacity(coati_common::variables::flat_elements(model.variables()));
     for spec in model.variables() {
         let name = if averages && spec.kind == VariableKind::Trainable {
@@ -71,8 +75,20 @@ fn read_one(reader: &Reader, name: &str, spec: &VariableSpec, prefix: &Path) -> 
             "`{name}` has shape {:?}, the model's has {:?}",
             entry.shape, spec.shape
         ))),
-        Some(_) => Ok(reader.read_f32(name)?),
+        Some(_) => reader.read_f32(name).map_err(|error| unreadable(prefix, error)),
     }
+}
+
+/// Where the files are damaged, the hint names an older checkpoint that is whole.
+fn unreadable(prefix: &Path, error: bundle::Error) -> Error {
+    if !error.is_damage() {
+        return Error::Checkpoint(error);
+    }
+    let (message, hint) = rescue::explain(prefix, &error);
+    Error::Damaged(match hint {
+        Some(hint) => format!("{message}\nhint: {hint}"),
+        None => message,
+    })
 }
 
 /// One image's objects as the losses want them. `name` stands in messages.

@@ -20,8 +20,8 @@ pub struct StepRecord {
     pub epoch: u64,
     /// Where its seconds went, by the names of [`coati_coordinator::timing::StepTime`].
     pub seconds: Vec<(String, f64)>,
-    /// Versions between the gradient's and the update's; 0 in synchronous training.
-    pub staleness: u64,
+    /// Contributors by rank, and how many versions the gradient of each was behind; empty in one process.
+    pub staleness: Vec<(u32, u64)>,
 }
 
 impl StepRecord {
@@ -31,6 +31,11 @@ impl StepRecord {
             .iter()
             .find(|(name, _)| name == "Loss/total_loss")
             .map_or(f64::NAN, |&(_, value)| value)
+    }
+
+    /// Versions that the oldest gradient in it was behind; 0 in synchronous training.
+    pub fn largest_staleness(&self) -> u64 {
+        self.staleness.iter().map(|&(_, versions)| versions).max().unwrap_or(0)
     }
 
     /// Seconds of a phase.

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
-use coati_coordinator::client::Directive;
+use coati_coordinator::client::{Directive, calls_for_rejoining};
 use coati_param_server::{Admit, PsGroup, Tag};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome;
 use tokio::runtime::Handle;
 
 use crate::exchange::{Contribution, Error, Exchange, Fate, Lease};
+use crate::stop::StopFlag;
 
 /// Longest transfer of variables or gradients.
 const TRANSFER: Duration = Duration::from_secs(60);
@@ -23,6 +24,26 @@ const SAY_AFTER: Duration = Duration::from_secs(10);
 /// should not wait for a lease.
 const RESERVE: u32 = 8;
 
+/// From the coordinator.
+pub(crate) fn from_coordinator(error: &coati_coordinator::client::Error) -> Error {
+    let message = error.to_string();
+    match error.job_ended() {
+        Some(reason) => Error::Ended(reason),
+        None if error.calls_for_rejoining() => Error::CutOff(message),
+        None => Error::Failed(message),
+    }
+}
+
+/// From a parameter server.
+pub(crate) fn from_servers(error: &coati_param_server::client::Error) -> Error {
+    let message = error.to_string();
+    if error.rpc().is_some_and(calls_for_rejoining) {
+        Error::CutOff(message)
+    } else {
+        Error::Failed(message)
+    }
+}
+
 /// One replica's connections.
 pub(crate) struct Remote {
     runtime: Handle,
@@ -31,6 +52,8 @@ pub(crate) struct Remote {
     replica: u32,
     synchronous: bool,
     sequence: u64,
+    /// The process is asked to leave, and the job is not.
+    leave: StopFlag,
     reserve: VecDeque<Lease>,
     exhausted: bool,
     /// The version that is in the replica's vector already.
@@ -39,17 +62,32 @@ pub(crate) struct Remote {
 
 impl Remote {
     /// For the replica that the plan is for.
-    pub(crate) fn new(runtime: Handle, coordinator: Client, servers: PsGroup, plan: &v1::JobPlan) -> Self {
+    pub(crate) fn new(
+        runtime: Handle,
+        coordinator: Client,
+        servers: PsGroup,
+        plan: &v1::JobPlan,
+        leave: StopFlag,
+    ) -> Self {
         Self {
             runtime,
             coordinator,
             servers,
             replica: plan.replica,
             synchronous: plan.synchronous,
-            sequence: 0,
+            sequence: plan.first_sequence,
+            leave,
             reserve: VecDeque::new(),
             exhausted: false,
             ahead: None,
+        }
+    }
+
+    /// Takes leave of the coordinator.
+    pub(crate) fn leave(&mut self, failed: bool, reason: &str) {
+        // Whoever is not heard leaves all the same.
+        if let Err(error) = self.runtime.block_on(self.coordinator.leave(failed, reason)) {
+            tracing::warn!(%error, "left without being heard");
         }
     }
 
@@ -71,6 +109,7 @@ impl Remote {
                 ("push", push.as_secs_f64()),
             ]),
             wait_ms: 0,
+            generation: 0,
             bad_records: contribution.bad_records.clone(),
         }
     }
@@ -91,7 +130,7 @@ async fn receive(servers: &PsGroup, version: u64, variables: &mut [f32]) -> Resu
     loop {
         match servers.pull(version, TRANSFER, variables).await {
             Err(error) if error.code() == Some(ErrorCode::UnknownVersion) => {}
-            received => return received.map_err(Error::new),
+            received => return received.map_err(|error| from_servers(&error)),
         }
     }
 }
@@ -110,14 +149,15 @@ async fn report_and_receive(
     tokio::pin!(reporting, receiving);
     tokio::select! {
         reply = &mut reporting => {
-            let reply = reply.map_err(Error::new)?;
+            let reply = reply.map_err(|error| from_coordinator(&error))?;
             let wanted = !reply.last && matches!(reply.outcome(), Outcome::Committed | Outcome::Dropped);
             let ahead = if wanted { Some(receiving.await?) } else { None };
             Ok((reply, ahead))
         }
         received = &mut receiving => {
             let version = received?;
-            Ok((reporting.await.map_err(Error::new)?, Some(version)))
+            let reply = reporting.await.map_err(|error| from_coordinator(&error))?;
+            Ok((reply, Some(version)))
         }
     }
 }
@@ -139,7 +179,7 @@ impl Exchange for Remote {
             let (leases, exhausted) = self
                 .runtime
                 .block_on(self.coordinator.lease(self.replica, wanted))
-                .map_err(Error::new)?;
+                .map_err(|error| from_coordinator(&error))?;
             self.reserve.extend(leases.into_iter().map(|lease| Lease {
                 id: lease.lease,
                 first_position: lease.first_position,
@@ -158,7 +198,7 @@ impl Exchange for Remote {
         }
         self.runtime
             .block_on(self.servers.pull(min_version, TRANSFER, variables))
-            .map_err(Error::new)
+            .map_err(|error| from_servers(&error))
     }
 
     fn contribute(&mut self, contribution: &Contribution<'_>, variables: &mut [f32]) -> Result<Fate, Error> {
@@ -174,7 +214,7 @@ impl Exchange for Remote {
         let admitted = self
             .runtime
             .block_on(self.servers.push(tag, contribution.gradients, TRANSFER))
-            .map_err(Error::new)?;
+            .map_err(|error| from_servers(&error))?;
         if admitted == Admit::TooOld {
             let version = contribution.version;
             tracing::debug!(version, "the gradient is too old; the coordinator will drop it");
@@ -189,23 +229,30 @@ impl Exchange for Remote {
             reply
         } else {
             let waiting = self.coordinator.report(request, say_who());
-            self.runtime.block_on(waiting).map_err(Error::new)?
+            self.runtime
+                .block_on(waiting)
+                .map_err(|error| from_coordinator(&error))?
         };
         Ok(match reply.outcome() {
             Outcome::Committed => Fate::Committed {
                 version: reply.version,
                 last: reply.last,
             },
-            Outcome::Dropped => Fate::Dropped { version: reply.version },
+            Outcome::Dropped => {
+                // Its records went back: there may be more to come than was said.
+                self.exhausted = false;
+                Fate::Dropped { version: reply.version }
+            }
             _ => Fate::Ended,
         })
     }
 
     fn asked_to_leave(&self) -> Result<Option<String>, Error> {
         match self.coordinator.directive() {
-            Directive::Continue => Ok(None),
+            Directive::Continue => Ok(self.leave.raised().then(|| "asked to leave".to_owned())),
             Directive::Drain(reason) => Ok(Some(reason)),
-            Directive::Abort(reason) => Err(Error::new(reason)),
+            Directive::Abort(reason) => Err(Error::Failed(reason)),
+            Directive::Rejoin(reason) => Err(Error::CutOff(reason)),
         }
     }
 

@@ -135,7 +135,10 @@ pub fn train<M: Model, E: Exchange>(
                     });
                 }
             }
-            Fate::Dropped { version: next } => version = next,
+            Fate::Dropped { version: next } => {
+                version = next;
+                exhausted = false;
+            }
             Fate::Ended => return Ok(End::Left("the job ended".to_owned())),
         }
     }

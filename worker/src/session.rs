@@ -35,7 +35,7 @@ impl<'a> Session<'a> {
     pub(crate) fn new(options: &'a Options, observer: &'a mut dyn Observer) -> Result<Self, Error> {
         let wanted = options.eval && !options.config.eval_input_readers().is_empty();
         let eval_input = wanted
-            .then(|| input::open(&options.config, Which::Eval))
+            .then(|| input::open_for_job(&options.config, Which::Eval, &options.model_dir))
             .transpose()
             .map_err(Error::user)?;
         let now = Instant::now();
@@ -49,6 +49,13 @@ impl<'a> Session<'a> {
             evaluated: now,
             first_step: None,
         })
+    }
+
+    /// In the job's folder, which is there by now.
+    pub(crate) fn keep_index(&self) {
+        if let Some(input) = &self.eval_input {
+            input.keep_index(&self.options.model_dir);
+        }
     }
 
     pub(crate) fn observer(&mut self) -> &mut dyn Observer {

@@ -9,10 +9,10 @@ use coati_checkpoint::state::Latest;
 use coati_common::config::PipelineConfig;
 use coati_common::variables::VariableKind;
 use coati_coordinator::membership::Identity;
-use coati_dataset::batch::Loader;
+use coati_dataset::batch::{self, Loader};
 use coati_param_server::OptimizerConfig;
 
-use crate::input::{self, Which};
+use crate::input::{self, Input, Which};
 use crate::job::{self, Job};
 use crate::local::{self, Local, Saving, Start};
 use crate::model::{self, Trainer};
@@ -91,7 +91,10 @@ impl Error {
 /// What every training replica opens.
 pub(crate) struct Setup {
     pub trainer: Trainer,
-    pub loader: Loader,
+    pub input: Input,
+    loading: batch::Options,
+    /// Made at once, so that what is wrong with the options is found before anything starts.
+    first_loader: Option<Loader>,
     pub optimizer: OptimizerConfig,
     pub identity: Identity,
     pub num_steps: u64,
@@ -101,11 +104,11 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         let config = &options.config;
-        let input = input::open(config, Which::Train).map_err(Error::user)?;
+        let input = input::open_for_job(config, Which::Train, &options.model_dir).map_err(Error::user)?;
         let ssd = model::build(config, options.threads).map_err(Error::user)?;
         // Reading and decoding takes a tenth of what a step computes: one thread keeps up.
         let loading = input::train_options(config, &input, ssd.input_size(), options.seed, 1).map_err(Error::user)?;
-        let loader = Loader::new(Arc::clone(&input.source), loading).map_err(Error::user)?;
+        let first_loader = Some(Loader::new(Arc::clone(&input.source), loading.clone()).map_err(Error::user)?);
         let train = config.train_config();
         let optimizer = train.optimizer.clone().unwrap_or_default();
         let optimizer = OptimizerConfig::try_from(&optimizer).map_err(Error::user)?;
@@ -131,12 +134,22 @@ impl Setup {
         }
         Ok(Self {
             trainer: Trainer::new(ssd, config),
-            loader,
+            input,
+            loading,
+            first_loader,
             optimizer,
             identity,
             num_steps,
             batch_size,
         })
+    }
+
+    /// Reads and decodes ahead; nothing is requested yet.
+    pub(crate) fn loader(&mut self) -> Result<Loader, Error> {
+        match self.first_loader.take() {
+            Some(loader) => Ok(loader),
+            None => Loader::new(Arc::clone(&self.input.source), self.loading.clone()).map_err(Error::user),
+        }
     }
 
     /// What observers hear first.
@@ -201,6 +214,8 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
     let mut setup = Setup::open(options)?;
     let mut session = Session::new(options, observer)?;
     let job = open_job(options, session.observer())?;
+    setup.input.keep_index(&options.model_dir);
+    session.keep_index();
     if let Some(summary) = already_done(job.latest.as_ref(), setup.num_steps) {
         session.nothing_to_do(&summary, setup.num_steps);
         return Ok(Outcome::Completed(summary));
@@ -238,9 +253,10 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
     let started = setup.started(first, job.latest.as_ref(), 1, 0);
     session.start(&started)?;
 
+    let loader = setup.loader()?;
     let ended = replica::train(
         &mut setup.trainer,
-        &setup.loader,
+        &loader,
         &mut exchange,
         first,
         &options.stop,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use coati_common::tfrecord::mask;
 
 use super::{DataType, Error, SavedTensor, Slice, data_path, dtype_bytes, elements};
-use crate::files;
+use crate::{fault, files};
 
 /// CRC and write go over pieces of this size, so that the second finds the bytes in the cache.
 const PIECE_BYTES: usize = 1 << 18;
@@ -37,6 +37,7 @@ impl DataFileWriter {
 
     /// Starts a data file under another name, to be renamed later.
     pub(crate) fn create_at(path: PathBuf, shard: u32) -> Result<Self, Error> {
+        fault::point();
         let file = File::create(&path).map_err(files::error(&path, "create"))?;
         let buffer = Vec::with_capacity(PIECE_BYTES);
         Ok(Self {
@@ -161,6 +162,7 @@ impl DataFileWriter {
     pub fn finish(mut self) -> Result<Vec<SavedTensor>, Error> {
         self.flush(self.buffer.len() as u64)?;
         if let Some(file) = &self.file {
+            fault::point();
             file.sync_all()
                 .map_err(files::sized_error(&self.path, "sync", self.offset))?;
         }
@@ -170,7 +172,9 @@ impl DataFileWriter {
 }
 
 fn raw_write(file: Option<&mut File>, bytes: &[u8]) -> io::Result<()> {
-    file.map_or(Ok(()), |file| file.write_all(bytes))
+    let Some(file) = file else { return Ok(()) };
+    fault::writing(bytes, |half| file.write_all(half))?;
+    file.write_all(bytes)
 }
 
 impl Drop for DataFileWriter {

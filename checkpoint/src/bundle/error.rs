@@ -147,3 +147,18 @@ pub enum Error {
         slices: [String; 2],
     },
 }
+
+impl Error {
+    /// True when a file's content is wrong, whatever is asked of it.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Table { .. }
+                | Self::Entry { .. }
+                | Self::ShortData { .. }
+                | Self::DataCrc { .. }
+                | Self::Incomplete { .. }
+                | Self::Overlap { .. }
+        )
+    }
+}

@@ -30,6 +30,8 @@ pub enum Condition {
     Complete,
     /// A job of ours began to write it and did not come to the manifest.
     Unfinished,
+    /// A newer Coati wrote it: whether it is complete cannot be told. The manifest's error.
+    Newer(String),
     /// It was complete once, or is not ours; what is wrong.
     Broken(String),
 }
@@ -88,6 +90,9 @@ pub(crate) fn examine(prefix: &Path) -> Checkpoint {
     };
     let broken = |what: String| make(named_step.unwrap_or(0), None, Condition::Broken(what));
     match Manifest::read(prefix) {
+        Err(error @ manifest::Error::Version { .. }) => {
+            return make(named_step.unwrap_or(0), None, Condition::Newer(error.to_string()));
+        }
         Err(error) => return broken(error.to_string()),
         Ok(Some(manifest)) => {
             let condition = match missing(prefix, &manifest) {

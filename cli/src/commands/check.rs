@@ -18,7 +18,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let mut problems: Vec<String> = support.refused.iter().map(ToString::to_string).collect();
     let mut warnings = support.warnings.clone();
     warnings.extend(plan.iter().flat_map(|plan| plan.warnings.clone()));
-    warnings.extend(plan.iter().filter_map(|plan| dropped_replicas(&config, plan)));
+    warnings.extend(plan.iter().flat_map(|plan| consistency_warnings(&config, plan)));
 
     let mut data = serde_json::Map::new();
     for (name, which) in [("train", Which::Train), ("eval", Which::Eval)] {
@@ -75,8 +75,29 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     }
 }
 
+/// What of the pipeline's and the cluster file's choices does not go together well.
+pub(crate) fn consistency_warnings(config: &PipelineConfig, plan: &ClusterPlan) -> Vec<String> {
+    dropped_replicas(config, plan)
+        .into_iter()
+        .chain(asynchronous_only(config, plan))
+        .collect()
+}
+
+/// Settings for stale gradients in a job that has none.
+fn asynchronous_only(config: &PipelineConfig, plan: &ClusterPlan) -> Option<String> {
+    let keys = plan.consistency.asynchronous_keys();
+    (config.train_config().sync_replicas() && !keys.is_empty()).then(|| {
+        format!(
+            "{}: coati.consistency.{} has no effect: {} sets sync_replicas: true, and a synchronous gradient is never stale",
+            plan.path.display(),
+            keys.join(", coati.consistency."),
+            config.name()
+        )
+    })
+}
+
 /// `replicas_to_aggregate` is 1 unless it is set, as in the reference: easily overlooked.
-pub(crate) fn dropped_replicas(config: &PipelineConfig, plan: &ClusterPlan) -> Option<String> {
+fn dropped_replicas(config: &PipelineConfig, plan: &ClusterPlan) -> Option<String> {
     let (train, replicas) = (config.train_config(), plan.replicas());
     let used = u32::try_from(train.replicas_to_aggregate()).unwrap_or(0);
     (train.sync_replicas() && (1..replicas).contains(&used)).then(|| {

@@ -6,4 +6,6 @@ pub(crate) mod checkpoint;
 pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+pub(crate) mod scale;
+pub(crate) mod status;
 pub(crate) mod train;

@@ -13,14 +13,18 @@ use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
 use coati_param_server::{Strategy, service};
 use coati_worker::cluster::{Cluster, run_master, run_worker};
+use coati_worker::input::{self, Input};
+use coati_worker::job;
 use coati_worker::stop::StopFlag;
 use coati_worker::train::{self, Outcome, train_here};
-use coati_worker::{input, job};
 
 use crate::args::TrainArgs;
 use crate::console::{Console, say};
 use crate::failure::Failure;
 use crate::{LOG_VARIABLE, TASK_LOG};
+
+/// A worker that is told to stop has so long for its step and for taking leave.
+const WORKER_LEAVES: Duration = Duration::from_secs(5);
 
 /// When the user's command started, in milliseconds since 1970: tasks are told by the launcher.
 const STARTED_AT: &str = "COATI_STARTED_AT";
@@ -109,7 +113,8 @@ fn started_at() -> SystemTime {
 }
 
 /// What can be known to be wrong before anything starts.
-fn preflight(options: &train::Options) -> anyhow::Result<()> {
+fn preflight(options: &train::Options) -> anyhow::Result<Input> {
+    job::check_free(&options.model_dir)?;
     let support = supported::check(
         &options.config,
         if options.eval { Mode::TrainAndEval } else { Mode::Train },
@@ -120,14 +125,17 @@ fn preflight(options: &train::Options) -> anyhow::Result<()> {
     if !support.ignored.is_empty() {
         say(&format!("accepted without effect: {}", support.ignored.join(", ")));
     }
-    input::open(&options.config, input::Which::Train)?;
     job::check_model_dir(&options.model_dir, &options.config)?;
-    Ok(())
+    Ok(input::open_for_job(
+        &options.config,
+        input::Which::Train,
+        &options.model_dir,
+    )?)
 }
 
 fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::Result<()> {
-    let dropped = super::check::dropped_replicas(&options.config, &plan);
-    for warning in plan.warnings.iter().chain(&dropped) {
+    let unfit = super::check::consistency_warnings(&options.config, &plan);
+    for warning in plan.warnings.iter().chain(&unfit) {
         say(&format!("warning: {warning}"));
     }
     if !plan.ignored.is_empty() {
@@ -145,7 +153,7 @@ fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::R
         ))
         .into());
     }
-    preflight(options)?;
+    let input = preflight(options)?;
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut launch = launcher::Options::new(plan, binary, args);
@@ -164,6 +172,8 @@ fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::R
         .enable_all()
         .build()
         .context("cannot start the launcher")?;
+    // Made once, here, for all tasks.
+    input.keep_index(&options.model_dir);
     let outcome = runtime.block_on(launcher::run(launch)).map_err(|error| Failure {
         code: error.exit_code(),
         message: error.to_string(),
@@ -210,15 +220,19 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
             Placement::Balanced => Strategy::Balanced,
             Placement::RoundRobin => Strategy::RoundRobin,
         },
-        max_staleness: plan.and_then(|plan| plan.consistency.max_staleness),
+        consistency: plan.map(|plan| plan.consistency.clone()).unwrap_or_default(),
         limits,
     };
     match config.task.kind {
         TaskType::Master => {
+            job::check_free(&options.model_dir)?;
             on_signals(options.stop.clone())?;
             ended(run_master(options, &cluster, &mut Console::new()))
         }
-        TaskType::Worker => run_worker(options, &cluster).map_err(failure),
+        TaskType::Worker => {
+            leave_on_signal(options.stop.clone())?;
+            run_worker(options, &cluster).map_err(failure)
+        }
         TaskType::Ps => serve(config),
         TaskType::Evaluator => Err(Failure::user(
             "evaluators of their own are not built yet\nhint: leave evaluatorCount out; the master evaluates",
@@ -282,6 +296,8 @@ fn serve(config: &TfConfig) -> anyhow::Result<()> {
         ));
         match ended {
             service::Ended::Failed(reason) => Err(Failure::job(reason).into()),
+            // Where the job goes on after all, the launcher starts the server again.
+            service::Ended::Orphaned(_) => Err(Failure::job(format!("{why}: the job is gone")).into()),
             _ => Ok(()),
         }
     })
@@ -307,26 +323,41 @@ async fn signalled() -> std::io::Result<()> {
     }
 }
 
+/// A worker that is told to stop leaves after its current step; a replica that waits for others does not wait for long.
+fn leave_on_signal(stop: StopFlag) -> anyhow::Result<()> {
+    listen(async move {
+        if signalled().await.is_err() {
+            return;
+        }
+        stop.raise();
+        tokio::time::sleep(WORKER_LEAVES).await;
+        std::process::exit(i32::from(ExitCode::Interrupted.code()));
+    })
+}
+
 /// The first signal asks to stop after the current step, a second one ends the process.
 fn on_signals(stop: StopFlag) -> anyhow::Result<()> {
+    listen(async move {
+        if signalled().await.is_err() {
+            return;
+        }
+        say("stopping after this step and writing a checkpoint; a second signal ends at once");
+        stop.raise();
+        if signalled().await.is_ok() {
+            std::process::exit(i32::from(ExitCode::Interrupted.code()));
+        }
+    })
+}
+
+/// Waits for signals on a thread of its own.
+fn listen(listening: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot listen for signals")?;
     std::thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || {
-            runtime.block_on(async {
-                if signalled().await.is_err() {
-                    return;
-                }
-                say("stopping after this step and writing a checkpoint; a second signal ends at once");
-                stop.raise();
-                if signalled().await.is_ok() {
-                    std::process::exit(i32::from(ExitCode::Interrupted.code()));
-                }
-            });
-        })
+        .spawn(move || runtime.block_on(listening))
         .context("cannot listen for signals")?;
     Ok(())
 }

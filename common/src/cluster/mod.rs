@@ -17,6 +17,8 @@ mod suggest;
 mod yaml;
 
 pub use file::ClusterFile;
-pub use plan::{ClusterPlan, Devices, MachineRole, Placement};
+pub use plan::{
+    ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, MachineRole, Placement, Restart,
+};
 pub use task::{TaskId, TaskType};
 pub use tf_config::{Address, ClusterSpec, TfConfig};

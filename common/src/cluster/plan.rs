@@ -57,11 +57,64 @@ pub enum Launcher {
 
 /// Bounds on how far replicas may drift apart. Synchronous or asynchronous is the pipeline's choice
 /// (`train_config.sync_replicas`).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Consistency {
     /// In asynchronous training, the most versions that a gradient may be behind when it is applied.
     /// None: the engine's default.
     pub max_staleness: Option<u64>,
+    /// In asynchronous training, divide the learning rate of an update by 1 + the staleness of its gradient.
+    pub scale_learning_rate: bool,
+    /// In asynchronous training, make up for what changed since the gradient's variables were pulled (DC-ASGD).
+    pub delay_compensation: Option<DelayCompensation>,
+}
+
+impl Consistency {
+    /// The keys that are set and mean nothing in synchronous training, where every gradient is of the newest version.
+    pub fn asynchronous_keys(&self) -> Vec<&'static str> {
+        let set = [
+            ("max_staleness", self.max_staleness.is_some()),
+            ("scale_learning_rate", self.scale_learning_rate),
+            ("delay_compensation", self.delay_compensation.is_some()),
+        ];
+        set.into_iter().filter_map(|(key, set)| set.then_some(key)).collect()
+    }
+}
+
+/// `coati.consistency.delay_compensation`: `g + lambda * g * g * (w - w_pulled)` instead of `g`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct DelayCompensation {
+    /// Which lambda.
+    pub kind: DelayCompensationKind,
+    /// `coati.consistency.delay_compensation_lambda`, above 0.
+    pub lambda: f32,
+}
+
+/// The two variants of the paper (Zheng et al. 2017).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DelayCompensationKind {
+    /// DC-ASGD-c: lambda as it is.
+    Constant,
+    /// DC-ASGD-a: lambda divided by the root of the gradient's mean square.
+    Adaptive,
+}
+
+impl DelayCompensationKind {
+    /// The lambda of the paper's experiments.
+    pub const fn default_lambda(self) -> f32 {
+        match self {
+            Self::Constant => 0.04,
+            Self::Adaptive => 2.0,
+        }
+    }
+
+    /// Decay of the mean square, as in the paper's experiments; the constant variant keeps none.
+    pub const fn mean_square_decay(self) -> Option<f32> {
+        match self {
+            Self::Constant => None,
+            Self::Adaptive => Some(0.95),
+        }
+    }
 }
 
 /// Liveness of tasks.
@@ -82,8 +135,26 @@ impl Default for Heartbeat {
     }
 }
 
-/// A checked cluster file.
+/// How often the launcher starts a crashed task again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Restart {
+    /// New starts of one task within [`Restart::window`]; one more crash ends the job. 0: every crash ends it.
+    pub max: u32,
+    /// Starts longer ago than this are forgotten.
+    pub window: Duration,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            max: 10,
+            window: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A checked cluster file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClusterPlan {
     /// The file it was read from.
     pub path: PathBuf,
@@ -118,6 +189,8 @@ pub struct ClusterPlan {
     pub threads_per_replica: Option<NonZeroU32>,
     /// `coati.heartbeat_interval` and `coati.heartbeat_timeout`.
     pub heartbeat: Heartbeat,
+    /// `coati.restart`.
+    pub restart: Restart,
     /// `coati.devices`.
     pub devices: Devices,
     /// Keys that were accepted and mean nothing outside Google Cloud, in the file's order: `region`, `masterConfig.imageUri`.

@@ -224,6 +224,17 @@ impl Document {
             .ok_or_else(|| self.expected(node, key, &what))
     }
 
+    /// A number above 0, whole or not.
+    pub(crate) fn positive_number(&self, node: &Node, key: &str) -> Result<f32, Fault> {
+        let value = match &node.value {
+            Value::Int(_) | Value::Float | Value::Text(_) => node.raw.trim_matches(['"', '\'']).parse().ok(),
+            _ => None,
+        };
+        value
+            .filter(|value: &f32| value.is_finite() && *value > 0.0)
+            .ok_or_else(|| self.expected(node, key, "a number above 0"))
+    }
+
     pub(crate) fn list<'a>(&self, node: &'a Node, key: &str) -> Result<&'a [Node], Fault> {
         match &node.value {
             Value::List(items) => Ok(items),

@@ -46,6 +46,10 @@ codes! {
     StaleIncarnation = "stale_incarnation", FailedPrecondition, false;
     /// The server has not been configured for this incarnation, or holds no values yet.
     NotConfigured = "not_configured", FailedPrecondition, true;
+    /// The task has not joined this incarnation of the job, or counts as lost: it may join (again).
+    NotMember = "not_member", FailedPrecondition, false;
+    /// Another process has taken the task's place.
+    Superseded = "superseded", FailedPrecondition, false;
     /// The request belongs to another job.
     WrongJob = "wrong_job", FailedPrecondition, false;
     /// The version asked for is not (yet, or no longer) there.
@@ -74,7 +78,9 @@ codes! {
     UnknownTask = "unknown_task", NotFound, false;
     /// Replicas run different configurations, data or software.
     ConfigMismatch = "config_mismatch", FailedPrecondition, false;
-    /// The job is over.
+    /// The job failed.
+    JobFailed = "job_failed", FailedPrecondition, false;
+    /// The job is over, in order.
     JobEnded = "job_ended", FailedPrecondition, false;
     /// The server is leaving.
     ShuttingDown = "shutting_down", Unavailable, false;
@@ -256,6 +262,21 @@ impl Error {
         match self {
             Self::Unreachable { peer, .. } | Self::Timeout { peer, .. } | Self::Service { peer, .. } => Some(peer),
             Self::Bind { .. } => None,
+        }
+    }
+
+    /// Whether the peer is not there, or not (any more) in the state that was expected: it may be again later.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } => true,
+            Self::Service { error, .. } => matches!(
+                error.code,
+                ErrorCode::Unavailable
+                    | ErrorCode::DeadlineExceeded
+                    | ErrorCode::NotConfigured
+                    | ErrorCode::ShuttingDown
+            ),
+            Self::Bind { .. } => false,
         }
     }
 

@@ -1,4 +1,6 @@
+use std::io;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -15,13 +17,33 @@ pub struct Listener {
     pub incoming: TcpIncoming,
 }
 
-/// Listens on `address` (`host:port`; port 0 picks a free one).
+/// How long a port that is in use is tried again: a task that is started again may come before the system has taken
+/// everything from its predecessor.
+const HELD: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens on `address` (`host:port`; port 0 picks a free one). A port in use is tried for 3 s; connections of a predecessor
+/// that are still closing are in nobody's way.
 pub async fn bind(address: &str) -> Result<Listener, Error> {
+    bind_within(address, HELD).await
+}
+
+async fn bind_within(address: &str, patience: Duration) -> Result<Listener, Error> {
     let failed = |source| Error::Bind {
         address: address.to_owned(),
         source,
     };
-    let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+    let deadline = Instant::now() + patience;
+    let listener = loop {
+        // On Unix this sets SO_REUSEADDR.
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    };
     let local = listener.local_addr().map_err(failed)?;
     let incoming = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
@@ -52,10 +74,22 @@ mod tests {
     async fn a_port_in_use_is_named() {
         let first = bind("127.0.0.1:0").await.unwrap();
         let address = first.address.to_string();
-        let text = bind(&address).await.err().map(|error| error.to_string()).unwrap();
+        let second = bind_within(&address, Duration::ZERO).await;
+        let text = second.err().map(|error| error.to_string()).unwrap();
         assert!(
             text.contains(&address) && text.contains("another process listens there"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_held_for_a_moment_is_had_in_the_end() {
+        let first = bind("127.0.0.1:0").await.unwrap();
+        let address = first.address.to_string();
+        let second = tokio::spawn(async move { bind_within(&address, Duration::from_secs(60)).await });
+        // The first attempt is made as soon as this task waits.
+        tokio::task::yield_now().await;
+        drop(first);
+        second.await.unwrap().unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use super::kept::{self, Stamp};
 use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, decode_header, masked_crc32c};
 
 /// Where a record lies in its file.
@@ -68,18 +69,56 @@ pub struct IndexedFile {
     path: PathBuf,
     file: File,
     spans: Vec<RecordSpan>,
+    /// When the file's headers were walked: what they are the headers of.
+    walked: Option<Stamp>,
 }
 
 impl IndexedFile {
     /// Opens and indexes a file.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::walked(open(path)?, path)
+    }
+
+    /// As [`IndexedFile::open`], but takes the index from `folder` if it has one of this file as it is now.
+    pub fn open_kept(path: &Path, folder: &Path) -> Result<Self, Error> {
         let file = open(path)?;
+        let index = kept::index_path(folder, path);
+        let found = Stamp::of(&file).map_err(|error| error.to_string());
+        match found.and_then(|stamp| kept::load(&index, &file, stamp)) {
+            Ok(spans) => Ok(Self {
+                path: path.to_owned(),
+                file,
+                spans,
+                walked: None,
+            }),
+            Err(why) => {
+                if index.exists() {
+                    tracing::info!(index = %index.display(), why, "indexing records again");
+                }
+                Self::walked(file, path)
+            }
+        }
+    }
+
+    fn walked(file: File, path: &Path) -> Result<Self, Error> {
+        // From before the walk: if the file changes meanwhile, the index is not kept.
+        let stamp = Stamp::of(&file).ok();
         let spans = walk(&file, path)?;
         Ok(Self {
             path: path.to_owned(),
             file,
             spans,
+            walked: stamp,
         })
+    }
+
+    /// Keeps the index in `folder`, unless it came from there. A folder that cannot be written costs the next one a walk.
+    pub fn keep(&self, folder: &Path) {
+        let Some(stamp) = self.walked else { return };
+        let index = kept::index_path(folder, &self.path);
+        if let Err(error) = kept::store(&index, &self.file, stamp, &self.spans) {
+            tracing::info!(index = %index.display(), %error, "the index of the records is not kept");
+        }
     }
 
     /// The file's path.

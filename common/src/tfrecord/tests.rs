@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod kept;
+
 fn records(data: &[&[u8]]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new());
     for record in data {

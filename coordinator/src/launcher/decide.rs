@@ -12,22 +12,32 @@
 //! | a task did not answer in time | everybody at once | `failure` after the deadline |
 //!
 //! A second request to stop kills everybody at once, in every case.
+//!
+//! A worker that is not wanted any more (the job was made smaller) is told to stop, and killed `leave` later; however it ends is
+//! no failure.
+//!
+//! A crash is a failure only when the task has been started again too often ([`Verdict`]); once a job ends, nothing is
+//! started any more.
 
 mod facts;
+mod restart;
+pub mod scale;
 #[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};
 
-use coati_common::cluster::{TaskId, TaskType, duration};
+use coati_common::cluster::{Restart, TaskId, TaskType, duration};
 use coati_common::exit::ExitCode;
 
 pub use self::facts::{Exit, Signal, State, TaskState};
+pub use self::restart::Verdict;
+pub(super) use self::restart::recent;
 
-/// Deadlines of a launch.
+/// Deadlines and other limits of a launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// From the start until master and parameter servers accept connections.
+    /// From the start of a process of the master or a parameter server until it accepts connections.
     pub ready: Duration,
     /// From the start until those who do not answer yet are named.
     pub notice: Duration,
@@ -39,8 +49,12 @@ pub struct Limits {
     pub drain: Duration,
     /// From being told to stop until being killed, once the master has ended.
     pub kill: Duration,
+    /// From being told to leave a job that goes on until being killed.
+    pub leave: Duration,
     /// From the start until the job is stopped in order.
     pub max_running: Option<Duration>,
+    /// How often a crashed task is started again.
+    pub restart: Restart,
 }
 
 impl Default for Limits {
@@ -52,7 +66,9 @@ impl Default for Limits {
             failure: Duration::from_secs(20),
             drain: Duration::from_secs(20),
             kill: Duration::from_secs(5),
+            leave: Duration::from_secs(60),
             max_running: None,
+            restart: Restart::default(),
         }
     }
 }
@@ -66,7 +82,7 @@ pub enum Cause {
     Interrupted,
     /// `maxRunningTime` is over.
     TimeLimit,
-    /// This task (place in [`State::tasks`]) ended abnormally.
+    /// This task (place in [`State::tasks`]) ended abnormally, and is not started again.
     Failed(usize),
     /// This task did not accept connections in time.
     NotReady(usize),
@@ -88,6 +104,8 @@ pub struct Decision {
     pub cause: Option<(Instant, Cause)>,
     /// Signals to send now.
     pub orders: Vec<Order>,
+    /// Tasks (places in [`State::tasks`]) to start again now, and whether that counts towards the limit.
+    pub restarts: Vec<(usize, bool)>,
     /// When to decide again if nothing happens before.
     pub wake_at: Option<Instant>,
     /// Set when no task is left.
@@ -99,12 +117,18 @@ pub struct Decision {
 /// Decides from the facts. Calling it again with the same facts and orders carried out gives no further orders.
 pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
     let cause = cause(now, state, limits);
-    let schedule = match cause {
-        None => Vec::new(),
-        Some((since, cause)) => (0..state.tasks.len())
-            .map(|index| deadlines(index, since, cause, state, limits))
-            .collect(),
-    };
+    let schedule: Vec<Option<Deadlines>> = state
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(index, task)| match cause {
+            Some((since, cause)) => Some(deadlines(index, since, cause, state, limits)),
+            None => task.leaving.map(|since| Deadlines {
+                terminate: Some(since),
+                kill: since + limits.leave,
+            }),
+        })
+        .collect();
     let mut orders = Vec::new();
     let mut wake_at = if cause.is_none() {
         running_deadline(now, state, limits)
@@ -113,9 +137,9 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
     };
     let mut wake = |at: Instant| wake_at = Some(wake_at.map_or(at, |other| other.min(at)));
     for (index, (task, deadlines)) in state.tasks.iter().zip(&schedule).enumerate() {
-        if task.exit.is_some() {
+        let Some(deadlines) = deadlines.as_ref().filter(|_| task.exit.is_none()) else {
             continue;
-        }
+        };
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(Some(deadlines.kill)) {
             if task.told != Some(Signal::Kill) {
@@ -138,15 +162,39 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
             wake(at);
         }
     }
+    let mut restarts = Vec::new();
+    if cause.is_none() {
+        for (index, task) in state.tasks.iter().enumerate() {
+            match restart::verdict(task, &limits.restart, master_since(state)) {
+                Some(Verdict::Again { at, counts }) if at <= now => restarts.push((index, counts)),
+                Some(Verdict::Again { at, .. }) => wake(at),
+                _ => {}
+            }
+        }
+    }
     let done = state.tasks.iter().all(|task| task.exit.is_some());
-    let exit = cause.filter(|_| done).map(|(_, cause)| exit_code(cause, state));
+    let exit = cause
+        .filter(|_| done)
+        .map(|(since, cause)| exit_code(since, cause, state));
     Decision {
         cause,
         orders,
+        restarts,
         wake_at,
         exit,
         reason: reason(now, cause, state, limits),
     }
+}
+
+/// What follows from the end of this task's newest process while the job runs; nothing for one that runs.
+pub fn verdict(index: usize, state: &State, limits: &Limits) -> Option<Verdict> {
+    restart::verdict(state.tasks.get(index)?, &limits.restart, master_since(state))
+}
+
+/// When the newest process of the master was started.
+fn master_since(state: &State) -> Option<Instant> {
+    let master = state.tasks.iter().find(|task| task.id == TaskId::MASTER);
+    master.map(|master| master.started)
 }
 
 /// When a task must be told to stop (none: not yet known) and when it must be killed.
@@ -217,10 +265,10 @@ fn cause(now: Instant, state: &State, limits: &Limits) -> Option<(Instant, Cause
     if let Some(at) = limits.max_running.and_then(|limit| state.started.checked_add(limit)) {
         causes.push((at, Cause::TimeLimit));
     }
-    let ready_by = state.started + limits.ready;
     for (index, task) in state.tasks.iter().enumerate() {
+        let ready_by = task.started + limits.ready;
         let late = |at: Option<Instant>| at.is_none_or(|at| at > ready_by);
-        if task.probed && late(task.ready) && late(task.exit.map(|(at, _)| at)) {
+        if task.probed && task.leaving.is_none() && late(task.ready) && late(task.exit.map(|(at, _)| at)) {
             causes.push((ready_by, Cause::NotReady(index)));
         }
         let Some((at, exit)) = task.exit else { continue };
@@ -229,7 +277,7 @@ fn cause(now: Instant, state: &State, limits: &Limits) -> Option<(Instant, Cause
                 causes.push((at, Cause::Ended(meaning)));
             }
             // A replica or server that the coordinator sent home leaves with success before the master does.
-            Some(ExitCode::Success) => {}
+            _ if restart::verdict(task, &limits.restart, master_since(state)) != Some(Verdict::Final) => {}
             _ => causes.push((at, Cause::Failed(index))),
         }
     }
@@ -254,21 +302,24 @@ fn awaited(state: &State) -> impl Iterator<Item = &TaskState> {
 
 /// The next deadline of a job that runs.
 fn running_deadline(now: Instant, state: &State, limits: &Limits) -> Option<Instant> {
-    let waiting = awaited(state).next().is_some();
-    let notice = Some(state.started + limits.notice).filter(|at| waiting && *at > now);
-    let ready = waiting.then(|| state.started + limits.ready);
+    let notice = awaited(state)
+        .map(|task| task.started + limits.notice)
+        .filter(|at| *at > now)
+        .min();
+    let ready = awaited(state).map(|task| task.started + limits.ready).min();
     let limit = limits.max_running.and_then(|limit| state.started.checked_add(limit));
     [notice, ready, limit].into_iter().flatten().min()
 }
 
-fn exit_code(cause: Cause, state: &State) -> ExitCode {
+fn exit_code(since: Instant, cause: Cause, state: &State) -> ExitCode {
     let stopped = |code: ExitCode| match state
         .tasks
         .iter()
         .find(|task| task.id == TaskId::MASTER)
         .and_then(|task| task.exit)
     {
-        Some((_, exit)) if exit.is_orderly_stop() => code,
+        // One that was already down when the job was to stop has written nothing, whatever it died of.
+        Some((at, exit)) if exit.is_orderly_stop() && at >= since => code,
         // The master crashed on its way out, so the checkpoint that stopping promises may be missing.
         Some(_) => ExitCode::JobFailure,
         None => code,
@@ -298,14 +349,15 @@ fn reason(now: Instant, cause: Option<(Instant, Cause)>, state: &State, limits: 
     };
     let Some((since, cause)) = cause else {
         let missing: Vec<String> = awaited(state)
+            .filter(|task| now >= task.started + limits.notice)
             .map(|task| format!("{} on {}", task.id, task.address))
             .collect();
-        if missing.is_empty() || now < state.started + limits.notice {
+        if missing.is_empty() {
             return RUNNING.to_owned();
         }
         let limit = duration::format(limits.ready);
         return format!(
-            "waiting for {} to answer (at most {limit} from the start)",
+            "waiting for {} to answer (at most {limit} from its start)",
             missing.join(", ")
         );
     };
@@ -325,12 +377,8 @@ fn reason(now: Instant, cause: Option<(Instant, Cause)>, state: &State, limits: 
             duration::format(limits.stop)
         ),
         Cause::Failed(index) => {
-            let how = state
-                .tasks
-                .get(index)
-                .and_then(|task| task.exit)
-                .map_or_else(String::new, |(_, exit)| exit.to_string());
-            format!("{} {how}: stopping the other tasks", name(index))
+            let how = state.tasks.get(index).and_then(|task| ended(task, &limits.restart));
+            format!("{} {}: stopping the other tasks", name(index), how.unwrap_or_default())
         }
         Cause::NotReady(index) => {
             let address = state.tasks.get(index).map_or("", |task| task.address.as_str());
@@ -341,4 +389,17 @@ fn reason(now: Instant, cause: Option<(Instant, Cause)>, state: &State, limits: 
             )
         }
     }
+}
+
+/// How a task ended and how often it had been started again, in words. None while it runs.
+pub(super) fn ended(task: &TaskState, policy: &Restart) -> Option<String> {
+    let (at, exit) = task.exit?;
+    Some(match restart::recent(task, at, policy) {
+        0 => exit.to_string(),
+        1 => format!("{exit}, after one new start within {}", duration::format(policy.window)),
+        count => format!(
+            "{exit}, after {count} new starts within {}",
+            duration::format(policy.window)
+        ),
+    })
 }

@@ -140,9 +140,11 @@ impl TaskLog {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A line that marks the start of a process in the file alone.
-    pub(super) fn mark(&self, text: &str) {
-        if let Some(file) = &mut self.lock().file {
+    /// A process starts: a line marks it in the file, and the last lines are its own from now on.
+    pub(super) fn begin(&self, text: &str) {
+        let mut kept = self.lock();
+        kept.last.clear();
+        if let Some(file) = &mut kept.file {
             // The first line of output will report a disk that is full.
             let _ = writeln!(file, "{text}");
         }

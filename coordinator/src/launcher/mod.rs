@@ -3,13 +3,17 @@
 //! What is decided when (a task died, Ctrl-C was pressed, time is up) is the pure function [`decide::decide`]; the rest of
 //! this module starts processes, follows their output and carries the decisions out.
 //!
+//! A task that crashes is started again, at the same address, up to a limit; the rest of the job finds out by itself.
+//!
 //! Promises:
 //! - No process remains behind. Children are in process groups of their own, so that the terminal's Ctrl-C reaches the
 //!   launcher alone; the kernel kills them when the launcher dies, whatever it dies of (Linux).
 //! - Every wait has a deadline and names the task and address it waits for.
 //! - A task that ends abnormally is named, with how it ended and its last lines.
 
+pub mod control;
 pub mod decide;
+pub mod report;
 pub mod resources;
 
 mod gpus;
@@ -36,6 +40,9 @@ pub use self::logs::{LogLine, LogSink, stderr_sink, without_info};
 
 /// Environment variable that tells every task of a job the job's name.
 pub const JOB_ID_VARIABLE: &str = "COATI_JOB_ID";
+
+/// Environment variable that tells a task how many processes it had before this one: `0` at first.
+pub const RESTARTS_VARIABLE: &str = "COATI_RESTARTS";
 
 /// What to run and how.
 #[derive(Clone)]
@@ -75,6 +82,7 @@ impl Options {
             .unwrap_or_else(|| format!("job-{seconds}-{}", std::process::id()));
         let limits = Limits {
             max_running: plan.max_running_time,
+            restart: plan.restart.clone(),
             ..Limits::default()
         };
         Self {
@@ -167,6 +175,19 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Another launcher runs a job there.
+    #[error(
+        "a job is already running in {}{}\nhint: `coati status --model_dir {}` shows it; stop it first, or choose another --model_dir",
+        job_dir.display(),
+        running.as_ref().map_or_else(String::new, |running| format!(": {running}")),
+        job_dir.display()
+    )]
+    Running {
+        /// The job's directory.
+        job_dir: PathBuf,
+        /// `job-7, launcher pid 1234`, if it says so.
+        running: Option<String>,
+    },
     /// GPUs asked for are not there.
     #[error(transparent)]
     Resources(#[from] resources::Error),
@@ -182,7 +203,7 @@ impl Error {
     /// The exit code that fits: what the user asked for cannot be had, or the machine failed.
     pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Resources(_) => ExitCode::UserError,
+            Self::Resources(_) | Self::Running { .. } => ExitCode::UserError,
             _ => ExitCode::JobFailure,
         }
     }

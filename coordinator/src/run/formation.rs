@@ -1,19 +1,75 @@
 //! The beginning: servers are loaded, replicas join.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use coati_param_server::{PsGroup, plan};
+use coati_checkpoint::manifest::DataPosition;
+use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
 
-use super::{Init, Outcome, Run};
+use super::recovery::Source;
+use super::{Init, Outcome, Run, Trouble};
 use crate::state::Phase;
+use crate::step_log::FILE;
+
+/// While lost servers are waited for, that is said so often.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 impl Run {
     /// Connects and loads the servers, waits for the replicas. `servers` is filled in as soon as they are connected, for the
     /// farewell if the rest fails.
-    pub(super) async fn form(&self, servers: &mut Option<PsGroup>) -> Result<(), String> {
-        let formed = self.form_cluster(servers).await;
-        formed.map_err(|reason| format!("the cluster could not form: {reason}"))
+    pub(super) async fn form(&self, source: &Source, servers: &mut Option<PsGroup>) -> Result<(), Trouble> {
+        let options = &self.options;
+        let begun = Instant::now();
+        let placement = plan(&options.variables, options.ps_addresses.len() as u32, options.strategy)
+            .map_err(|error| Trouble::Final(error.to_string()))?;
+        let group = &*servers.insert(self.connect(source, placement.clone()).await?);
+        self.check_software(group).await?;
+        let adopted = match &source.log {
+            Some(log) => self.adopt(group, log).await?,
+            None => None,
+        };
+        let (version, data) = match adopted {
+            Some(adopted) => adopted,
+            None => self.load(group, &source.init).await?,
+        };
+        self.await_members(source, begun).await?;
+        let mut inner = self.state.lock();
+        inner.plan = Some(v1::JobPlan {
+            placement: Some(placement),
+            ps_addresses: options.ps_addresses.clone(),
+            num_steps: options.num_steps,
+            synchronous: options.synchronous,
+            max_staleness: options.consistency.max_staleness,
+            data_seed: options.data_seed,
+            batch_size: options.batch_size,
+            // Each replica is told the rest when it asks.
+            ..v1::JobPlan::default()
+        });
+        if let Phase::Failed(reason) = &inner.phase {
+            return Err(Trouble::Final(reason.clone()));
+        }
+        self.begin_log(&inner.job, version, &data);
+        inner.phase = Phase::Training;
+        drop(inner);
+        self.state.changed();
+        Ok(())
+    }
+
+    /// A lost server may take its time to come back; who is waited for is said.
+    async fn connect(&self, source: &Source, placement: v1::Placement) -> Result<PsGroup, Trouble> {
+        let (job, limits) = (self.state.lock().job.clone(), &self.options.limits);
+        let connect = |limit| PsGroup::connect(placement.clone(), &self.options.ps_addresses, &job, limit);
+        if source.is_first() {
+            return Ok(connect(limits.formation).await?);
+        }
+        let deadline = Instant::now() + limits.rejoin;
+        loop {
+            match connect(SAY_EVERY).await {
+                Ok(group) => return Ok(group),
+                Err(error) if Instant::now() >= deadline => return Err(Trouble::Final(error.to_string())),
+                Err(error) => self.state.warn(format!("waiting for the parameter servers: {error}")),
+            }
+        }
     }
 
     /// Ends when somebody asks to stop, or a task is refused: nobody should wait for a cluster that cannot form.
@@ -35,110 +91,120 @@ impl Run {
         }
     }
 
-    async fn form_cluster(&self, servers: &mut Option<PsGroup>) -> Result<(), String> {
-        let options = &self.options;
-        let deadline = Instant::now() + options.limits.formation;
-        let placement = plan(&options.variables, options.ps_addresses.len() as u32, options.strategy)
-            .map_err(|error| error.to_string())?;
-        let group = PsGroup::connect(
-            placement.clone(),
-            &options.ps_addresses,
-            &options.job,
-            options.limits.formation,
-        )
-        .await
-        .map_err(|error| error.to_string())?;
-        let group = &*servers.insert(group);
-        self.check_software(group).await?;
-        let start_version = self.load(group).await.map_err(|error| error.to_string())?;
-        self.await_members(deadline).await?;
-        let mut inner = self.state.lock();
-        inner.plan = Some(v1::JobPlan {
-            placement: Some(placement),
-            ps_addresses: options.ps_addresses.clone(),
-            start_version,
-            num_steps: options.num_steps,
-            replica: 0,
-            replicas: inner.replicas,
-            synchronous: options.synchronous,
-            max_staleness: options.max_staleness,
-            data_seed: options.data_seed,
-            batch_size: options.batch_size,
-        });
-        if let Phase::Failed(reason) = &inner.phase {
-            return Err(reason.clone());
-        }
-        inner.phase = Phase::Training;
-        drop(inner);
-        self.state.changed();
-        Ok(())
-    }
-
-    async fn check_software(&self, servers: &PsGroup) -> Result<(), String> {
+    async fn check_software(&self, servers: &PsGroup) -> Result<(), Trouble> {
         let own = env!("CARGO_PKG_VERSION");
         for client in servers.clients() {
             let status = client
                 .status(self.options.limits.commit)
                 .await
-                .map_err(|error| error.to_string())?;
+                .map_err(coati_param_server::client::Error::from)?;
             if status.software_version != own {
-                return Err(format!(
+                return Err(Trouble::Final(format!(
                     "{} runs Coati {}, the master runs {own}\nhint: install the same version everywhere",
                     client.peer(),
                     status.software_version
-                ));
+                )));
             }
         }
         Ok(())
     }
 
-    /// Gives the servers their variables; returns the version that training goes on from.
-    async fn load(&self, servers: &PsGroup) -> Result<u64, coati_param_server::client::Error> {
+    /// Gives the servers their variables; returns the version that training goes on from, and what of the data was used.
+    async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(u64, DataPosition), Trouble> {
         let options = &self.options;
         let limits = &options.limits;
-        let bound = if options.synchronous { 0 } else { options.max_staleness };
+        // Synchronous gradients are never stale: nothing to make up for.
+        let consistency = if options.synchronous {
+            Consistency::default()
+        } else {
+            options.consistency
+        };
         servers
-            .configure(options.optimizer.clone(), bound, limits.formation)
+            .configure(options.optimizer.clone(), consistency, limits.formation)
             .await?;
-        match &options.init {
+        match init {
             Init::Values(values) => {
                 servers.load(values, 0, limits.formation).await?;
-                Ok(0)
+                Ok((0, DataPosition::default()))
             }
-            Init::Checkpoint { prefix, step, .. } => {
+            Init::Checkpoint { prefix, step, data } => {
                 let prefix = prefix.display().to_string();
                 servers.restore(&prefix, *step, false, limits.save).await?;
-                Ok(*step)
+                Ok((*step, data.clone()))
             }
         }
     }
 
-    async fn await_members(&self, deadline: Instant) -> Result<(), String> {
-        let look_every = self.options.limits.look_every();
+    /// Waits for the replicas: the first time for all of them, later on for those that were there before, and not for long.
+    async fn await_members(&self, source: &Source, begun: Instant) -> Result<(), Trouble> {
+        let limits = &self.options.limits;
+        let deadline = match source.awaited {
+            None => begun + limits.formation,
+            Some(_) => Instant::now() + limits.heartbeat_timeout,
+        };
         loop {
-            let missing = {
+            let missing: Vec<String> = {
                 let mut inner = self.state.lock();
-                if let Some(lost) = inner.lost(Instant::now()) {
-                    return Err(format!("{lost}\nhint: look into the task's log"));
+                if let Some((_, lost)) = inner.lost(Instant::now()).first()
+                    && source.is_first()
+                {
+                    return Err(Trouble::Final(format!("{lost}\nhint: look into the task's log")));
                 }
-                let missing = inner.membership.missing().join(", ");
-                if missing.is_empty() {
-                    return Ok(());
-                }
+                let missing = inner.membership.missing().into_iter();
+                let missing: Vec<String> = missing
+                    .filter(|task| {
+                        let awaited = source.awaited.as_ref();
+                        awaited.is_none_or(|awaited| awaited.iter().any(|other| other == task))
+                    })
+                    .map(str::to_owned)
+                    .collect();
                 if matches!(inner.phase, Phase::Forming(_)) {
-                    inner.phase = Phase::Forming(missing.clone());
+                    inner.phase = Phase::Forming(missing.join(", "));
+                }
+                let late = Instant::now() >= deadline;
+                // The master's own replica is there as long as this process is.
+                let without = late && !source.is_first() && !missing.iter().any(|task| task == "master");
+                if missing.is_empty() || without {
+                    for rank in 0..=self.options.workers {
+                        if !inner.is_there(rank) {
+                            inner.remove(rank);
+                        }
+                    }
+                    if !missing.is_empty() {
+                        self.state.warn(format!(
+                            "training goes on without {}; it may come back",
+                            missing.join(", ")
+                        ));
+                    }
+                    return Ok(());
                 }
                 missing
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(format!(
-                    "{missing} did not join within {:.0} s\nhint: look into the task's log; does it reach the master at its address?",
-                    self.options.limits.formation.as_secs_f64()
-                ));
+            if left.is_zero() && source.is_first() {
+                return Err(Trouble::Final(format!(
+                    "{} did not join within {:.0} s\nhint: look into the task's log; does it reach the master at its address?",
+                    missing.join(", "),
+                    limits.formation.as_secs_f64()
+                )));
             }
             // Woken by those who join; looks by itself for those who fall silent.
-            let _ = tokio::time::timeout(left.min(look_every), self.state.work.notified()).await;
+            let pause = if left.is_zero() {
+                limits.look_every()
+            } else {
+                left.min(limits.look_every())
+            };
+            let _ = tokio::time::timeout(pause, self.state.work.notified()).await;
+        }
+    }
+
+    /// From here on the log tells what was decided. Without it, a restarted coordinator goes back to the last checkpoint.
+    pub(super) fn begin_log(&self, job: &v1::JobRef, version: u64, data: &DataPosition) {
+        if let Err(error) = self.steps().begin(job, version, data) {
+            self.state.warn(format!(
+                "{} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint",
+                self.options.model_dir.join(FILE).display()
+            ));
         }
     }
 }

@@ -3,16 +3,18 @@
 mod farewell;
 mod formation;
 mod options;
+mod recovery;
 mod saving;
 mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use coati_checkpoint::manifest::DataPosition;
-use coati_common::rpc::{self, MESSAGE_LIMIT_BYTES};
+use coati_common::rpc::{self, ErrorCode, MESSAGE_LIMIT_BYTES};
 use coati_param_server::PsGroup;
+use coati_proto::coati::v1::JobRef;
 use coati_proto::coati::v1::coordinator_server::CoordinatorServer;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -23,7 +25,9 @@ use crate::clock::{self, Clock};
 use crate::ledger::{self, Ledger};
 use crate::membership::Membership;
 use crate::service::Service;
-use crate::state::{Inner, Phase, State};
+use crate::state::{Inner, Phase, State, task_of};
+use crate::step_log::{self, Log, StepLog};
+use recovery::{Progress, Source};
 
 /// A running coordinator.
 pub struct Handle {
@@ -74,50 +78,20 @@ impl Stopper {
 }
 
 /// Listens and starts to form the cluster. Errors later on come with [`Handle::finish`].
-pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Result<Handle, rpc::Error> {
+pub async fn start(mut options: Options, events: mpsc::UnboundedSender<Event>) -> Result<Handle, rpc::Error> {
     let listener = rpc::bind(&options.listen).await?;
-    let replicas = options.workers + 1;
-    let aggregate = if options.replicas_to_aggregate == 0 {
-        replicas
-    } else {
-        options.replicas_to_aggregate.min(replicas)
-    };
-    let lockstep = options.synchronous && aggregate == replicas;
-    let (start_version, data) = match &options.init {
+    let log = step_log::read(&options.model_dir).filter(|log| log.job.job_id == options.job.job_id);
+    if let Some(log) = &log {
+        // Incarnations that the job took while it ran.
+        options.job.incarnation = options.job.incarnation.max(log.job.incarnation + 1);
+    }
+    let (version, data) = match &options.init {
         Init::Values(_) => (0, DataPosition::default()),
         Init::Checkpoint { step, data, .. } => (*step, data.clone()),
     };
-    let clock = clock::Options {
-        replicas,
-        aggregate,
-        synchronous: options.synchronous,
-        max_staleness: options.max_staleness,
-    };
-    let ledger = ledger::Options {
-        replicas,
-        batch: options.batch_size,
-        lockstep,
-    };
-    let expected = (0..replicas).map(Inner::task_of).collect();
-    let inner = Inner {
-        phase: Phase::Forming("the parameter servers".to_owned()),
-        membership: Membership::new(expected, options.identity.clone(), options.limits.heartbeat_timeout),
-        clock: Clock::new(clock, start_version),
-        ledger: Ledger::new(ledger, &data),
-        plan: None,
-        decided: BTreeMap::new(),
-        details: BTreeMap::new(),
-        leases: BTreeMap::new(),
-        stop: None,
-        told: BTreeSet::new(),
-        last_checkpoint: start_version,
-        num_steps: options.num_steps,
-        lockstep,
-        replicas,
-        start_version,
-        record_count: options.identity.record_count,
-    };
-    let state = Arc::new(State::new(options.job.clone(), inner));
+    let expected = (0..=options.workers).map(task_of).collect();
+    let inner = incarnation(&options, options.job.clone(), version, &data, expected);
+    let state = Arc::new(State::new(inner, events));
     let service = Service {
         state: Arc::clone(&state),
         heartbeat_interval: options.limits.heartbeat_interval,
@@ -132,10 +106,10 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
     ));
     let run = Run {
         state: Arc::clone(&state),
-        events,
+        steps: Mutex::new(StepLog::new(&options.model_dir)),
         options,
     };
-    let outcome = tokio::spawn(run.run());
+    let outcome = tokio::spawn(run.run(log));
     Ok(Handle {
         state,
         address: listener.address.to_string(),
@@ -145,41 +119,153 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
     })
 }
 
+/// The state of a new incarnation of the job, from this version on.
+fn incarnation(options: &Options, job: JobRef, version: u64, data: &DataPosition, expected: Vec<String>) -> Inner {
+    let replicas = options.workers + 1;
+    let aggregate = if options.replicas_to_aggregate >= replicas {
+        0
+    } else {
+        options.replicas_to_aggregate
+    };
+    let lockstep = options.synchronous && aggregate == 0;
+    let clock = clock::Options {
+        aggregate,
+        synchronous: options.synchronous,
+        max_staleness: options.consistency.max_staleness,
+    };
+    let ledger = ledger::Options {
+        replicas,
+        batch: options.batch_size,
+        lockstep,
+    };
+    Inner {
+        job,
+        phase: Phase::Forming("the parameter servers".to_owned()),
+        membership: Membership::new(expected, options.identity.clone(), options.limits.heartbeat_timeout),
+        clock: Clock::new(clock, version, 0..replicas),
+        ledger: Ledger::new(ledger, data),
+        plan: None,
+        decided: BTreeMap::new(),
+        details: BTreeMap::new(),
+        stop: None,
+        servers_lost: None,
+        told: BTreeSet::new(),
+        last_checkpoint: version,
+        num_steps: options.num_steps,
+        lockstep,
+        start_version: version,
+        record_count: options.identity.record_count,
+    }
+}
+
 struct Run {
     state: Arc<State>,
-    events: mpsc::UnboundedSender<Event>,
+    steps: Mutex<StepLog>,
     options: Options,
 }
 
+/// How an incarnation ended.
+enum Term {
+    /// With the job.
+    Over(Outcome),
+    /// Servers are gone, or hold other variables; why.
+    ServersLost(String),
+}
+
+/// Why the servers cannot be used.
+enum Trouble {
+    /// It may pass: a server is not there, or was started again.
+    Lost(String),
+    /// Another attempt would not help.
+    Final(String),
+}
+
+impl From<coati_param_server::client::Error> for Trouble {
+    fn from(error: coati_param_server::client::Error) -> Self {
+        match error.rpc() {
+            Some(rpc) if rpc.is_absence() => Self::Lost(error.to_string()),
+            Some(rpc) if rpc.code() == Some(ErrorCode::StaleIncarnation) => Self::Final(format!(
+                "{error}\nhint: another coordinator has taken this job over; let only one run"
+            )),
+            _ => Self::Final(error.to_string()),
+        }
+    }
+}
+
 impl Run {
-    async fn run(self) -> Outcome {
+    async fn run(self, log: Option<Log>) -> Outcome {
         let mut servers = None;
-        let formed = tokio::select! {
-            formed = self.form(&mut servers) => formed.map_err(Outcome::Failed),
-            given_up = self.given_up() => Err(given_up),
-        };
-        let outcome = match (formed, &servers) {
-            (Ok(()), Some(servers)) => self.run_formed(servers).await,
-            (Ok(()), None) => Outcome::Failed("the cluster formed without parameter servers".to_owned()),
-            (Err(outcome), _) => {
-                self.announce(&outcome);
-                outcome
+        let mut source = Source::new(&self.options.init, log);
+        let mut progress = Progress::new(self.options.limits.rejoin);
+        let outcome = loop {
+            match self.incarnation(&source, &mut servers).await {
+                Term::Over(outcome) => break outcome,
+                Term::ServersLost(reason) => {
+                    let next = match progress.look(Instant::now(), self.stepped(), &reason) {
+                        Ok(()) => self.go_back(&reason).await,
+                        Err(reason) => Err(reason),
+                    };
+                    match next {
+                        Ok(next) => source = next,
+                        Err(reason) => {
+                            let outcome = Outcome::Failed(reason);
+                            self.announce(&outcome);
+                            break outcome;
+                        }
+                    }
+                }
             }
         };
         self.farewell(servers.as_ref(), outcome.reason()).await;
+        // The servers are gone: there is nothing that the log could go with.
+        self.steps().end();
         outcome
     }
 
-    async fn run_formed(&self, servers: &PsGroup) -> Outcome {
-        let _ = self.events.send(Event::Formed {
-            replicas: self.state.lock().replicas,
-        });
+    /// One incarnation from loading the servers to the end.
+    async fn incarnation(&self, source: &Source, servers: &mut Option<PsGroup>) -> Term {
+        let formed = tokio::select! {
+            formed = self.form(source, servers) => formed,
+            given_up = self.given_up() => {
+                self.announce(&given_up);
+                return Term::Over(given_up);
+            }
+        };
+        let group = match (formed, &servers) {
+            (Ok(()), Some(group)) => group.clone(),
+            (Err(Trouble::Lost(reason)), _) if !source.is_first() => return Term::ServersLost(reason),
+            (Err(Trouble::Lost(reason) | Trouble::Final(reason)), _) => {
+                let outcome = Outcome::Failed(format!("the cluster could not form: {reason}"));
+                self.announce(&outcome);
+                return Term::Over(outcome);
+            }
+            (Ok(()), None) => {
+                let outcome = Outcome::Failed("the cluster formed without parameter servers".to_owned());
+                self.announce(&outcome);
+                return Term::Over(outcome);
+            }
+        };
+        let job = self.state.lock().job.clone();
         let watch = farewell::watch_servers(
             Arc::clone(&self.state),
-            servers.clone(),
-            self.options.limits.heartbeat_timeout,
+            group.clone(),
+            job,
+            &self.options.limits,
+            self.options.model_dir.clone(),
         );
-        let ended = self.train(servers).await;
+        let term = self.train_and_save(&group).await;
+        watch.abort();
+        term
+    }
+
+    async fn train_and_save(&self, servers: &PsGroup) -> Term {
+        let replicas = self.state.lock().clock.active().len() as u32;
+        self.state.tell(Event::Formed { replicas });
+        let ended = match self.train(servers).await {
+            Err(Trouble::Lost(reason)) => return Term::ServersLost(reason),
+            Err(Trouble::Final(reason)) => Err(reason),
+            Ok(stopped) => Ok(stopped),
+        };
         // Replicas leave while the last checkpoint is written.
         self.announce(&match &ended {
             Ok(None) => Outcome::Completed,
@@ -187,8 +273,7 @@ impl Run {
             Err(reason) => Outcome::Failed(reason.clone()),
         });
         let saved = self.save(servers).await;
-        watch.abort();
-        match (ended, saved) {
+        Term::Over(match (ended, saved) {
             (Err(reason), Ok(())) => Outcome::Failed(reason),
             (Err(reason), Err(error)) => Outcome::Failed(format!(
                 "{reason}; besides, the last checkpoint could not be written: {error}"
@@ -199,7 +284,18 @@ impl Run {
             )),
             (Ok(None), Ok(())) => Outcome::Completed,
             (Ok(Some(reason)), Ok(())) => Outcome::Interrupted(reason),
-        }
+        })
+    }
+
+    /// Whether this incarnation made a step.
+    fn stepped(&self) -> bool {
+        let inner = self.state.lock();
+        inner.clock.version() > inner.start_version
+    }
+
+    /// The write-ahead log.
+    fn steps(&self) -> MutexGuard<'_, StepLog> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets everybody know how the job ends.

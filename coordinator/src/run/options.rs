@@ -8,7 +8,7 @@ use bytes::Bytes;
 use coati_checkpoint::keep;
 use coati_checkpoint::manifest::DataPosition;
 use coati_common::variables::VariableSpec;
-use coati_param_server::Strategy;
+use coati_param_server::{Consistency, Strategy};
 use coati_proto::coati::v1;
 
 use crate::cadence;
@@ -63,8 +63,8 @@ pub struct Options {
     pub synchronous: bool,
     /// `train_config.replicas_to_aggregate`; 0 means all.
     pub replicas_to_aggregate: u32,
-    /// Bound in asynchronous training.
-    pub max_staleness: u64,
+    /// In asynchronous training: how old gradients may be, and what their age changes.
+    pub consistency: Consistency,
     /// When to save.
     pub cadence: cadence::Options,
     /// What to keep.
@@ -88,6 +88,8 @@ pub struct Limits {
     pub save: Duration,
     /// For replicas and servers to leave at the end.
     pub farewell: Duration,
+    /// For lost servers to come back, and for replicas to find the coordinator again.
+    pub rejoin: Duration,
 }
 
 impl Limits {
@@ -106,6 +108,7 @@ impl Default for Limits {
             commit: Duration::from_secs(30),
             save: Duration::from_secs(300),
             farewell: Duration::from_secs(10),
+            rejoin: Duration::from_secs(600),
         }
     }
 }
@@ -132,8 +135,15 @@ pub enum Event {
         epoch: u64,
         /// The slowest contributor's seconds by phase.
         seconds: Vec<(String, f64)>,
-        /// Largest staleness among the contributors.
-        staleness: u64,
+        /// The contributors' ranks, ascending, and how many versions the gradient of each was behind.
+        staleness: Vec<(u32, u64)>,
+    },
+    /// Servers lost their variables: the job goes on from an earlier step.
+    WentBack {
+        /// The newest committed step.
+        from: u64,
+        /// The step of the checkpoint.
+        to: u64,
     },
     /// A checkpoint is complete.
     Saved {

@@ -23,6 +23,7 @@ impl Run {
             return Ok(());
         }
         let prefix = saver::prefix(&self.options.model_dir, version);
+        saver::begin(&prefix).map_err(|error| error.to_string())?;
         let saved = servers
             .save(&prefix.display().to_string(), version, self.options.limits.save)
             .await
@@ -31,7 +32,7 @@ impl Run {
                 let _ = keep::delete(&prefix);
                 error.to_string()
             })?;
-        let manifest = self.manifest(version, data);
+        let manifest = self.manifest(version, data.clone());
         let (folder, keeping, shards) = (
             self.options.model_dir.clone(),
             self.options.keep,
@@ -41,8 +42,13 @@ impl Run {
         tokio::task::spawn_blocking(move || publish(&folder, &done, shards, &saved.tensors, manifest, keeping))
             .await
             .map_err(|error| error.to_string())??;
-        self.state.lock().last_checkpoint = version;
-        let _ = self.events.send(Event::Saved { prefix, step: version });
+        let job = {
+            let mut inner = self.state.lock();
+            inner.last_checkpoint = version;
+            inner.job.clone()
+        };
+        self.begin_log(&job, version, &data);
+        self.state.tell(Event::Saved { prefix, step: version });
         Ok(())
     }
 
@@ -51,7 +57,7 @@ impl Run {
         Manifest {
             version: manifest::VERSION,
             job_id: options.job.job_id.clone(),
-            incarnation: options.job.incarnation,
+            incarnation: self.state.lock().job.incarnation,
             global_step: version,
             config_digest: options.identity.config_digest.clone(),
             seeds: [("data".to_owned(), options.data_seed)].into(),

@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use coati_param_server::{Contributor, PsGroup};
+use coati_param_server::PsGroup;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 
-use super::{Event, Run};
+use super::recovery::{self, contributors};
+use super::{Event, Run, Trouble};
 use crate::cadence::{self, Last};
 use crate::clock::{Decision, Reported};
 use crate::invariants::{Invariant, check};
 use crate::state::{Details, Phase};
+use crate::step_log::{FILE, Step};
 use crate::timing;
 
 /// After a request to stop, the step under way has so long: a replica that died can leave it unfinished for ever, and the
@@ -21,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 impl Run {
     /// Commits until the last step; `Some(reason)` when stopped before.
-    pub(super) async fn train(&self, servers: &PsGroup) -> Result<Option<String>, String> {
+    pub(super) async fn train(&self, servers: &PsGroup) -> Result<Option<String>, Trouble> {
         let mut last = Last {
             at: Instant::now(),
             version: self.state.lock().clock.version(),
@@ -31,10 +33,18 @@ impl Run {
         let mut look_at = last.at + look_every;
         let mut give_up_at = None;
         loop {
+            // However much the others report: who is silent is noticed.
+            if Instant::now() >= look_at {
+                self.remove_lost();
+                look_at = Instant::now() + look_every;
+            }
             let decision = {
                 let inner = self.state.lock();
                 if let Phase::Failed(reason) = &inner.phase {
-                    return Err(reason.clone());
+                    return Err(Trouble::Final(reason.clone()));
+                }
+                if let Some(reason) = &inner.servers_lost {
+                    return Err(Trouble::Lost(reason.clone()));
                 }
                 if inner.clock.version() >= inner.num_steps {
                     return Ok(None);
@@ -44,11 +54,6 @@ impl Run {
                 }
                 inner.clock.decide()
             };
-            // However much the others report: who is silent is noticed.
-            if Instant::now() >= look_at {
-                self.check_alive()?;
-                look_at = Instant::now() + look_every;
-            }
             match &decision {
                 Decision::Commit(chosen) => {
                     let (version, last_step) = self.commit(servers, &decision, chosen, &mut committed_at).await?;
@@ -71,7 +76,7 @@ impl Run {
                     // or without it if that does not come.
                     let inner = self.state.lock();
                     if let Some(reason) = &inner.stop
-                        && (inner.leases.is_empty() || give_up_at.is_some_and(|at| Instant::now() >= at))
+                        && (inner.ledger.open().next().is_none() || give_up_at.is_some_and(|at| Instant::now() >= at))
                     {
                         return Ok(Some(reason.clone()));
                     }
@@ -80,31 +85,26 @@ impl Run {
         }
     }
 
-    fn check_alive(&self) -> Result<(), String> {
-        match self.state.lock().lost(Instant::now()) {
-            Some(lost) => Err(format!(
-                "{lost}\nhint: look into the task's log; the same command goes on from the last checkpoint"
-            )),
-            None => Ok(()),
+    fn remove_lost(&self) {
+        let lost = self.state.lock().remove_lost(Instant::now());
+        for lost in lost {
+            self.state.warn(&lost.words);
+            recovery::ask_for_restart(&self.options.model_dir, lost.task, lost.pid);
         }
     }
 
     /// A failure is said and costs nothing but the checkpoint: the next attempt comes with the next due time.
     async fn save_on_the_way(&self, servers: &PsGroup, version: u64) {
         if let Err(error) = self.save(servers).await {
-            self.warn(format!(
+            self.state.warn(format!(
                 "checkpoint of step {version} failed; the previous one stays: {error}"
             ));
         }
     }
 
-    fn warn(&self, text: String) {
-        let _ = self.events.send(Event::Warning(text));
-    }
-
     fn drop_late(&self, decision: &Decision, late: &[Reported]) {
         let mut inner = self.state.lock();
-        inner.clock.settle(decision);
+        inner.clock.begin(decision);
         inner.decide(late, Fate::Dropped);
         // What could not be read is said even where the rest was of no use.
         let bad: Vec<String> = late
@@ -115,7 +115,7 @@ impl Run {
         drop(inner);
         self.state.changed();
         for record in bad {
-            self.warn(record);
+            self.state.warn(record);
         }
     }
 
@@ -126,9 +126,19 @@ impl Run {
         decision: &Decision,
         chosen: &[Reported],
         committed_at: &mut Instant,
-    ) -> Result<(u64, bool), String> {
-        let version = self.state.lock().clock.version();
-        let committed = self.commit_on_servers(servers, version, chosen).await?;
+    ) -> Result<(u64, bool), Trouble> {
+        let step = {
+            let mut inner = self.state.lock();
+            inner.clock.begin(decision);
+            inner.step_of(chosen)
+        };
+        let version = step.version;
+        if let Err(error) = self.steps().step(&step) {
+            self.state.warn(format!(
+                "{FILE} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint"
+            ));
+        }
+        let committed = self.commit_on_servers(servers, &step).await?;
         check(
             Invariant::VersionsAreConsecutive,
             committed.version == version + 1,
@@ -136,7 +146,7 @@ impl Run {
         );
         let (details, epoch, last_step) = {
             let mut inner = self.state.lock();
-            inner.clock.settle(decision);
+            inner.clock.committed();
             inner.decide(chosen, Fate::Committed);
             let details: Vec<(u32, Details)> = chosen
                 .iter()
@@ -148,20 +158,22 @@ impl Run {
         self.state.changed();
         let begun = std::mem::replace(committed_at, Instant::now());
         for record in details.iter().flat_map(|(_, details)| &details.bad_records) {
-            self.warn(record.clone());
+            self.state.warn(record.clone());
         }
-        let staleness = chosen.iter().map(|reported| version.saturating_sub(reported.version));
+        let staleness = chosen
+            .iter()
+            .map(|reported| (reported.replica, version.saturating_sub(reported.version)));
         let spans: Vec<timing::Spans> = details.iter().map(|(_, details)| details.spans()).collect();
         let time = timing::attribute(begun, *committed_at, &spans);
         tracing::debug!(version = committed.version, ?time, "committed");
-        let _ = self.events.send(Event::Step {
+        self.state.tell(Event::Step {
             version: committed.version,
             losses: mean_losses(&details),
             learning_rate: f64::from(committed.learning_rate),
             samples: chosen.iter().map(|reported| u64::from(reported.samples)).sum(),
             epoch,
             seconds: time.named(),
-            staleness: staleness.max().unwrap_or(0),
+            staleness: staleness.collect(),
         });
         Ok((committed.version, last_step))
     }
@@ -169,17 +181,9 @@ impl Run {
     async fn commit_on_servers(
         &self,
         servers: &PsGroup,
-        version: u64,
-        chosen: &[Reported],
-    ) -> Result<coati_param_server::store::Committed, String> {
-        let contributors: Vec<Contributor> = chosen
-            .iter()
-            .map(|reported| Contributor {
-                replica: reported.replica,
-                sequence: reported.sequence,
-                samples: reported.samples,
-            })
-            .collect();
+        step: &Step,
+    ) -> Result<coati_param_server::store::Committed, Trouble> {
+        let (version, contributors) = (step.version, contributors(step));
         let deadline = Instant::now() + self.options.limits.commit;
         // Repeating a commit is safe: servers that have applied it answer the same.
         loop {
@@ -190,8 +194,12 @@ impl Run {
                 .await;
             match committed {
                 Ok(committed) => return Ok(committed),
-                Err(error) if left.is_zero() || !retryable(&error) => {
-                    return Err(format!("step {} could not be committed: {error}", version + 1));
+                Err(error) if left.is_zero() || !retryable(&error) || self.state.lock().servers_lost.is_some() => {
+                    let what = format!("step {} could not be committed: {error}", version + 1);
+                    return Err(match Trouble::from(error) {
+                        Trouble::Lost(_) => Trouble::Lost(what),
+                        Trouble::Final(_) => Trouble::Final(what),
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, version, "commit is repeated");

@@ -66,12 +66,26 @@ impl Source {
         Self::open_files(&pattern::expand(paths)?)
     }
 
+    /// As [`Source::open`], with the indexes that [`Source::keep`] left in `folder`: headers are not read again.
+    pub fn open_kept<S: AsRef<str>>(paths: &[S], folder: &Path) -> Result<Self, Error> {
+        Self::index(&pattern::expand(paths)?, |path| IndexedFile::open_kept(path, folder))
+    }
+
     /// Indexes the given files.
     pub fn open_files(paths: &[PathBuf]) -> Result<Self, Error> {
-        let files = paths
-            .par_iter()
-            .map(|path| IndexedFile::open(path))
-            .collect::<Result<Vec<_>, _>>()?;
+        Self::index(paths, IndexedFile::open)
+    }
+
+    /// Keeps the indexes of the files in `folder`, for others and for later; nothing that has failed matters.
+    pub fn keep(&self, folder: &Path) {
+        self.files.par_iter().for_each(|file| file.keep(folder));
+    }
+
+    fn index(
+        paths: &[PathBuf],
+        open: impl Fn(&Path) -> Result<IndexedFile, tfrecord::Error> + Sync,
+    ) -> Result<Self, Error> {
+        let files = paths.par_iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
         let mut starts = Vec::with_capacity(files.len() + 1);
         let mut count = 0;
         for file in &files {

@@ -8,7 +8,7 @@ use futures::future::{join_all, try_join_all};
 use super::{Configuration, Error, PsClient};
 use crate::placement::{Layout, ServerLayout};
 use crate::pool::{CHUNK, Pool};
-use crate::store::{Admit, Committed, Contributor, Restored, Saved, Tag};
+use crate::store::{Admit, Committed, Consistency, Contributor, Restored, Saved, Tag};
 
 /// All servers of a placement. Cloning is cheap; clones share the connections.
 #[derive(Clone, Debug)]
@@ -53,6 +53,15 @@ impl PsGroup {
         })
     }
 
+    /// The same connections, pulling as a replica that computes gradients: delay compensation goes by what it pulled last.
+    #[must_use]
+    pub fn for_replica(mut self, rank: u32) -> Self {
+        for client in &mut self.clients {
+            client.replica = Some(rank);
+        }
+        self
+    }
+
     /// Where variables live.
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -77,11 +86,16 @@ impl PsGroup {
     }
 
     /// Gives all servers the placement and the optimiser (a serialised `object_detection.protos.Optimizer`).
-    pub async fn configure(&self, optimizer: Bytes, max_staleness: u64, limit: Duration) -> Result<(), Error> {
+    pub async fn configure(
+        &self,
+        optimizer: Bytes,
+        consistency: impl Into<Consistency>,
+        limit: Duration,
+    ) -> Result<(), Error> {
         let configuration = Configuration {
             placement: (*self.placement).clone(),
             optimizer,
-            max_staleness,
+            consistency: consistency.into(),
         };
         try_join_all(
             self.clients
@@ -89,6 +103,12 @@ impl PsGroup {
                 .map(|client| client.configure(&configuration, limit)),
         )
         .await?;
+        Ok(())
+    }
+
+    /// Takes over what all servers hold, for a coordinator that was started again.
+    pub async fn adopt(&self, limit: Duration) -> Result<(), Error> {
+        try_join_all(self.clients.iter().map(|client| client.adopt(limit))).await?;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
 use tonic::Request;
 use tonic::transport::Channel;
 
-use crate::store::{Committed, Contributor, Restored, Saved};
+use crate::store::{Committed, Consistency, Contributor, Restored, Saved};
 
 /// Broken connections are tried again for so long: a server that was killed does not come back at once.
 const RETRY_FOR: Duration = Duration::from_secs(3);
@@ -79,8 +79,8 @@ pub struct Configuration {
     pub placement: v1::Placement,
     /// Serialised `object_detection.protos.Optimizer`.
     pub optimizer: bytes::Bytes,
-    /// 0 is synchronous.
-    pub max_staleness: u64,
+    /// How old gradients may be, and what their age changes.
+    pub consistency: Consistency,
 }
 
 /// One parameter server. Cloning is cheap; clones share the connection.
@@ -90,6 +90,8 @@ pub struct PsClient {
     pub(super) rpc: ParameterServerClient<Channel>,
     pub(super) job: v1::JobRef,
     pub(super) index: u32,
+    /// Rank that pulls, if it is a replica's connection.
+    pub(super) replica: Option<u32>,
 }
 
 impl PsClient {
@@ -100,7 +102,13 @@ impl PsClient {
         let rpc = ParameterServerClient::new(channel)
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-        Ok(Self { peer, rpc, job, index })
+        Ok(Self {
+            peer,
+            rpc,
+            job,
+            index,
+            replica: None,
+        })
     }
 
     /// Who this is.
@@ -131,9 +139,17 @@ impl PsClient {
             ps_index: self.index,
             placement: Some(configuration.placement.clone()),
             optimizer: configuration.optimizer.clone(),
-            max_staleness: configuration.max_staleness,
+            max_staleness: configuration.consistency.max_staleness,
+            scale_learning_rate: configuration.consistency.scale_learning_rate,
+            delay_compensation: configuration.consistency.delay_compensation.map(Into::into),
         };
         unary!(self, "configure", limit, configure, request).map(|_| ())
+    }
+
+    /// Takes over what it holds, for a coordinator that was started again; returns the version.
+    pub async fn adopt(&self, limit: Duration) -> Result<u64, Error> {
+        let request = v1::AdoptRequest { job: self.job() };
+        unary!(self, "adoption", limit, adopt, request).map(|reply| reply.version)
     }
 
     /// Reads its pieces from a checkpoint that it can see under the same path.

@@ -142,6 +142,7 @@ impl PsClient {
                 job: self.job(),
                 min_version,
                 moving_averages,
+                replica: self.replica,
             };
             let receiving = self.receive(request, arena_len, pieces, &what, left);
             let received = rpc::with_deadline(&self.peer, &what, left + rpc::call_headroom(), receiving).await?;

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::life::{Contact, Ended, Life};
 use crate::optimizer::OptimizerConfig;
-use crate::store::{Admit, Contributor, Push, Store, Tag};
+use crate::store::{Admit, Consistency, Contributor, Push, Store, Tag};
 
 /// A pull without a deadline of its own waits this long for its version.
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
@@ -103,6 +103,7 @@ impl ParameterServer for Service {
     async fn configure(&self, request: Request<v1::ConfigureRequest>) -> Result<Response<v1::ConfigureReply>, Status> {
         let _contact = self.contact()?;
         let request = request.into_inner();
+        let consistency = Consistency::try_from(&request)?;
         let job = job(request.job)?;
         if request.ps_index != self.index {
             let message = format!("this is ps-{}, the request is for ps-{}", self.index, request.ps_index);
@@ -114,9 +115,17 @@ impl ParameterServer for Service {
         let optimizer = OptimizerConfig::decode(&request.optimizer)
             .map_err(|error| ServiceError::new(ErrorCode::InvalidRequest, format!("optimizer: {error}")))?;
         self.store
-            .configure(&job, request.ps_index, &placement, optimizer, request.max_staleness)?;
+            .configure(&job, request.ps_index, &placement, optimizer, consistency)?;
         tracing::info!(job = job.job_id, incarnation = job.incarnation, "configured");
         Ok(Response::new(v1::ConfigureReply {}))
+    }
+
+    async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptReply>, Status> {
+        let _contact = self.contact()?;
+        let job = job(request.into_inner().job)?;
+        let version = self.store.adopt(&job)?;
+        tracing::info!(incarnation = job.incarnation, version, "taken over");
+        Ok(Response::new(v1::AdoptReply { version }))
     }
 
     #[tracing::instrument(skip_all, fields(ps = self.index))]
@@ -222,11 +231,13 @@ impl ParameterServer for Service {
         let job = job(request.job)?;
         // Whatever came of it, the snapshot below says it.
         let _ = tokio::time::timeout(wait, self.store.wait_for(&job, request.min_version)).await;
-        let (min_version, averages) = (request.min_version, request.moving_averages);
+        let (min_version, averages, replica) = (request.min_version, request.moving_averages, request.replica);
         let snapshot = self
             .blocking(move |store| {
                 if averages {
                     store.pull_averages(&job, min_version)
+                } else if let Some(replica) = replica {
+                    store.pull_as(&job, replica, min_version)
                 } else {
                     store.pull(&job, min_version)
                 }

@@ -106,7 +106,9 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
                 Err(error) => error.to_string(),
             }),
         };
-        watched.leave(reason.clone());
+        // The first reason counts, even if its effects were seen before it.
+        watched.leave(reason);
+        let reason = watched.left().await;
         if !serving.is_finished() && tokio::time::timeout(GRACE, &mut serving).await.is_err() {
             tracing::warn!("requests were still under way when the server left");
             serving.abort();

@@ -1,9 +1,13 @@
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 use tokio::sync::watch;
 
+use super::backups::{Backups, Values};
+use super::consistency::{Consistency, scaled};
 use super::ledger::{Admit, Contributor, Ledger, Prepared, Tag};
 use super::model::{Model, threads_for};
 use super::{Snapshot, Status, lock};
@@ -42,15 +46,25 @@ impl Seen {
     }
 }
 
-/// One incarnation's state. Lock order: model, then ledger.
+/// A complete contribution.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    pub(crate) buffer: Buffer,
+    /// What it was computed from, when delays are compensated and this server knows.
+    pub(crate) pulled: Option<Values>,
+}
+
+/// One incarnation's state. Lock order: model, then ledger, then backups.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    pub(crate) job: v1::JobRef,
+    job_id: String,
+    /// Grows when a coordinator that was started again takes over.
+    incarnation: AtomicU64,
     pub(crate) ps: u32,
     pub(crate) layout: Layout,
     pub(crate) optimizer: OptimizerConfig,
     placement: v1::Placement,
-    max_staleness: u64,
+    consistency: Consistency,
     threads: usize,
     pub(crate) pool: Arc<Pool>,
     /// Held for as long as a commit computes.
@@ -58,7 +72,9 @@ pub(crate) struct Engine {
     /// Only for whoever holds the model.
     shelf: Mutex<Shelf>,
     /// Held for moments only.
-    ledger: Mutex<Option<Ledger<Buffer>>>,
+    ledger: Mutex<Option<Ledger<Staged>>>,
+    /// Empty unless delays are compensated. Held for moments only.
+    backups: Mutex<Backups>,
     versions: watch::Sender<Seen>,
 }
 
@@ -69,24 +85,44 @@ impl Engine {
         placement: v1::Placement,
         layout: Layout,
         optimizer: OptimizerConfig,
-        max_staleness: u64,
+        consistency: Consistency,
         threads: usize,
     ) -> Self {
         let pool = Pool::new(layout.server(ps).map_or(0, |server| server.pushed_len));
         Self {
-            job,
+            job_id: job.job_id,
+            incarnation: AtomicU64::new(job.incarnation),
             ps,
             layout,
             optimizer,
             placement,
-            max_staleness,
+            consistency,
             threads,
             pool,
             model: Mutex::default(),
             shelf: Mutex::default(),
             ledger: Mutex::default(),
+            backups: Mutex::default(),
             versions: watch::Sender::new(Seen::Loading),
         }
+    }
+
+    /// The job and the incarnation that this engine serves now.
+    pub(crate) fn job(&self) -> v1::JobRef {
+        v1::JobRef {
+            job_id: self.job_id.clone(),
+            incarnation: self.incarnation.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Serves another incarnation from now on, with all that is held. Only under the store's lock.
+    pub(crate) fn adopt(&self, incarnation: u64) -> Result<u64, ServiceError> {
+        let version = lock(&self.ledger)
+            .as_ref()
+            .map(Ledger::version)
+            .ok_or_else(not_loaded)?;
+        self.incarnation.store(incarnation, Ordering::SeqCst);
+        Ok(version)
     }
 
     pub(crate) fn is_configured_as(
@@ -94,18 +130,19 @@ impl Engine {
         ps: u32,
         placement: &v1::Placement,
         optimizer: &OptimizerConfig,
-        max_staleness: u64,
+        consistency: &Consistency,
     ) -> bool {
         self.ps == ps
             && self.placement == *placement
             && self.optimizer == *optimizer
-            && self.max_staleness == max_staleness
+            && self.consistency == *consistency
     }
 
     pub(crate) fn retire(&self) {
         self.versions.send_replace(Seen::Retired);
         *lock(&self.model) = None;
         *lock(&self.ledger) = None;
+        *lock(&self.backups) = Backups::default();
     }
 
     pub(crate) fn versions(&self) -> watch::Receiver<Seen> {
@@ -124,15 +161,32 @@ impl Engine {
             .as_ref()
             .map_or((None, 0), |l| (Some(l.version()), l.staged()));
         let server = self.layout.server(self.ps);
-        let vectors = self.optimizer.rule.slots().len() + usize::from(self.optimizer.moving_average_decay.is_some());
-        let elements = server.map_or(0, |s| s.arena_len + vectors * s.slotted_len + staged * s.pushed_len);
+        let vectors = self.optimizer.rule.slots().len()
+            + usize::from(self.optimizer.moving_average_decay.is_some())
+            + usize::from(self.is_adaptive());
+        let backups = version.map_or(0, |newest| self.remembered(newest));
+        let elements = server.map_or(0, |s| {
+            (1 + backups) * s.arena_len + vectors * s.slotted_len + staged * s.pushed_len
+        });
         let held_bytes = if version.is_some() { elements as u64 * 4 } else { 0 };
         Status {
-            job: Some(self.job.clone()),
+            job: Some(self.job()),
             version,
             held_bytes,
             staged,
         }
+    }
+
+    /// Number of arenas that delay compensation holds besides that of version `newest`, which is the model's own.
+    fn remembered(&self, newest: u64) -> usize {
+        let mut versions = BTreeSet::new();
+        if let Some(ledger) = lock(&self.ledger).as_ref() {
+            let staged = ledger.staged_data().filter_map(|staged| staged.pulled.as_ref());
+            versions.extend(staged.map(|(version, _)| *version));
+        }
+        versions.append(&mut lock(&self.backups).versions());
+        versions.remove(&newest);
+        versions.len()
     }
 
     /// Checks that values may be (re)placed: not after training has begun from them.
@@ -156,14 +210,29 @@ impl Engine {
             let message = format!("{} values loaded into an arena of {}", values.len(), server.arena_len);
             return Err(ServiceError::new(ErrorCode::LayoutMismatch, message));
         }
-        self.install(Model::new(values, server, &self.optimizer), version)
+        self.install(self.new_model(values)?, version)
+    }
+
+    /// Slots as before the first step.
+    pub(crate) fn new_model(&self, values: Vec<f32>) -> Result<Model, ServiceError> {
+        let mut model = Model::new(values, self.server()?, &self.optimizer);
+        if self.is_adaptive() {
+            model.mean_squares = Some(Arc::new(vec![0.0; self.server()?.slotted_len]));
+        }
+        Ok(model)
+    }
+
+    fn is_adaptive(&self) -> bool {
+        let compensation = self.consistency.delay_compensation;
+        compensation.is_some_and(|compensation| compensation.mean_square_decay.is_some())
     }
 
     pub(crate) fn install(&self, model: Model, version: u64) -> Result<(), ServiceError> {
         let mut held = lock(&self.model);
         self.check_loadable()?;
         *held = Some(model);
-        *lock(&self.ledger) = Some(Ledger::new(version, self.max_staleness));
+        *lock(&self.ledger) = Some(Ledger::new(version, self.consistency.max_staleness));
+        *lock(&self.backups) = Backups::default();
         // Under the model's lock, so that no waiter misses or overtakes a commit.
         self.announce(version);
         Ok(())
@@ -184,8 +253,14 @@ impl Engine {
     }
 
     pub(crate) fn stage(&self, tag: Tag, data: Buffer) -> Result<Admit, ServiceError> {
+        // Here and not with the commit: the replica may pull again before that.
+        let compensates = self.consistency.delay_compensation.is_some();
         let mut ledger = lock(&self.ledger);
-        let outcome = ledger.as_mut().ok_or_else(not_loaded)?.stage(tag, data);
+        let pulled = compensates
+            .then(|| lock(&self.backups).of(tag.replica, tag.version))
+            .flatten();
+        let staged = Staged { buffer: data, pulled };
+        let outcome = ledger.as_mut().ok_or_else(not_loaded)?.stage(tag, staged);
         drop(ledger);
         match outcome {
             Ok((admit, _unwanted)) => Ok(admit),
@@ -206,16 +281,23 @@ impl Engine {
             .as_mut()
             .ok_or_else(not_loaded)?
             .prepare(version, contributors)?;
-        let mut contributions = match prepared {
+        let (staged, staleness) = match prepared {
             Prepared::Repeat(learning_rate) => {
                 return Ok(Committed {
                     version: version + 1,
                     learning_rate,
                 });
             }
-            Prepared::Apply(contributions) => contributions,
+            Prepared::Apply {
+                contributions,
+                staleness,
+            } => (contributions, staleness),
         };
-        let rate = learning_rate(&self.optimizer.learning_rate, version);
+        let mut rate = learning_rate(&self.optimizer.learning_rate, version);
+        if self.consistency.scale_learning_rate {
+            rate = scaled(rate, staleness);
+        }
+        let mut contributions = self.compensated(model, server, staged);
         let threads = threads_for(server.pushed_len, self.threads);
         model.apply(
             server,
@@ -228,6 +310,7 @@ impl Engine {
         let released = lock(&self.ledger)
             .as_mut()
             .map(|ledger| ledger.applied(version, contributors, rate, drop_others));
+        lock(&self.backups).forget((version + 1).saturating_sub(self.consistency.max_staleness));
         self.announce(version + 1);
         drop(held);
         drop((contributions, released));
@@ -237,13 +320,48 @@ impl Engine {
         })
     }
 
-    pub(crate) fn snapshot(&self, min_version: u64, averages: bool) -> Result<Snapshot, ServiceError> {
+    /// The contributions as they are to be applied: with what the variables changed since they were pulled made up for.
+    fn compensated(&self, model: &mut Model, server: &ServerLayout, staged: Vec<(Staged, u32)>) -> Vec<(Buffer, u32)> {
+        let Some(compensation) = self.consistency.delay_compensation else {
+            return staged
+                .into_iter()
+                .map(|(staged, samples)| (staged.buffer, samples))
+                .collect();
+        };
+        let mut contributions = Vec::with_capacity(staged.len());
+        for (Staged { mut buffer, pulled }, samples) in staged {
+            let now = Arc::clone(&model.values);
+            // Without knowing, as if nothing had changed: the mean square goes on.
+            let pulled = pulled.as_ref().map_or(&now, |(_, values)| values);
+            let mean_squares = model.mean_squares.as_mut().map(Arc::make_mut);
+            compensation.apply(
+                &server.segments,
+                &mut buffer.data,
+                &now,
+                pulled,
+                mean_squares.map_or(&mut [], Vec::as_mut_slice),
+            );
+            contributions.push((buffer, samples));
+        }
+        contributions
+    }
+
+    /// The values for `replica`, if it is one that computes from them.
+    pub(crate) fn snapshot(
+        &self,
+        min_version: u64,
+        averages: bool,
+        replica: Option<u32>,
+    ) -> Result<Snapshot, ServiceError> {
         let (model, version) = self.model()?;
         if version < min_version {
             return Err(ServiceError::new(
                 ErrorCode::UnknownVersion,
                 format!("version {min_version} is asked for, the variables are at version {version}"),
             ));
+        }
+        if let (Some(replica), false, true) = (replica, averages, self.consistency.delay_compensation.is_some()) {
+            lock(&self.backups).pulled(replica, version, &model.values);
         }
         Snapshot::new(&model, self.server()?, version, averages)
     }

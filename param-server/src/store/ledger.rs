@@ -45,7 +45,12 @@ pub enum Prepared<B> {
     /// It was applied before; the learning rate it had.
     Repeat(f32),
     /// Apply these, in this order, then call [`Ledger::applied`].
-    Apply(Vec<(B, u32)>),
+    Apply {
+        /// Data and samples.
+        contributions: Vec<(B, u32)>,
+        /// Versions that the oldest of them is behind.
+        staleness: u64,
+    },
 }
 
 /// Sequence numbers of one replica that were committed or dropped, with the versions they were computed from.
@@ -96,6 +101,11 @@ impl<B> Ledger<B> {
     /// Number of contributions staged.
     pub fn staged(&self) -> usize {
         self.staged.len()
+    }
+
+    /// What staged contributions are held in.
+    pub fn staged_data(&self) -> impl Iterator<Item = &B> {
+        self.staged.values().map(|(_, data)| data)
     }
 
     /// Whether anything was committed.
@@ -214,6 +224,7 @@ impl<B> Ledger<B> {
             }
         }
         let mut taken = Vec::with_capacity(contributors.len());
+        let mut staleness = 0;
         for contributor in contributors {
             let key = (contributor.replica, contributor.sequence);
             if let Some((from, data)) = self.staged.remove(&key) {
@@ -223,13 +234,17 @@ impl<B> Ledger<B> {
                     || format!("version {version}, gradient of {from}"),
                 );
                 self.settle(key, from);
+                staleness = staleness.max(version - from);
                 taken.push((data, contributor.samples));
             }
         }
         invariants::check(Invariant::AppliedOnce, taken.len() == contributors.len(), || {
             format!("{} contributors, {} staged", contributors.len(), taken.len())
         });
-        Ok(Prepared::Apply(taken))
+        Ok(Prepared::Apply {
+            contributions: taken,
+            staleness,
+        })
     }
 
     /// Records an applied commit; gives back the data of what can never be committed any more, and with `drop_others`
@@ -342,7 +357,8 @@ mod tests {
         let mut ledger = Ledger::new(0, 0);
         assert_eq!(staged(&mut ledger, tag(0, 1, 0)), Admit::Fresh);
         assert_eq!(staged(&mut ledger, tag(0, 1, 0)), Admit::Duplicate);
-        assert!(matches!(ledger.prepare(0, &[by(0, 1)]), Ok(Prepared::Apply(taken)) if taken == [(0, 8)]));
+        let prepared = ledger.prepare(0, &[by(0, 1)]).unwrap();
+        assert!(matches!(prepared, Prepared::Apply { contributions, staleness: 0 } if contributions == [(0, 8)]));
         ledger.applied(0, &[by(0, 1)], 0.5, true);
         assert_eq!(staged(&mut ledger, tag(0, 1, 0)), Admit::Duplicate);
         assert_eq!((ledger.version(), ledger.staged()), (1, 0));

@@ -3,6 +3,8 @@
 //! Each incarnation of a job gets an engine of its own by [`Store::configure`]; whatever still runs on an older one
 //! ends there and harms nobody.
 
+mod backups;
+mod consistency;
 mod engine;
 mod ledger;
 mod model;
@@ -17,6 +19,7 @@ use std::thread::available_parallelism;
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 
+pub use consistency::{Consistency, DelayCompensation};
 pub use engine::Committed;
 pub use ledger::{Admit, Contributor, Ledger, Prepared, Tag};
 pub use persist::{Restored, Saved};
@@ -48,7 +51,7 @@ pub struct Status {
     pub job: Option<v1::JobRef>,
     /// Version of the variables, once they are loaded.
     pub version: Option<u64>,
-    /// Bytes of variables, slots, averages and staged contributions.
+    /// Bytes of variables, slots, averages, staged contributions, and of what delay compensation remembers.
     pub held_bytes: u64,
     /// Contributions staged.
     pub staged: usize,
@@ -76,18 +79,20 @@ impl Store {
         ps: u32,
         placement: &v1::Placement,
         optimizer: OptimizerConfig,
-        max_staleness: u64,
+        consistency: impl Into<Consistency>,
     ) -> Result<(), ServiceError> {
+        let consistency = consistency.into();
         let mut slot = lock(&self.engine);
         if let Some(engine) = slot.as_ref() {
-            if engine.job.job_id != job.job_id {
-                return Err(wrong_job(&engine.job, job));
+            let own = engine.job();
+            if own.job_id != job.job_id {
+                return Err(wrong_job(&own, job));
             }
-            if job.incarnation < engine.job.incarnation {
-                return Err(stale(&engine.job, job));
+            if job.incarnation < own.incarnation {
+                return Err(stale(&own, job));
             }
-            if job.incarnation == engine.job.incarnation {
-                return if engine.is_configured_as(ps, placement, &optimizer, max_staleness) {
+            if job.incarnation == own.incarnation {
+                return if engine.is_configured_as(ps, placement, &optimizer, &consistency) {
                     Ok(())
                 } else {
                     let message = format!("incarnation {} was configured otherwise before", job.incarnation);
@@ -114,13 +119,33 @@ impl Store {
             placement.clone(),
             layout,
             optimizer,
-            max_staleness,
+            consistency,
             threads,
         );
         if let Some(old) = slot.replace(Arc::new(engine)) {
             old.retire();
         }
         Ok(())
+    }
+
+    /// A coordinator that was started again goes on with what is held, staged contributions included: requests of the
+    /// incarnation before are refused from now on. Returns the version. The same again changes nothing.
+    pub fn adopt(&self, job: &v1::JobRef) -> Result<u64, ServiceError> {
+        let slot = lock(&self.engine);
+        let engine = slot.as_ref().ok_or_else(|| {
+            ServiceError::new(
+                ErrorCode::NotConfigured,
+                "this parameter server holds nothing to go on with",
+            )
+        })?;
+        let own = engine.job();
+        if own.job_id != job.job_id {
+            return Err(wrong_job(&own, job));
+        }
+        if job.incarnation < own.incarnation {
+            return Err(stale(&own, job));
+        }
+        engine.adopt(job.incarnation)
     }
 
     /// The engine of exactly this incarnation.
@@ -132,16 +157,17 @@ impl Store {
                 "this parameter server has not been configured yet",
             )
         })?;
-        if engine.job.job_id != job.job_id {
-            return Err(wrong_job(&engine.job, job));
+        let own = engine.job();
+        if own.job_id != job.job_id {
+            return Err(wrong_job(&own, job));
         }
-        match job.incarnation.cmp(&engine.job.incarnation) {
-            std::cmp::Ordering::Less => Err(stale(&engine.job, job)),
+        match job.incarnation.cmp(&own.incarnation) {
+            std::cmp::Ordering::Less => Err(stale(&own, job)),
             std::cmp::Ordering::Greater => Err(ServiceError::new(
                 ErrorCode::NotConfigured,
                 format!(
                     "this parameter server is configured for incarnation {}, not yet for {}",
-                    engine.job.incarnation, job.incarnation
+                    own.incarnation, job.incarnation
                 ),
             )),
             std::cmp::Ordering::Equal => Ok(Arc::clone(engine)),
@@ -193,12 +219,17 @@ impl Store {
 
     /// The newest values, if they are at `min_version` at least. Cheap; never changes afterwards.
     pub fn pull(&self, job: &v1::JobRef, min_version: u64) -> Result<Snapshot, ServiceError> {
-        self.engine(job)?.snapshot(min_version, false)
+        self.engine(job)?.snapshot(min_version, false, None)
+    }
+
+    /// As [`Store::pull`], for a replica that computes a gradient from them: delay compensation remembers what it got.
+    pub fn pull_as(&self, job: &v1::JobRef, replica: u32, min_version: u64) -> Result<Snapshot, ServiceError> {
+        self.engine(job)?.snapshot(min_version, false, Some(replica))
     }
 
     /// As [`Store::pull`], with moving averages in place of trainable variables.
     pub fn pull_averages(&self, job: &v1::JobRef, min_version: u64) -> Result<Snapshot, ServiceError> {
-        self.engine(job)?.snapshot(min_version, true)
+        self.engine(job)?.snapshot(min_version, true, None)
     }
 
     /// Waits until the variables are at `version` at least, or this incarnation is over. Has no deadline of its own.

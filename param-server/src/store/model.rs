@@ -31,6 +31,8 @@ pub(crate) struct Model {
     /// `[slotted_len]`, when moving averages are kept.
     pub(crate) averages: Option<Arc<Vec<f32>>>,
     pub(crate) powers: Option<AdamPowers>,
+    /// `[slotted_len]`, for adaptive delay compensation.
+    pub(crate) mean_squares: Option<Arc<Vec<f32>>>,
 }
 
 impl Model {
@@ -47,6 +49,7 @@ impl Model {
                 .collect(),
             averages,
             powers: AdamPowers::initial(&optimizer.rule),
+            mean_squares: None,
             values: Arc::new(values),
         }
     }

@@ -4,17 +4,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coati_checkpoint::bundle::{self, DataFileWriter, Reader, Slice, flat_range_slices};
+use coati_checkpoint::rescue;
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_common::variables::{VariableKind, VariableSpec};
 use coati_proto::coati::v1;
 
 use super::engine::Engine;
-use super::model::Model;
 use crate::optimizer::{AdamPowers, MOVING_AVERAGE};
 use crate::placement::{LocalPiece, ServerLayout};
 
 /// Names of Adam's two scalars.
 const POWERS: [&str; 2] = ["beta1_power", "beta2_power"];
+
+/// Suffix of adaptive delay compensation's mean square of the gradients.
+const MEAN_SQUARE: &str = "DelayCompensation";
 
 /// What a save wrote.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +62,9 @@ pub(super) fn save(
             }
             if let Some(averages) = &model.averages {
                 write_piece(&mut file, &slot_name(spec, MOVING_AVERAGE), spec, piece, averages).map_err(failed)?;
+            }
+            if let Some(squares) = &model.mean_squares {
+                write_piece(&mut file, &slot_name(spec, MEAN_SQUARE), spec, piece, squares).map_err(failed)?;
             }
         }
     }
@@ -112,7 +118,7 @@ pub(super) fn restore(
 ) -> Result<Restored, ServiceError> {
     engine.check_loadable()?;
     let server = engine.server()?;
-    let reader = Reader::open(Path::new(prefix)).map_err(failed)?;
+    let reader = Reader::open(Path::new(prefix)).map_err(|error| unreadable(Path::new(prefix), &error))?;
     let mut source = Source {
         reader,
         engine,
@@ -126,7 +132,7 @@ pub(super) fn restore(
         let spec = &engine.layout.variables()[piece.variable];
         source.read(&spec.name, spec, piece, &mut values)?;
     }
-    let mut model = Model::new(values, server, &engine.optimizer);
+    let mut model = engine.new_model(values)?;
     for (slot, vector) in engine.optimizer.rule.slots().iter().zip(&mut model.slots) {
         source.read_slots(slot.suffix, Arc::<Vec<f32>>::make_mut(vector))?;
     }
@@ -135,6 +141,11 @@ pub(super) fn restore(
     }
     if let Some(powers) = &mut model.powers {
         source.read_powers(powers)?;
+    }
+    if let Some(squares) = &mut model.mean_squares {
+        // Compensation may be turned on at any time: then it starts anew.
+        source.slots_optional = true;
+        source.read_slots(MEAN_SQUARE, Arc::<Vec<f32>>::make_mut(squares))?;
     }
     engine.install(model, version)?;
     Ok(source.restored)
@@ -171,7 +182,7 @@ impl Source<'_> {
         let target = &mut arena[piece.offset..piece.offset + piece.length];
         self.reader
             .read_f32_range_into(name, piece.start as u64, target)
-            .map_err(failed)?;
+            .map_err(|error| unreadable(self.reader.prefix(), &error))?;
         self.restored.tensors += 1;
         Ok(())
     }
@@ -199,7 +210,7 @@ impl Source<'_> {
             } else {
                 self.reader
                     .read_f32_range_into(name, 0, std::slice::from_mut(power))
-                    .map_err(failed)?;
+                    .map_err(|error| unreadable(self.reader.prefix(), &error))?;
                 self.restored.tensors += 1;
             }
         }
@@ -207,13 +218,27 @@ impl Source<'_> {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: bundle::Error) -> ServiceError {
-    let code = match &error {
+fn code(error: &bundle::Error) -> ErrorCode {
+    match error {
         bundle::Error::File(file) if file.is_out_of_space() => ErrorCode::OutOfSpace,
         bundle::Error::File(_) => ErrorCode::Io,
         _ => ErrorCode::Checkpoint,
-    };
+    }
+}
+
+/// A checkpoint that cannot be read: where its files are damaged, the hint names an older one that is whole.
+fn unreadable(prefix: &Path, error: &bundle::Error) -> ServiceError {
+    let (message, hint) = rescue::explain(prefix, error);
+    let failed = ServiceError::new(code(error), message);
+    match hint {
+        Some(hint) => failed.with_hint(hint),
+        None => failed,
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: bundle::Error) -> ServiceError {
+    let code = code(&error);
     let text = error.to_string();
     match text.split_once("\nhint: ") {
         Some((message, hint)) => ServiceError::new(code, message).with_hint(hint),

@@ -3,12 +3,13 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::consistency;
 use crate::cluster::duration;
-use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement};
+use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
-pub(super) const KEYS: [&str; 11] = [
+pub(super) const KEYS: [&str; 12] = [
     "launcher",
     "hosts",
     "placement",
@@ -19,10 +20,11 @@ pub(super) const KEYS: [&str; 11] = [
     "threads_per_replica",
     "heartbeat_interval",
     "heartbeat_timeout",
+    "restart",
     "devices",
 ];
 
-const CONSISTENCY: [&str; 1] = ["max_staleness"];
+const RESTART: [&str; 2] = ["max", "window"];
 
 /// Settings of the pipeline that people may look for here.
 const OF_THE_PIPELINE: [&str; 4] = ["sync_replicas", "replicas_to_aggregate", "mode", "synchronous"];
@@ -38,6 +40,7 @@ pub(super) struct Coati {
     pub(super) consistency: Consistency,
     pub(super) threads_per_replica: Option<NonZeroU32>,
     pub(super) heartbeat: Heartbeat,
+    pub(super) restart: Restart,
     pub(super) devices: Devices,
 }
 
@@ -52,13 +55,7 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             "launcher" => coati.launcher = launcher(document, node, &key)?,
             "hosts" => hosts(document, node, &key)?,
             "placement" => coati.placement = placement(document, node, &key)?,
-            "consistency" => {
-                let inner = document.fields(node, "coati.consistency", &CONSISTENCY, pipeline)?;
-                if let Some(node) = inner.get("max_staleness") {
-                    let value = document.integer(node, "coati.consistency.max_staleness", 0, 1_000_000)?;
-                    coati.consistency.max_staleness = u64::try_from(value).ok();
-                }
-            }
+            "consistency" => coati.consistency = consistency::read(document, node, pipeline)?,
             "replication" => {
                 let replicas = document.integer(node, &key, 0, 1000)?;
                 if replicas > 0 {
@@ -85,6 +82,7 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             }
             "heartbeat_interval" => coati.heartbeat.interval = positive(document, node, &key)?,
             "heartbeat_timeout" => coati.heartbeat.timeout = positive(document, node, &key)?,
+            "restart" => coati.restart = restart(document, node)?,
             _ => coati.devices = devices(document, node, &key)?,
         }
     }
@@ -100,7 +98,7 @@ fn not_built(document: &Document, at: Position, what: &str, supported: &str) -> 
     )
 }
 
-fn choice(document: &Document, node: &Node, key: &str, value: &str, known: &[&'static str]) -> Fault {
+pub(super) fn choice(document: &Document, node: &Node, key: &str, value: &str, known: &[&'static str]) -> Fault {
     let hint = suggest::nearest(value, known.iter().copied()).map_or_else(
         || format!("known are {}", known.join(", ")),
         |near| format!("did you mean `{near}`?"),
@@ -170,6 +168,19 @@ fn devices(document: &Document, node: &Node, key: &str) -> Result<Devices, Fault
         "gpu" => Ok(Devices::Gpu),
         _ => Err(choice(document, node, key, &value, &["auto", "cpu", "gpu"])),
     }
+}
+
+fn restart(document: &Document, node: &Node) -> Result<Restart, Fault> {
+    let fields = document.fields(node, "coati.restart", &RESTART, &[])?;
+    let mut restart = Restart::default();
+    if let Some(node) = fields.get("max") {
+        let max = document.integer(node, "coati.restart.max", 0, 1_000_000)?;
+        restart.max = u32::try_from(max).unwrap_or(u32::MAX);
+    }
+    if let Some(node) = fields.get("window") {
+        restart.window = positive(document, node, "coati.restart.window")?;
+    }
+    Ok(restart)
 }
 
 fn positive(document: &Document, node: &Node, key: &str) -> Result<Duration, Fault> {

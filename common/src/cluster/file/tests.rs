@@ -2,7 +2,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{ClusterFile, Error};
-use crate::cluster::{ClusterPlan, Devices, Placement, TaskType};
+use crate::cluster::{
+    ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, Placement, TaskType,
+};
 
 const LOCAL: &str = "\
 trainingInput:
@@ -86,6 +88,7 @@ fn every_file_that_is_shipped_loads() {
     }
     seen.sort();
     let expected = [
+        ("asynchronous.yaml", 2, 3, 0),
         ("cloud.yml", 9, 3, 10),
         ("local.yaml", 2, 3, 0),
         ("one-master.yaml", 0, 0, 0),
@@ -444,7 +447,7 @@ fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
          replication: 0\n  compression: none\n  security: none\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
-         heartbeat_timeout: 1m30s\n  devices: [1, 0]\n"
+         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
@@ -454,7 +457,98 @@ fn our_own_section_is_read() {
         (plan.heartbeat.interval, plan.heartbeat.timeout),
         (Duration::from_millis(500), Duration::from_secs(90))
     );
+    assert_eq!((plan.restart.max, plan.restart.window), (3, Duration::from_secs(120)));
     assert_eq!(plan.devices, Devices::GpuList(vec![1, 0]));
+}
+
+#[test]
+fn crashed_tasks_are_started_again_unless_the_file_says_otherwise() {
+    let plan = |section: &str| plan(&format!("{LOCAL}coati: {section}\n")).restart;
+    let usual = plan("{}");
+    assert_eq!((usual.max, usual.window), (10, Duration::from_secs(600)));
+    assert_eq!(plan("{restart: {max: 0}}").max, 0);
+    assert_eq!(plan("{restart: {window: 1h}}").max, 10);
+    for (section, text) in [
+        (
+            "{restart: {max: -1}}",
+            "`coati.restart.max` must be a whole number from 0 to 1000000, found `-1`",
+        ),
+        (
+            "{restart: {window: 0s}}",
+            "`coati.restart.window` must be a duration above zero, found `0s`",
+        ),
+        ("{restart: {maximum: 3}}", "unknown key `maximum` in `coati.restart`"),
+        ("{restart: 3}", "`coati.restart` must be a mapping, found `3`"),
+    ] {
+        assert_eq!(message(&coati(section)).0, text);
+    }
+}
+
+#[test]
+fn what_is_done_about_stale_gradients_is_read() {
+    let read = |section: &str| plan(&format!("{LOCAL}coati:\n  consistency: {section}\n")).consistency;
+    assert_eq!(read("{}"), Consistency::default());
+    let constant = read("{max_staleness: 4, scale_learning_rate: true, delay_compensation: constant}");
+    assert!(constant.scale_learning_rate);
+    assert_eq!(
+        constant.delay_compensation,
+        Some(DelayCompensation {
+            kind: DelayCompensationKind::Constant,
+            lambda: 0.04
+        })
+    );
+    assert_eq!(
+        constant.asynchronous_keys(),
+        ["max_staleness", "scale_learning_rate", "delay_compensation"]
+    );
+    let adaptive = read("{delayCompensation: adaptive, delayCompensationLambda: 1.5}");
+    assert_eq!(
+        adaptive.delay_compensation,
+        Some(DelayCompensation {
+            kind: DelayCompensationKind::Adaptive,
+            lambda: 1.5
+        })
+    );
+    assert_eq!(read("{delay_compensation: none}").asynchronous_keys(), [""; 0]);
+}
+
+#[test]
+fn mistakes_about_stale_gradients_are_named() {
+    let refused = |section: &str| message(&coati(&format!("{{consistency: {section}}}")));
+    for (section, text, hint) in [
+        (
+            "{delay_compensation: adaptiv}",
+            "unknown value `adaptiv` of `coati.consistency.delay_compensation`",
+            "did you mean `adaptive`?",
+        ),
+        (
+            "{delay_compensation_lambda: 0.1}",
+            "`delay_compensation_lambda` is set, but delays are not compensated",
+            "add `delay_compensation: constant` (or `adaptive`), or leave the lambda out",
+        ),
+        (
+            "{scale_learning_rates: true}",
+            "unknown key `scale_learning_rates` in `coati.consistency`",
+            "did you mean `scale_learning_rate`?",
+        ),
+    ] {
+        assert_eq!(refused(section), (text.to_owned(), Some(hint.to_owned())), "{section}");
+    }
+    for section in [
+        "{scale_learning_rate: 1}",
+        "{delay_compensation: constant, delay_compensation_lambda: much}",
+        "{delay_compensation: constant, delay_compensation_lambda: 1e39}",
+    ] {
+        assert!(
+            refused(section).0.contains("must be"),
+            "{section}: {:?}",
+            refused(section)
+        );
+    }
+    assert_eq!(
+        refused("{delay_compensation: constant, delay_compensation_lambda: -1}").0,
+        "`coati.consistency.delay_compensation_lambda` must be a number above 0, found `-1`"
+    );
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// There was none: the system could not start it.
+    Unstarted,
 }
 
 impl Exit {
@@ -23,7 +25,15 @@ impl Exit {
     pub fn meaning(self) -> Option<ExitCode> {
         match self {
             Self::Code(code) => ExitCode::from_code(code),
-            Self::Signal(_) => None,
+            Self::Signal(_) | Self::Unstarted => None,
+        }
+    }
+
+    /// As displayed, without a guess at the cause.
+    pub(in super::super) fn brief(self) -> String {
+        match self {
+            Self::Signal(libc::SIGKILL) => "was killed by SIGKILL".to_owned(),
+            other => other.to_string(),
         }
     }
 
@@ -37,6 +47,7 @@ impl Exit {
             Self::Signal(number) => {
                 [signal::SIGTERM as i32, signal::SIGINT as i32, signal::SIGKILL as i32].contains(&number)
             }
+            Self::Unstarted => false,
         }
     }
 }
@@ -63,6 +74,7 @@ impl fmt::Display for Exit {
                 Ok(known) => write!(f, "was killed by {known}"),
                 Err(_) => write!(f, "was killed by signal {number}"),
             },
+            Self::Unstarted => f.write_str("could not be started"),
         }
     }
 }
@@ -85,12 +97,20 @@ pub struct TaskState {
     pub address: String,
     /// Whether it must accept connections.
     pub probed: bool,
+    /// When its newest process was started; what follows is about this process.
+    pub started: Instant,
     /// When it first did.
     pub ready: Option<Instant>,
     /// When and how it ended.
     pub exit: Option<(Instant, Exit)>,
     /// The hardest signal sent to it.
     pub told: Option<Signal>,
+    /// When it was started again after a crash.
+    pub restarts: Vec<Instant>,
+    /// Since when this process is not wanted any more: somebody made the job smaller.
+    pub leaving: Option<Instant>,
+    /// Whether the task is wanted again when the process that is leaving has left.
+    pub returns: bool,
 }
 
 /// Facts about the job.

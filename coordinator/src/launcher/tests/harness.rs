@@ -46,6 +46,8 @@ fn options(script: &str, directory: &Path) -> Options {
     let mut options = Options::new(plan, "/bin/sh".into(), args);
     options.job_dir = Some(directory.to_owned());
     options.probe = false;
+    // A crash ends the job, unless a test says otherwise.
+    options.limits.restart.max = 0;
     options.inventory = Some(Inventory {
         cpus: 6,
         gpus: Vec::new(),
@@ -92,6 +94,21 @@ impl Launch {
         self.hooks.lock().unwrap().push(Box::new(move |line| {
             line.starts_with(&beginning) && stops.send("Ctrl-C".to_owned()).is_ok()
         }));
+    }
+
+    /// For tests that ask to stop themselves.
+    pub(super) fn stopper(&self) -> mpsc::UnboundedSender<String> {
+        self.stops.clone()
+    }
+
+    /// Answers when a line with this beginning appears.
+    pub(super) fn began(&self, beginning: &str) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let (beginning, mut sender) = (beginning.to_owned(), Some(sender));
+        self.hooks.lock().unwrap().push(Box::new(move |line| {
+            line.starts_with(&beginning) && sender.take().is_some_and(|sender| sender.send(()).is_ok())
+        }));
+        receiver
     }
 
     /// Answers when the line appears.

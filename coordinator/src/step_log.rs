@@ -1,0 +1,272 @@
+//! The coordinator's write-ahead log: which steps were decided since the last checkpoint, and which records they used.
+//!
+//! A step is written before any server is asked to commit it. So a coordinator that is started again finds the servers either
+//! where the log ends or one step before, finishes that step, and goes on: no committed step and no record is lost with it.
+//! The log survives the process, not the machine: a step is handed to the system, not forced onto the disk. If it is behind the
+//! servers, it is of no use, and the job goes back to its last checkpoint.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter};
+use std::path::{Path, PathBuf};
+
+use coati_checkpoint::manifest::{DataPosition, OpenRange};
+use coati_common::tfrecord::{Reader, Writer};
+use coati_param_server::Contributor;
+use coati_proto::coati::v1;
+use coati_proto::coati::v1::step_log_record::Record;
+use prost::Message as _;
+
+/// Name of the file in the job directory.
+pub const FILE: &str = "coati-steps.log";
+
+const FORMAT: u32 = 1;
+
+/// A decided step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// It makes `version + 1` out of this.
+    pub version: u64,
+    /// Ascending, each with the first position and the number of the records that it used.
+    pub contributors: Vec<(Contributor, u64, u64)>,
+}
+
+/// What a log says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Whose it is.
+    pub job: v1::JobRef,
+    /// Where it begins.
+    pub version: u64,
+    /// What was used of the data until there.
+    pub data: DataPosition,
+    /// Without gaps, the first one from `version`.
+    pub steps: Vec<Step>,
+}
+
+impl Log {
+    /// The version that the last step makes.
+    pub fn end(&self) -> u64 {
+        self.version + self.steps.len() as u64
+    }
+}
+
+/// The end that is written to.
+#[derive(Debug)]
+pub struct StepLog {
+    path: PathBuf,
+    writer: Option<Writer<BufWriter<File>>>,
+}
+
+impl StepLog {
+    /// Of this job directory. Nothing is written before [`StepLog::begin`].
+    pub fn new(folder: &Path) -> Self {
+        Self {
+            path: folder.join(FILE),
+            writer: None,
+        }
+    }
+
+    /// Replaces what there is by a log that goes on from here.
+    pub fn begin(&mut self, job: &v1::JobRef, version: u64, data: &DataPosition) -> io::Result<()> {
+        self.writer = None;
+        if let Some(folder) = self.path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let temporary = self.path.with_extension("log.partial");
+        let mut writer = Writer::new(BufWriter::new(File::create(&temporary)?));
+        let begin = v1::LogBegin {
+            format: FORMAT,
+            job: Some(job.clone()),
+            version,
+            position: data.position,
+            open: data.open.iter().map(|range| wire(range.start, range.count)).collect(),
+        };
+        put(&mut writer, Record::Begin(begin))?;
+        fs::rename(&temporary, &self.path)?;
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// Takes a decision, before anybody acts on it. After an error the log takes no further steps until it begins anew.
+    pub fn step(&mut self, step: &Step) -> io::Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let contributors = step.contributors.iter().map(|(by, first, count)| v1::LogContributor {
+            contributor: Some(v1::Contributor {
+                replica: by.replica,
+                sequence: by.sequence,
+                samples: by.samples,
+            }),
+            records: Some(wire(*first, *count)),
+        });
+        let record = v1::LogStep {
+            version: step.version,
+            contributors: contributors.collect(),
+        };
+        put(writer, Record::Step(record)).inspect_err(|_| self.writer = None)
+    }
+
+    /// The job is over: there is nothing to go on with.
+    pub fn end(&mut self) {
+        self.writer = None;
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn wire(first: u64, count: u64) -> v1::LogRange {
+    v1::LogRange { first, count }
+}
+
+fn put(writer: &mut Writer<BufWriter<File>>, record: Record) -> io::Result<()> {
+    let record = v1::StepLogRecord { record: Some(record) };
+    writer.write(&record.encode_to_vec())?;
+    writer.flush()
+}
+
+/// Reads a job directory's log; none where there is none, or it is no log of this format. A step that was not written to its
+/// end, and what follows it, was never acted on.
+pub fn read(folder: &Path) -> Option<Log> {
+    let path = folder.join(FILE);
+    let file = BufReader::new(File::open(&path).ok()?);
+    let mut reader = Reader::new(file, path.display().to_string());
+    let mut data = Vec::new();
+    let mut next = || match reader.read_into(&mut data) {
+        Ok(true) => v1::StepLogRecord::decode(data.as_slice()).ok()?.record,
+        Ok(false) | Err(_) => None,
+    };
+    let Some(Record::Begin(begin)) = next() else {
+        return None;
+    };
+    if begin.format != FORMAT {
+        tracing::warn!(
+            format = begin.format,
+            "{FILE} is of a format that this Coati does not know"
+        );
+        return None;
+    }
+    let mut log = Log {
+        job: begin.job?,
+        version: begin.version,
+        data: DataPosition {
+            position: begin.position,
+            open: begin
+                .open
+                .iter()
+                .map(|range| OpenRange {
+                    start: range.first,
+                    count: range.count,
+                })
+                .collect(),
+        },
+        steps: Vec::new(),
+    };
+    while let Some(Record::Step(step)) = next() {
+        let contributors: Option<Vec<_>> = step.contributors.into_iter().map(contributor).collect();
+        let Some(contributors) = contributors.filter(|_| step.version == log.end()) else {
+            break;
+        };
+        log.steps.push(Step {
+            version: step.version,
+            contributors,
+        });
+    }
+    Some(log)
+}
+
+fn contributor(record: v1::LogContributor) -> Option<(Contributor, u64, u64)> {
+    let (by, records) = (record.contributor?, record.records?);
+    records.first.checked_add(records.count)?;
+    let by = Contributor {
+        replica: by.replica,
+        sequence: by.sequence,
+        samples: by.samples,
+    };
+    Some((by, records.first, records.count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> v1::JobRef {
+        v1::JobRef {
+            job_id: "j".into(),
+            incarnation: 3,
+        }
+    }
+
+    fn step(version: u64) -> Step {
+        let by = Contributor {
+            replica: 1,
+            sequence: 9 + version,
+            samples: 4,
+        };
+        Step {
+            version,
+            contributors: vec![(by, version * 4, 4)],
+        }
+    }
+
+    fn written(folder: &Path) -> StepLog {
+        let mut log = StepLog::new(folder);
+        let data = DataPosition {
+            position: 28,
+            open: vec![OpenRange { start: 8, count: 4 }],
+        };
+        log.begin(&job(), 7, &data).unwrap();
+        log.step(&step(7)).unwrap();
+        log.step(&step(8)).unwrap();
+        log
+    }
+
+    #[test]
+    fn what_was_decided_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(read(folder.path()), None);
+        let mut log = written(folder.path());
+        let found = read(folder.path()).unwrap();
+        assert_eq!((found.job, found.version, found.data.position), (job(), 7, 28));
+        assert_eq!(found.steps, [step(7), step(8)]);
+        log.begin(&job(), 9, &DataPosition::default()).unwrap();
+        let found = read(folder.path()).unwrap();
+        assert_eq!((found.end(), found.steps.len()), (9, 0));
+        log.end();
+        assert_eq!(read(folder.path()), None);
+    }
+
+    #[test]
+    fn a_log_that_was_cut_anywhere_holds_the_whole_steps_before_the_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(written(folder.path()));
+        let path = folder.path().join(FILE);
+        let whole = fs::read(&path).unwrap();
+        let mut seen = Vec::new();
+        for length in 0..=whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let steps = read(folder.path()).map(|log| log.steps.len());
+            if seen.last() != Some(&steps) {
+                seen.push(steps);
+            }
+        }
+        assert_eq!(seen, [None, Some(0), Some(1), Some(2)]);
+        // A flipped bit ends the log there.
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 4;
+            fs::write(&path, &damaged).unwrap();
+            if let Some(log) = read(folder.path()) {
+                assert!(
+                    log.steps.len() < 2 && log.steps.iter().all(|s| *s == step(s.version)),
+                    "byte {at}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn steps_with_a_gap_end_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = written(folder.path());
+        log.step(&step(11)).unwrap();
+        assert_eq!(read(folder.path()).unwrap().end(), 9);
+    }
+}
