@@ -17,4 +17,4 @@ mod state;
 pub mod timing;
 
 pub use client::Client;
-pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start};
+pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start, start_as};

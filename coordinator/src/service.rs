@@ -145,7 +145,7 @@ impl Coordinator for Service {
         let rank = if task == "master" {
             0
         } else {
-            request.task.map_or(0, |task| task.index) + 1
+            request.task.map_or(0, |task| task.index).saturating_add(1)
         };
         let reply = self
             .wait(request.wait_ms, |inner| {
@@ -191,6 +191,10 @@ impl Coordinator for Service {
                 drop(inner);
                 self.state.changed();
                 return Err(error.into());
+            }
+            if request.replica >= inner.replicas {
+                let message = format!("replica {} of {} asks for records", request.replica, inner.replicas);
+                return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
             }
             inner.lease(request.replica, request.batches.min(64))
         };
@@ -240,17 +244,26 @@ impl Coordinator for Service {
                     replica: tag.replica,
                     sequence: tag.sequence,
                     version: tag.version,
-                    samples: request.samples,
+                    // Nothing of it is on all servers: no step may use it.
+                    samples: if request.non_finite.is_empty() {
+                        request.samples
+                    } else {
+                        0
+                    },
                     lease: request.lease,
                 });
                 let known = inner.details.get(&tag.replica).map(|details| details.sequence);
                 if known != Some(tag.sequence) {
+                    let mut bad_records = request.bad_records;
+                    if !request.non_finite.is_empty() {
+                        bad_records.push(format!("skipped: {}", request.non_finite));
+                    }
                     let details = Details {
                         sequence: tag.sequence,
                         arrived: Instant::now(),
                         losses: request.losses,
                         seconds: request.seconds,
-                        bad_records: request.bad_records,
+                        bad_records,
                     };
                     inner.details.insert(tag.replica, details);
                 }

@@ -35,6 +35,8 @@ pub(crate) struct Habits {
     pub(crate) hold_until: Option<u64>,
     /// Before the push of this contribution it vanishes: no heartbeat, no report.
     pub(crate) vanish_at: Option<u64>,
+    /// Its gradient of this contribution holds NaN.
+    pub(crate) broken_at: Option<u64>,
     /// Pushes and reports everything twice, at the same time.
     pub(crate) twice: bool,
 }
@@ -84,6 +86,7 @@ impl Replica {
             seconds: Vec::new(),
             wait_ms: 0,
             bad_records: Vec::new(),
+            non_finite: String::new(),
         }
     }
 
@@ -122,7 +125,10 @@ impl Replica {
                 .pull(version, LIMIT, &mut flat)
                 .await
                 .map_err(|e| e.to_string())?;
-            let gradient = gradient(&flat, &lease, rank);
+            let mut gradient = gradient(&flat, &lease, rank);
+            if habits.broken_at == Some(sequence) {
+                gradient[7] = f32::NAN;
+            }
             if sequence == 0
                 && let Some(until) = habits.hold_until
             {
@@ -141,7 +147,7 @@ impl Replica {
                 sequence,
                 version,
             };
-            let report = self.report(tag, &lease);
+            let mut report = self.report(tag, &lease);
             if habits.twice {
                 let (a, b) = futures::join!(
                     self.servers.push(tag, &gradient, LIMIT),
@@ -149,10 +155,12 @@ impl Replica {
                 );
                 a.and(b).map_err(|e| e.to_string())?;
             } else {
-                self.servers
-                    .push(tag, &gradient, LIMIT)
-                    .await
-                    .map_err(|e| e.to_string())?;
+                match self.servers.push(tag, &gradient, LIMIT).await {
+                    Err(error) if self.plan.skip_non_finite && error.code() == Some(ErrorCode::NonFiniteGradient) => {
+                        report.non_finite = error.to_string();
+                    }
+                    pushed => drop(pushed.map_err(|e| e.to_string())?),
+                }
             }
             let reply = self
                 .client

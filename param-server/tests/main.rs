@@ -6,6 +6,7 @@ mod checkpoints;
 mod cluster;
 mod faults;
 mod golden;
+mod hostile;
 mod optimizers;
 mod placements;
 mod processes;

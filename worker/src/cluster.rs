@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::cluster::{ClusterSpec, TaskId, TaskType};
+use coati_common::cluster::{ClusterSpec, OnNan, TaskId, TaskType};
 use coati_common::rpc::Peer;
 use coati_coordinator::{self as coordinator, Client, Event, Init, cadence};
 use coati_param_server::{PsGroup, Strategy};
@@ -30,6 +30,8 @@ pub struct Cluster {
     pub strategy: Strategy,
     /// `coati.consistency.max_staleness`
     pub max_staleness: Option<u64>,
+    /// `coati.on_nan`
+    pub on_nan: OnNan,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
@@ -301,6 +303,7 @@ fn coordinator_options(
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
         // A replica that computes at half the others' speed is twice the number of replicas behind.
         max_staleness: cluster.max_staleness.unwrap_or(4 * u64::from(workers + 1)),
+        on_nan: cluster.on_nan,
         cadence: cadence::Options {
             every: options.save_every,
             every_steps: options.save_every_steps,

@@ -9,6 +9,7 @@ pub mod duration;
 pub mod file;
 pub mod machine;
 pub mod plan;
+pub mod security;
 pub mod task;
 pub mod tf_config;
 pub mod tier;
@@ -18,5 +19,6 @@ mod yaml;
 
 pub use file::ClusterFile;
 pub use plan::{ClusterPlan, Devices, MachineRole, Placement};
+pub use security::OnNan;
 pub use task::{TaskId, TaskType};
 pub use tf_config::{Address, ClusterSpec, TfConfig};

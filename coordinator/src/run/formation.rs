@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use coati_common::cluster::OnNan;
 use coati_param_server::{PsGroup, plan};
 use coati_proto::coati::v1;
 
@@ -47,7 +48,8 @@ impl Run {
             options.limits.formation,
         )
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| error.to_string())?
+        .accepting_non_finite(options.on_nan == OnNan::Apply);
         let group = &*servers.insert(group);
         self.check_software(group).await?;
         let start_version = self.load(group).await.map_err(|error| error.to_string())?;
@@ -64,6 +66,7 @@ impl Run {
             max_staleness: options.max_staleness,
             data_seed: options.data_seed,
             batch_size: options.batch_size,
+            skip_non_finite: options.on_nan == OnNan::Skip,
         });
         if let Phase::Failed(reason) = &inner.phase {
             return Err(reason.clone());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
-use coati_common::rpc::{self, MESSAGE_LIMIT_BYTES};
+use coati_common::rpc::{self, SMALL_MESSAGE_LIMIT_BYTES, Security};
 use coati_param_server::PsGroup;
 use coati_proto::coati::v1::coordinator_server::CoordinatorServer;
 use tokio::sync::{mpsc, watch};
@@ -73,8 +73,19 @@ impl Stopper {
     }
 }
 
-/// Listens and starts to form the cluster. Errors later on come with [`Handle::finish`].
+/// Listens and starts to form the cluster, with the credentials of this process. Errors later on come with
+/// [`Handle::finish`].
 pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Result<Handle, rpc::Error> {
+    start_as(&Security::of_this_process(), options, events).await
+}
+
+/// As [`start`], letting in whom `security` says.
+pub async fn start_as(
+    security: &Security,
+    options: Options,
+    events: mpsc::UnboundedSender<Event>,
+) -> Result<Handle, rpc::Error> {
+    let mut server = rpc::server(security)?;
     let listener = rpc::bind(&options.listen).await?;
     let replicas = options.workers + 1;
     let aggregate = if options.replicas_to_aggregate == 0 {
@@ -122,9 +133,9 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
         state: Arc::clone(&state),
         heartbeat_interval: options.limits.heartbeat_interval,
     };
-    let service = CoordinatorServer::new(service).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+    let service = CoordinatorServer::new(service).max_decoding_message_size(SMALL_MESSAGE_LIMIT_BYTES);
     let (close, mut closed) = watch::channel(false);
-    let server = tokio::spawn(rpc::server().add_service(service).serve_with_incoming_shutdown(
+    let server = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
         listener.incoming,
         async move {
             let _ = closed.wait_for(|closed| *closed).await;

@@ -18,6 +18,7 @@ pub struct PsGroup {
     placement: Arc<v1::Placement>,
     /// Chunks on their way out.
     pool: Arc<Pool>,
+    accept_non_finite: bool,
 }
 
 impl PsGroup {
@@ -50,7 +51,18 @@ impl PsGroup {
             layout,
             placement,
             pool: Pool::new(CHUNK),
+            accept_non_finite: false,
         })
+    }
+
+    /// [`PsGroup::configure`] tells the servers whether to stage gradients with NaN or infinity like any other
+    /// (`coati.on_nan: apply`) instead of refusing them.
+    #[must_use]
+    pub fn accepting_non_finite(self, accept_non_finite: bool) -> Self {
+        Self {
+            accept_non_finite,
+            ..self
+        }
     }
 
     /// Where variables live.
@@ -82,6 +94,7 @@ impl PsGroup {
             placement: (*self.placement).clone(),
             optimizer,
             max_staleness,
+            accept_non_finite: self.accept_non_finite,
         };
         try_join_all(
             self.clients

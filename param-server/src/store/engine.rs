@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coati_common::rpc::{ErrorCode, ServiceError};
@@ -51,6 +52,8 @@ pub(crate) struct Engine {
     pub(crate) optimizer: OptimizerConfig,
     placement: v1::Placement,
     max_staleness: u64,
+    /// `coati.on_nan: apply`
+    accept_non_finite: AtomicBool,
     threads: usize,
     pub(crate) pool: Arc<Pool>,
     /// Held for as long as a commit computes.
@@ -80,6 +83,7 @@ impl Engine {
             optimizer,
             placement,
             max_staleness,
+            accept_non_finite: AtomicBool::new(false),
             threads,
             pool,
             model: Mutex::default(),
@@ -100,6 +104,14 @@ impl Engine {
             && self.placement == *placement
             && self.optimizer == *optimizer
             && self.max_staleness == max_staleness
+    }
+
+    pub(crate) fn accept_non_finite(&self, accept: bool) {
+        self.accept_non_finite.store(accept, Ordering::Relaxed);
+    }
+
+    pub(crate) fn accepts_non_finite(&self) -> bool {
+        self.accept_non_finite.load(Ordering::Relaxed)
     }
 
     pub(crate) fn retire(&self) {

@@ -3,12 +3,14 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::security;
 use crate::cluster::duration;
 use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement};
+use crate::cluster::security::{OnNan, Security};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
-pub(super) const KEYS: [&str; 11] = [
+pub(super) const KEYS: [&str; 12] = [
     "launcher",
     "hosts",
     "placement",
@@ -16,6 +18,7 @@ pub(super) const KEYS: [&str; 11] = [
     "replication",
     "compression",
     "security",
+    "on_nan",
     "threads_per_replica",
     "heartbeat_interval",
     "heartbeat_timeout",
@@ -36,6 +39,8 @@ pub(super) struct Coati {
     pub(super) launcher: Launcher,
     pub(super) placement: Placement,
     pub(super) consistency: Consistency,
+    pub(super) security: Security,
+    pub(super) on_nan: OnNan,
     pub(super) threads_per_replica: Option<NonZeroU32>,
     pub(super) heartbeat: Heartbeat,
     pub(super) devices: Devices,
@@ -70,7 +75,9 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
                     ));
                 }
             }
-            "compression" | "security" => {
+            "security" => coati.security = security::read(document, node)?,
+            "on_nan" => coati.on_nan = security::on_nan(document, node, &key)?,
+            "compression" => {
                 let value = match &node.value {
                     Value::Bool(false) => "none".to_owned(),
                     _ => document.text(node, &key)?,
@@ -100,7 +107,7 @@ fn not_built(document: &Document, at: Position, what: &str, supported: &str) -> 
     )
 }
 
-fn choice(document: &Document, node: &Node, key: &str, value: &str, known: &[&'static str]) -> Fault {
+pub(super) fn choice(document: &Document, node: &Node, key: &str, value: &str, known: &[&'static str]) -> Fault {
     let hint = suggest::nearest(value, known.iter().copied()).map_or_else(
         || format!("known are {}", known.join(", ")),
         |near| format!("did you mean `{near}`?"),
