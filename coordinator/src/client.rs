@@ -5,12 +5,11 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use coati_common::rpc::{self, ErrorCode, Peer, call, call_headroom};
+use coati_common::rpc::{self, Channel, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, call, call_headroom};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 
 use crate::membership::Identity;
 
@@ -129,7 +128,8 @@ impl Client {
         silence: Duration,
     ) -> Result<Self, Error> {
         let peer = Peer::new("master", address);
-        let mut rpc = CoordinatorClient::new(rpc::connect(&peer, deadline).await?);
+        let mut rpc =
+            CoordinatorClient::new(rpc::connect(&peer, deadline).await?).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
         let request = v1::RegisterRequest {
             job_id: String::new(),
             task: Some(task.clone()),

@@ -18,4 +18,4 @@ pub mod step_log;
 pub mod timing;
 
 pub use client::Client;
-pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start};
+pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start, start_as};

@@ -290,17 +290,26 @@ impl Coordinator for Service {
                     replica: tag.replica,
                     sequence: tag.sequence,
                     version: tag.version,
-                    samples: request.samples,
+                    // Nothing of it is on all servers: no step may use it.
+                    samples: if request.non_finite.is_empty() {
+                        request.samples
+                    } else {
+                        0
+                    },
                     lease: request.lease,
                 });
                 let known = inner.details.get(&tag.replica).map(|details| details.sequence);
                 if known != Some(tag.sequence) {
+                    let mut bad_records = request.bad_records;
+                    if !request.non_finite.is_empty() {
+                        bad_records.push(format!("skipped: {}", request.non_finite));
+                    }
                     let details = Details {
                         sequence: tag.sequence,
                         arrived: Instant::now(),
                         losses: request.losses,
                         seconds: request.seconds,
-                        bad_records: request.bad_records,
+                        bad_records,
                     };
                     inner.details.insert(tag.replica, details);
                 }

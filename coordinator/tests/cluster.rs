@@ -9,6 +9,7 @@ use coati_checkpoint::bundle::Reader;
 use coati_checkpoint::keep;
 use coati_checkpoint::manifest::Manifest;
 use coati_checkpoint::state;
+use coati_common::cluster::OnNan;
 use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_coordinator::membership::Identity;
@@ -117,6 +118,7 @@ pub(crate) fn options(model_dir: &Path, incarnation: u64) -> Options {
         synchronous: true,
         replicas_to_aggregate: 0,
         consistency: Consistency::default(),
+        on_nan: OnNan::Stop,
         cadence: cadence::Options {
             every: LIMIT * 60,
             every_steps: None,

@@ -1,6 +1,7 @@
 //! Requests of any content to a running coordinator: it answers each one, and goes on answering.
 
 use coati_checkpoint::manifest::{DataPosition, OpenRange};
+use coati_common::rpc::Channel;
 use coati_common::rpc::{self, Peer};
 use coati_coordinator::ledger::{Ledger, Options};
 use coati_proto::coati::v1;
@@ -9,7 +10,6 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use tonic::Code;
-use tonic::transport::Channel;
 
 use crate::cluster::{Job, LIMIT, identity, options};
 
@@ -126,6 +126,7 @@ fn request() -> impl Strategy<Value = Request> {
                 wait_ms: 0,
                 bad_records: vec![bad],
                 generation: 0,
+                non_finite: String::new(),
             })
         });
     prop_oneof![register, heartbeat, plan, lease, report]

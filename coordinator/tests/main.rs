@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "seeds, for a test that fails")]
 
 mod asynchronous;
+mod broken;
 mod cluster;
 mod failures;
 mod formation;

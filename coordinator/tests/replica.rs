@@ -39,6 +39,8 @@ pub(crate) struct Habits {
     pub(crate) hold_until: Option<u64>,
     /// Before the push of this contribution it vanishes: no heartbeat, no report.
     pub(crate) vanish_at: Option<u64>,
+    /// Its gradient of this contribution holds NaN.
+    pub(crate) broken_at: Option<u64>,
     /// Pushes and reports everything twice, at the same time.
     pub(crate) twice: bool,
     /// Leaves as soon as it is cut off, instead of joining again.
@@ -142,6 +144,7 @@ impl Replica {
             wait_ms: 0,
             bad_records: Vec::new(),
             generation: 0,
+            non_finite: String::new(),
         }
     }
 
@@ -168,7 +171,10 @@ impl Replica {
                 return Ok("no more records".into());
             };
             version = self.servers.pull(version, LIMIT, &mut flat).await?;
-            let gradient = gradient(&flat, &lease, rank);
+            let mut gradient = gradient(&flat, &lease, rank);
+            if habits.broken_at == Some(seen.pushed) {
+                gradient[7] = f32::NAN;
+            }
             if seen.pushed == 0
                 && let Some(until) = habits.hold_until
             {
@@ -184,7 +190,7 @@ impl Replica {
                 sequence,
                 version,
             };
-            let report = self.report(tag, &lease);
+            let mut report = self.report(tag, &lease);
             if habits.twice {
                 let (a, b) = futures::join!(
                     self.servers.push(tag, &gradient, LIMIT),
@@ -192,7 +198,12 @@ impl Replica {
                 );
                 a.and(b)?;
             } else {
-                self.servers.push(tag, &gradient, LIMIT).await?;
+                match self.servers.push(tag, &gradient, LIMIT).await {
+                    Err(error) if self.plan.skip_non_finite && error.code() == Some(ErrorCode::NonFiniteGradient) => {
+                        report.non_finite = error.to_string();
+                    }
+                    pushed => drop(pushed?),
+                }
             }
             let reply = self.client.report(report.clone(), |_| ()).await?;
             if habits.twice && !reply.last {

@@ -5,7 +5,7 @@
 //!     cargo run --release -p coati-param-server --example goodput -- [--clients 2] [--servers 3] [--megabytes 100]
 //!
 //! Prints MB/s pulled plus pushed over all clients (MB = 10^6 bytes), CPU seconds a GB over all processes, and what the
-//! servers hold and occupy in memory. Compare with TensorFlow's parameter servers on the same machine.
+//! servers hold and occupy in memory. With COATI_CREDENTIALS=FOLDER everything goes through TLS. Compare with TensorFlow's parameter servers on the same machine.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its purpose")]
 
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, ValueEnum};
+use coati_common::rpc::security::Sources;
 use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_param_server::service::{Options, serve};
 use coati_param_server::{Contributor, PsGroup, Strategy, Tag, plan};
@@ -91,6 +92,12 @@ impl Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    // Children inherit it.
+    if let Some(folder) = std::env::var_os("COATI_CREDENTIALS") {
+        let sources = Sources::of_folder(folder.into());
+        sources.make()?;
+        sources.load(LIMIT)?.install();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(arguments.threads)
         .enable_all()

@@ -107,12 +107,35 @@ async fn a_gradient_that_is_not_finite_is_refused_by_name() {
         assert_eq!(error.code(), Some(ErrorCode::NonFiniteGradient));
         let text = error.to_string();
         assert!(
-            text.contains("`FeatureExtractor/Conv2d_0/BatchNorm/gamma`") && text.contains("replica 2"),
+            text.contains("`FeatureExtractor/Conv2d_0/BatchNorm/gamma`")
+                && text.contains("replica 2")
+                && text.contains("ps-"),
             "{text}"
         );
     }
     assert!(cluster.group.commit(0, &[by(2, 0, 1)], true, LIMIT).await.is_err());
     cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gradient_that_is_not_finite_is_applied_where_the_job_wants_it() {
+    let cluster = Cluster::start(&specs(), 3, COUNTING, 0).await;
+    let placement = plan(&specs(), 3, Strategy::Balanced).unwrap();
+    let group = PsGroup::connect(placement, &cluster.addresses, &job(2), LIMIT)
+        .await
+        .unwrap()
+        .accepting_non_finite(true);
+    group.configure(optimizer(COUNTING), 0, LIMIT).await.unwrap();
+    let elements = flat_elements(&specs());
+    group.load(&vec![0.0; elements], 0, LIMIT).await.unwrap();
+    let mut gradient = vec![1.0; elements];
+    gradient[5] = f32::NAN;
+    assert_eq!(group.push(tag(2, 0), &gradient, LIMIT).await.unwrap(), Admit::Fresh);
+    group.commit(0, &[by(2, 0, 1)], true, LIMIT).await.unwrap();
+    let mut flat = vec![0.0; elements];
+    group.pull(1, LIMIT, &mut flat).await.unwrap();
+    assert!(flat[5].is_nan() && flat[4] == -1.0, "{:?}", &flat[..8]);
+    Cluster { group, ..cluster }.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

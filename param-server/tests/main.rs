@@ -8,6 +8,7 @@ mod consistency;
 mod faults;
 mod fuzz;
 mod golden;
+mod hostile;
 mod optimizers;
 mod placements;
 mod processes;

@@ -10,6 +10,7 @@ mod check;
 mod data;
 mod evaluation;
 mod faults;
+mod hostile;
 mod judges;
 mod recovery;
 mod reproducible;

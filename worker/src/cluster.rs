@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coati_common::cluster::{ClusterSpec, Consistency, TaskId, TaskType};
+use coati_common::cluster::{ClusterSpec, Consistency, OnNan, TaskId, TaskType};
 use coati_common::rpc::Peer;
 use coati_coordinator::membership::Identity;
 use coati_coordinator::{self as coordinator, Client, Event, Init, cadence};
@@ -34,6 +34,8 @@ pub struct Cluster {
     pub strategy: Strategy,
     /// `coati.consistency`
     pub consistency: Consistency,
+    /// `coati.on_nan`
+    pub on_nan: OnNan,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
@@ -407,6 +409,7 @@ fn coordinator_options(
         synchronous: train.sync_replicas(),
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
         consistency: consistency(&cluster.consistency, workers + 1),
+        on_nan: cluster.on_nan,
         cadence: cadence::Options {
             every: options.save_every,
             every_steps: options.save_every_steps,

@@ -51,6 +51,7 @@ pub(crate) struct Remote {
     servers: PsGroup,
     replica: u32,
     synchronous: bool,
+    skip_non_finite: bool,
     sequence: u64,
     /// The process is asked to leave, and the job is not.
     leave: StopFlag,
@@ -75,6 +76,7 @@ impl Remote {
             servers,
             replica: plan.replica,
             synchronous: plan.synchronous,
+            skip_non_finite: plan.skip_non_finite,
             sequence: plan.first_sequence,
             leave,
             reserve: VecDeque::new(),
@@ -111,6 +113,7 @@ impl Remote {
             wait_ms: 0,
             generation: 0,
             bad_records: contribution.bad_records.clone(),
+            non_finite: String::new(),
         }
     }
 }
@@ -211,15 +214,23 @@ impl Exchange for Remote {
         self.sequence += 1;
         self.ahead = None;
         let begun = Instant::now();
-        let admitted = self
+        let pushed = self
             .runtime
-            .block_on(self.servers.push(tag, contribution.gradients, TRANSFER))
-            .map_err(|error| from_servers(&error))?;
+            .block_on(self.servers.push(tag, contribution.gradients, TRANSFER));
+        let (admitted, non_finite) = match pushed {
+            Err(error) if self.skip_non_finite && error.code() == Some(ErrorCode::NonFiniteGradient) => {
+                (Admit::Duplicate, error.to_string())
+            }
+            pushed => (pushed.map_err(|error| from_servers(&error))?, String::new()),
+        };
         if admitted == Admit::TooOld {
             let version = contribution.version;
             tracing::debug!(version, "the gradient is too old; the coordinator will drop it");
         }
-        let request = self.report_request(contribution, tag, begun.elapsed());
+        let request = v1::ReportRequest {
+            non_finite,
+            ..self.report_request(contribution, tag, begun.elapsed())
+        };
         self.coordinator.set_activity("waiting_for_commit");
         let reply = if self.synchronous {
             let next = contribution.version + 1;

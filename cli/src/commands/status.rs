@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use coati_common::rpc::security::Sources;
 use coati_common::rpc::{self, Peer};
 use coati_coordinator::launcher::control;
 use coati_coordinator::launcher::report::{Report, Task, TaskState};
@@ -21,6 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<()> {
     let found = Report::read(&args.model_dir).map_err(|error| Failure::user(error.to_string()))?;
     let alive = control::is_alive(&found);
+    // The coordinator speaks to the job's own only.
+    let sources = Sources::of_job(&args.model_dir);
+    if alive && let Ok(security) = sources.load(Duration::ZERO) {
+        security.install();
+    }
     let progress = if alive { ask(&found) } else { Ok(None) };
     let (progress, problem) = match progress {
         Ok(progress) => (progress, None),

@@ -9,6 +9,7 @@ use coati_common::cluster::{ClusterFile, ClusterPlan, Placement, TaskType, TfCon
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
 use coati_common::exit::ExitCode;
+use coati_common::rpc::security::{FOLDER, Sources};
 use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
 use coati_param_server::{Strategy, service};
@@ -33,20 +34,46 @@ const STARTED_AT: &str = "COATI_STARTED_AT";
 pub(crate) fn run(args: TrainArgs, verbose: u8) -> anyhow::Result<()> {
     let task = TfConfig::from_env()?;
     let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
-    // A parameter server knows nothing of models: it opens nothing.
+    if task.is_some() {
+        let sources = credentials(&args, plan.as_ref())?;
+        // Whichever task comes first makes what is not given; all others find it.
+        sources.make()?;
+        sources.load(Duration::ZERO)?.install();
+    }
+    // A parameter server knows nothing of models: it opens nothing but the job's credentials.
     if let Some(config) = task.as_ref().filter(|config| config.task.kind == TaskType::Ps) {
         return serve(config);
     }
     let options = options(&args, plan.as_ref())?;
     match (task, plan) {
         (Some(config), plan) => one_task(&options, &config, plan.as_ref()),
-        (None, Some(plan)) if !plan.is_single() => launch(&options, plan, verbose),
+        (None, Some(plan)) if !plan.is_single() => {
+            let sources = credentials(&args, Some(&plan))?;
+            launch(&options, plan, &sources, verbose)
+        }
         (None, _) => {
             preflight(&options)?;
             on_signals(options.stop.clone())?;
             ended(train_here(&options, &mut Console::new()))
         }
     }
+}
+
+/// Where the tasks of this job find certificates and token.
+fn credentials(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<Sources> {
+    let model_dir = args
+        .model_dir
+        .clone()
+        .or_else(|| plan.and_then(ClusterPlan::model_dir).map(PathBuf::from));
+    let security = plan.map(|plan| plan.security.clone()).unwrap_or_default();
+    let sources = security.sources(model_dir.clone().unwrap_or_default().join(FOLDER));
+    if model_dir.is_none() && sources.needs_folder() {
+        return Err(Failure::user(
+            "--model_dir is missing\nhint: give it on the command line, or in the cluster file's args; the job's certificates and token are kept there",
+        )
+        .into());
+    }
+    Ok(sources)
 }
 
 fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train::Options> {
@@ -133,7 +160,7 @@ fn preflight(options: &train::Options) -> anyhow::Result<Input> {
     )?)
 }
 
-fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::Result<()> {
+fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbose: u8) -> anyhow::Result<()> {
     let unfit = super::check::consistency_warnings(&options.config, &plan);
     for warning in plan.warnings.iter().chain(&unfit) {
         say(&format!("warning: {warning}"));
@@ -154,6 +181,8 @@ fn launch(options: &train::Options, plan: ClusterPlan, verbose: u8) -> anyhow::R
         .into());
     }
     let input = preflight(options)?;
+    sources.make()?;
+    sources.load(Duration::ZERO)?;
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut launch = launcher::Options::new(plan, binary, args);
@@ -221,6 +250,7 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
             Placement::RoundRobin => Strategy::RoundRobin,
         },
         consistency: plan.map(|plan| plan.consistency.clone()).unwrap_or_default(),
+        on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
         limits,
     };
     match config.task.kind {

@@ -9,6 +9,7 @@ pub mod duration;
 pub mod file;
 pub mod machine;
 pub mod plan;
+pub mod security;
 pub mod task;
 pub mod tf_config;
 pub mod tier;
@@ -20,5 +21,6 @@ pub use file::ClusterFile;
 pub use plan::{
     ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, MachineRole, Placement, Restart,
 };
+pub use security::OnNan;
 pub use task::{TaskId, TaskType};
 pub use tf_config::{Address, ClusterSpec, TfConfig};

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::security::{OnNan, Security};
 use super::task::{TaskId, TaskType};
 use super::tier::ScaleTier;
 
@@ -185,6 +186,10 @@ pub struct ClusterPlan {
     pub placement: Placement,
     /// `coati.consistency`.
     pub consistency: Consistency,
+    /// `coati.security`.
+    pub security: Security,
+    /// `coati.on_nan`.
+    pub on_nan: OnNan,
     /// `coati.threads_per_replica`. None: the machine's CPUs are divided among the replicas.
     pub threads_per_replica: Option<NonZeroU32>,
     /// `coati.heartbeat_interval` and `coati.heartbeat_timeout`.

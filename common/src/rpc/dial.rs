@@ -2,11 +2,21 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tonic::transport::{Channel, Endpoint};
+use hyper_util::rt::TokioIo;
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Endpoint, Uri};
 
+use super::incoming::READ_AHEAD_BYTES;
+use super::security::{Attach, Breach};
 use super::{
     CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, Peer, STREAM_WINDOW_BYTES,
+    Security, settings,
 };
+
+/// A connection to a task; each call on it carries the job's token.
+pub type Channel = InterceptedService<tonic::transport::Channel, Attach>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -24,17 +34,25 @@ pub enum Unreachable {
     Dns(String),
     /// Not `host:port`.
     Address(String),
+    /// Somebody is there who does not belong to the job, or does not think that this task does.
+    Stranger(Breach),
     /// Something else, in the system's words.
     Other(String),
 }
 
 impl Unreachable {
+    /// Whether another attempt can only fail in the same way.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Address(_) | Self::Stranger(_))
+    }
+
     pub(super) fn hint(&self) -> &'static str {
         match self {
             Self::Refused => "nothing listens there: has the task started, and is it the right port?",
             Self::TimedOut => "the host does not answer: is it up, and does a firewall let the port through?",
             Self::Dns(_) => "check the host's name in the cluster file or TF_CONFIG",
             Self::Address(_) => "write it as host:port, for example 127.0.0.1:4000",
+            Self::Stranger(breach) => breach.hint(),
             Self::Other(_) => "check that the task runs and that the network between the two works",
         }
     }
@@ -47,27 +65,35 @@ impl fmt::Display for Unreachable {
             Self::TimedOut => f.write_str("connecting timed out"),
             Self::Dns(why) => write!(f, "dns: {why}"),
             Self::Address(why) => write!(f, "not an address: {why}"),
+            Self::Stranger(breach) => write!(f, "{breach}"),
             Self::Other(why) => f.write_str(why),
         }
     }
 }
 
-/// Connects, trying again with growing pauses until the deadline; then says which peer did not answer and why.
+/// Connects with the credentials of this process, trying again with growing pauses until the deadline; then says which peer
+/// did not answer and why. A peer of another job is an error at once.
 pub async fn connect(peer: &Peer, deadline: Duration) -> Result<Channel, Error> {
+    connect_as(&Security::of_this_process(), peer, deadline).await
+}
+
+/// As [`connect`], with credentials given.
+pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) -> Result<Channel, Error> {
     let start = Instant::now();
     let unreachable = |reason, start: Instant| Error::Unreachable {
         peer: peer.clone(),
         reason,
         waited: start.elapsed(),
     };
-    let endpoint = endpoint(&peer.address).map_err(|reason| unreachable(reason, start))?;
+    let endpoint = endpoint(&peer.address, security).map_err(|reason| unreachable(reason, start))?;
     let mut pause = FIRST_PAUSE;
     loop {
         let left = deadline.saturating_sub(start.elapsed());
         // Even with no time left one attempt is made, short as it is.
         let limit = left.clamp(Duration::from_millis(10), LONGEST_ATTEMPT);
         let reason = match tokio::time::timeout(limit, attempt(&peer.address, &endpoint)).await {
-            Ok(Ok(channel)) => return Ok(channel),
+            Ok(Ok(channel)) => return Ok(InterceptedService::new(channel, security.attach())),
+            Ok(Err(reason)) if reason.is_final() => return Err(unreachable(reason, start)),
             Ok(Err(reason)) => reason,
             Err(_) => Unreachable::TimedOut,
         };
@@ -81,18 +107,20 @@ pub async fn connect(peer: &Peer, deadline: Duration) -> Result<Channel, Error> 
     }
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, Unreachable> {
+fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable> {
     let has_port = address
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if !has_port {
         return Err(Unreachable::Address(format!("`{address}` has no port")));
     }
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| Unreachable::Address(error.to_string()))?;
+    let scheme = if security.tls().is_some() { "https" } else { "http" };
+    let wrong = |error: tonic::transport::Error| Unreachable::Address(error.to_string());
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(wrong)?;
+    if let Some(tls) = security.tls() {
+        endpoint = endpoint.tls_config(tls.client()).map_err(wrong)?;
+    }
     Ok(endpoint
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(KEEP_ALIVE_INTERVAL))
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
@@ -101,7 +129,7 @@ fn endpoint(address: &str) -> Result<Endpoint, Unreachable> {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }
 
-async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Channel, Unreachable> {
+async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport::Channel, Unreachable> {
     // Resolved apart, so that a wrong name is told from a host that does not answer.
     let found = tokio::net::lookup_host(address)
         .await
@@ -110,7 +138,20 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Channel, Unreacha
     if found.is_none() {
         return Err(Unreachable::Dns("the name has no address".to_owned()));
     }
-    endpoint.connect().await.map_err(|error| reason(&error))
+    let dialled = address.to_owned();
+    // Of our own, for the read-ahead. The channel calls it again when the connection has broken.
+    let connector = tower::service_fn(move |_: Uri| {
+        let address = dialled.clone();
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            settings::tune(&stream)?;
+            io::Result::Ok(TokioIo::new(BufReader::with_capacity(READ_AHEAD_BYTES, stream)))
+        }
+    });
+    endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| reason(&error))
 }
 
 fn reason(error: &(dyn std::error::Error + 'static)) -> Unreachable {
@@ -125,6 +166,9 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> Unreachable {
             }
         }
         deepest = cause.to_string();
+        if let Some(breach) = Breach::of(&deepest) {
+            return Unreachable::Stranger(breach);
+        }
         next = cause.source();
     }
     Unreachable::Other(deepest)

@@ -6,6 +6,7 @@ use prost::Message as _;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
+use super::security::Breach;
 use super::{Peer, Unreachable};
 
 /// Where the typed error travels beside the gRPC status.
@@ -84,6 +85,8 @@ codes! {
     JobEnded = "job_ended", FailedPrecondition, false;
     /// The server is leaving.
     ShuttingDown = "shutting_down", Unavailable, false;
+    /// The caller did not show that it belongs to the job.
+    Unauthenticated = "unauthenticated", Unauthenticated, false;
     /// A wait was given up.
     DeadlineExceeded = "deadline_exceeded", DeadlineExceeded, true;
     /// The connection broke or the peer does not answer.
@@ -197,6 +200,9 @@ impl From<&Status> for ServiceError {
             }
             source = cause.source();
         }
+        if let Some(breach) = Breach::of(&message) {
+            return Self::new(ErrorCode::Unauthenticated, breach.to_string()).with_hint(breach.hint());
+        }
         Self::new(code, message)
     }
 }
@@ -235,6 +241,9 @@ pub enum Error {
         /// Its answer.
         error: ServiceError,
     },
+    /// This process's certificates are of no use.
+    #[error("the certificates of this task cannot be used: {0}\nhint: see `coati: security:` in the cluster file")]
+    Credentials(String),
     /// The address of this process cannot be listened on.
     #[error("cannot listen on {address}: {source}\nhint: {}", bind_hint(source))]
     Bind {
@@ -261,14 +270,16 @@ impl Error {
     pub fn peer(&self) -> Option<&Peer> {
         match self {
             Self::Unreachable { peer, .. } | Self::Timeout { peer, .. } | Self::Service { peer, .. } => Some(peer),
-            Self::Bind { .. } => None,
+            Self::Credentials(_) | Self::Bind { .. } => None,
         }
     }
 
     /// Whether the peer is not there, or not (any more) in the state that was expected: it may be again later.
     pub fn is_absence(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } => true,
+            // Whoever is not of this job will not be later.
+            Self::Unreachable { reason, .. } => !matches!(reason, Unreachable::Stranger(..)),
+            Self::Timeout { .. } => true,
             Self::Service { error, .. } => matches!(
                 error.code,
                 ErrorCode::Unavailable
@@ -276,7 +287,7 @@ impl Error {
                     | ErrorCode::NotConfigured
                     | ErrorCode::ShuttingDown
             ),
-            Self::Bind { .. } => false,
+            Self::Bind { .. } | Self::Credentials(_) => false,
         }
     }
 
@@ -291,9 +302,10 @@ impl Error {
     /// Whether the same call can succeed later.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } => true,
+            Self::Unreachable { reason, .. } => !reason.is_final(),
+            Self::Timeout { .. } => true,
             Self::Service { error, .. } => error.retryable,
-            Self::Bind { .. } => false,
+            Self::Credentials(_) | Self::Bind { .. } => false,
         }
     }
 }

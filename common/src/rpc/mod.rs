@@ -1,18 +1,23 @@
-//! Talking between Coati's own processes: settings of the wire, dialling, deadlines and one vocabulary of errors.
+//! Talking between Coati's own processes: settings of the wire, who may call, dialling, deadlines and one vocabulary
+//! of errors.
 
 mod deadline;
 mod dial;
 mod error;
+mod incoming;
 mod peer;
+pub mod security;
 mod serve;
 mod settings;
 
 pub use deadline::{Call, call, call_headroom, with_deadline};
-pub use dial::{Unreachable, connect};
+pub use dial::{Channel, Unreachable, connect, connect_as};
 pub use error::{Error, ErrorCode, METADATA_KEY, ServiceError};
+pub use incoming::{Connection, Incoming};
 pub use peer::Peer;
-pub use serve::{Listener, bind, server};
+pub use security::Security;
+pub use serve::{Listener, SecureServer, bind, server};
 pub use settings::{
-    CHUNK_BYTES, CONNECTION_WINDOW_BYTES, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MESSAGE_LIMIT_BYTES,
-    STREAM_WINDOW_BYTES,
+    CHUNK_BYTES, CONNECTION_LIMIT, CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIMIT_BYTES, KEEP_ALIVE_INTERVAL,
+    KEEP_ALIVE_TIMEOUT, MESSAGE_LIMIT_BYTES, SMALL_MESSAGE_LIMIT_BYTES, STREAM_LIMIT, STREAM_WINDOW_BYTES,
 };

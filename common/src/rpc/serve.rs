@@ -2,19 +2,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tower::layer::util::{Identity, Stack};
 
+use super::security::Check;
 use super::{
-    CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
+    CONNECTION_LIMIT, CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, HEADER_LIMIT_BYTES, Incoming, KEEP_ALIVE_INTERVAL,
+    KEEP_ALIVE_TIMEOUT, STREAM_LIMIT, STREAM_WINDOW_BYTES, Security,
 };
+
+/// A server all of whose services ask for the job's token.
+pub type SecureServer = Server<Stack<InterceptorLayer<Check>, Identity>>;
 
 /// A bound port, ready for `serve_with_incoming`.
 pub struct Listener {
     /// Where it listens; with port 0 asked for, the port that was picked.
     pub address: SocketAddr,
     /// For `Router::serve_with_incoming_shutdown`.
-    pub incoming: TcpIncoming,
+    pub incoming: Incoming,
 }
 
 /// How long a port that is in use is tried again: a task that is started again may come before the system has taken
@@ -45,25 +51,32 @@ async fn bind_within(address: &str, patience: Duration) -> Result<Listener, Erro
         }
     };
     let local = listener.local_addr().map_err(failed)?;
-    let incoming = TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(KEEP_ALIVE_INTERVAL));
     Ok(Listener {
         address: local,
-        incoming,
+        incoming: Incoming::new(listener, CONNECTION_LIMIT),
     })
 }
 
-/// A server with the wire's settings; add services to it. Services raise their own message limit to
-/// [`MESSAGE_LIMIT_BYTES`](super::MESSAGE_LIMIT_BYTES), since tonic keeps that per service.
-pub fn server() -> Server {
-    Server::builder()
-        .tcp_nodelay(true)
+/// A server with the wire's settings that lets in whom `security` says; add services to it. Services set their own message
+/// limit, since tonic keeps that per service.
+///
+/// Everything that a stranger can send is bounded, and nothing of a call is read before its token has been seen.
+pub fn server(security: &Security) -> Result<SecureServer, Error> {
+    let server = Server::builder()
         .max_frame_size(FRAME_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_max_header_list_size(HEADER_LIMIT_BYTES)
+        .max_concurrent_streams(STREAM_LIMIT);
+    let server = match security.tls() {
+        Some(tls) => server
+            .tls_config(tls.server())
+            .map_err(|error| Error::Credentials(error.to_string()))?,
+        None => server,
+    };
+    Ok(server.layer(InterceptorLayer::new(security.check())))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use coati_checkpoint::manifest::DataPosition;
+use coati_common::cluster::OnNan;
 use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
 
@@ -22,7 +23,8 @@ impl Run {
         let begun = Instant::now();
         let placement = plan(&options.variables, options.ps_addresses.len() as u32, options.strategy)
             .map_err(|error| Trouble::Final(error.to_string()))?;
-        let group = &*servers.insert(self.connect(source, placement.clone()).await?);
+        let group = self.connect(source, placement.clone()).await?;
+        let group = &*servers.insert(group.accepting_non_finite(options.on_nan == OnNan::Apply));
         self.check_software(group).await?;
         let adopted = match &source.log {
             Some(log) => self.adopt(group, log).await?,
@@ -42,6 +44,7 @@ impl Run {
             max_staleness: options.consistency.max_staleness,
             data_seed: options.data_seed,
             batch_size: options.batch_size,
+            skip_non_finite: options.on_nan == OnNan::Skip,
             // Each replica is told the rest when it asks.
             ..v1::JobPlan::default()
         });

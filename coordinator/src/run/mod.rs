@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use coati_checkpoint::manifest::DataPosition;
-use coati_common::rpc::{self, ErrorCode, MESSAGE_LIMIT_BYTES};
+use coati_common::rpc::{self, ErrorCode, SMALL_MESSAGE_LIMIT_BYTES, Security};
 use coati_param_server::PsGroup;
 use coati_proto::coati::v1::JobRef;
 use coati_proto::coati::v1::coordinator_server::CoordinatorServer;
@@ -77,8 +77,19 @@ impl Stopper {
     }
 }
 
-/// Listens and starts to form the cluster. Errors later on come with [`Handle::finish`].
-pub async fn start(mut options: Options, events: mpsc::UnboundedSender<Event>) -> Result<Handle, rpc::Error> {
+/// Listens and starts to form the cluster, with the credentials of this process. Errors later on come with
+/// [`Handle::finish`].
+pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Result<Handle, rpc::Error> {
+    start_as(&Security::of_this_process(), options, events).await
+}
+
+/// As [`start`], letting in whom `security` says.
+pub async fn start_as(
+    security: &Security,
+    mut options: Options,
+    events: mpsc::UnboundedSender<Event>,
+) -> Result<Handle, rpc::Error> {
+    let mut server = rpc::server(security)?;
     let listener = rpc::bind(&options.listen).await?;
     let log = step_log::read(&options.model_dir).filter(|log| log.job.job_id == options.job.job_id);
     if let Some(log) = &log {
@@ -96,9 +107,9 @@ pub async fn start(mut options: Options, events: mpsc::UnboundedSender<Event>) -
         state: Arc::clone(&state),
         heartbeat_interval: options.limits.heartbeat_interval,
     };
-    let service = CoordinatorServer::new(service).max_decoding_message_size(MESSAGE_LIMIT_BYTES);
+    let service = CoordinatorServer::new(service).max_decoding_message_size(SMALL_MESSAGE_LIMIT_BYTES);
     let (close, mut closed) = watch::channel(false);
-    let server = tokio::spawn(rpc::server().add_service(service).serve_with_incoming_shutdown(
+    let server = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
         listener.incoming,
         async move {
             let _ = closed.wait_for(|closed| *closed).await;

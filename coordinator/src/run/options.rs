@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coati_checkpoint::keep;
 use coati_checkpoint::manifest::DataPosition;
+use coati_common::cluster::OnNan;
 use coati_common::variables::VariableSpec;
 use coati_param_server::{Consistency, Strategy};
 use coati_proto::coati::v1;
@@ -65,6 +66,8 @@ pub struct Options {
     pub replicas_to_aggregate: u32,
     /// In asynchronous training: how old gradients may be, and what their age changes.
     pub consistency: Consistency,
+    /// What becomes of gradients with NaN or infinity.
+    pub on_nan: OnNan,
     /// When to save.
     pub cadence: cadence::Options,
     /// What to keep.

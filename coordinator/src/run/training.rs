@@ -18,6 +18,9 @@ use crate::timing;
 /// launcher kills what has not ended 20 s after a failure.
 const LAST_STEP: Duration = Duration::from_secs(5);
 
+/// So many contributions in a row that are not finite are no accident of a batch: the variables are broken.
+const MOST_SKIPPED: usize = 100;
+
 /// Pause before a commit that failed is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -32,6 +35,8 @@ impl Run {
         let look_every = self.options.limits.look_every();
         let mut look_at = last.at + look_every;
         let mut give_up_at = None;
+        // Contributions in a row that no step could use.
+        let mut skipped = 0;
         loop {
             // However much the others report: who is silent is noticed.
             if Instant::now() >= look_at {
@@ -55,7 +60,11 @@ impl Run {
                 inner.clock.decide()
             };
             match &decision {
+                Decision::Commit(chosen) if chosen.iter().all(is_skipped) => {
+                    self.nothing_to_commit(chosen, &mut skipped)?;
+                }
                 Decision::Commit(chosen) => {
+                    skipped = 0;
                     let (version, last_step) = self.commit(servers, &decision, chosen, &mut committed_at).await?;
                     if last_step {
                         let stop = self.state.lock().stop.clone();
@@ -119,6 +128,27 @@ impl Run {
         }
     }
 
+    /// All contributions of a step are not finite. One after the other is tried again with other records, if there are
+    /// steps without it meanwhile; in lockstep there is nobody left to go on.
+    fn nothing_to_commit(&self, chosen: &[Reported], skipped: &mut usize) -> Result<(), Trouble> {
+        *skipped += chosen.len();
+        if self.options.synchronous || *skipped >= MOST_SKIPPED {
+            let inner = self.state.lock();
+            let why: Vec<&str> = chosen
+                .iter()
+                .filter_map(|reported| inner.details.get(&reported.replica)?.bad_records.last())
+                .map(String::as_str)
+                .collect();
+            return Err(Trouble::Final(format!(
+                "step {}: no finite gradient is left to apply ({skipped} skipped in a row): {}",
+                inner.clock.version() + 1,
+                why.join("; ")
+            )));
+        }
+        self.drop_late(&Decision::Drop(chosen.to_vec()), chosen);
+        Ok(())
+    }
+
     /// Commits a step on all servers; returns its version, and whether it is the last one.
     async fn commit(
         &self,
@@ -127,10 +157,11 @@ impl Run {
         chosen: &[Reported],
         committed_at: &mut Instant,
     ) -> Result<(u64, bool), Trouble> {
+        let (broken, chosen): (Vec<Reported>, Vec<Reported>) = chosen.iter().copied().partition(is_skipped);
         let step = {
             let mut inner = self.state.lock();
             inner.clock.begin(decision);
-            inner.step_of(chosen)
+            inner.step_of(&chosen)
         };
         let version = step.version;
         if let Err(error) = self.steps().step(&step) {
@@ -138,6 +169,7 @@ impl Run {
                 "{FILE} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint"
             ));
         }
+        let chosen = chosen.as_slice();
         let committed = self.commit_on_servers(servers, &step).await?;
         check(
             Invariant::VersionsAreConsecutive,
@@ -148,6 +180,10 @@ impl Run {
             let mut inner = self.state.lock();
             inner.clock.committed();
             inner.decide(chosen, Fate::Committed);
+            inner.decide(&broken, Fate::Dropped);
+            let broken = broken.iter().filter_map(|r| inner.details.remove(&r.replica));
+            let broken: Vec<String> = broken.flat_map(|details| details.bad_records).collect();
+            broken.into_iter().for_each(|text| self.state.warn(text));
             let details: Vec<(u32, Details)> = chosen
                 .iter()
                 .filter_map(|r| Some((r.samples, inner.details.remove(&r.replica)?)))
@@ -208,6 +244,11 @@ impl Run {
             }
         }
     }
+}
+
+/// A contribution that the servers refused because it is not finite.
+fn is_skipped(reported: &Reported) -> bool {
+    reported.samples == 0
 }
 
 fn retryable(error: &coati_param_server::client::Error) -> bool {

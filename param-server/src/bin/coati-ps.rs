@@ -2,11 +2,13 @@
 
 #![allow(clippy::doc_markdown, reason = "the texts of --help are read without Markdown")]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser;
+use coati_common::rpc::security::Sources;
 use coati_param_server::service::{self, Ended};
 
 /// Serves one parameter server of a Coati job until the job's coordinator tells it to leave.
@@ -19,10 +21,25 @@ struct Arguments {
     /// Number of this parameter server within the cluster. Default: from TF_CONFIG, else 0.
     #[arg(long)]
     index: Option<u32>,
+    /// Folder with the job's certificates and token: `<model_dir>/tls` of the job, or a copy of it.
+    #[arg(long, env = "COATI_CREDENTIALS", value_name = "FOLDER")]
+    credentials: Option<PathBuf>,
+    /// `off` where the cluster file has `coati: security: {tls: off}`.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    tls: Switch,
     /// Leave after so many seconds without a call.
     #[arg(long, default_value_t = 120)]
     orphan_timeout: u64,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+/// The job's first task makes the folder, which may be later than this.
+const CREDENTIALS: Duration = Duration::from_secs(60);
 
 /// The part of TF_CONFIG that a parameter server needs.
 #[derive(serde::Deserialize)]
@@ -67,6 +84,14 @@ fn options(arguments: Arguments) -> anyhow::Result<service::Options> {
         .listen
         .or(address)
         .context("no address to listen on\nhint: give --listen host:port, or TF_CONFIG with this task's address")?;
+    let folder = arguments.credentials.context(
+        "no credentials of the job\nhint: give --credentials <model_dir>/tls, the folder that the job's first task makes",
+    )?;
+    let sources = Sources {
+        tls: arguments.tls == Switch::On,
+        ..Sources::of_folder(folder)
+    };
+    sources.load(CREDENTIALS)?.install();
     let mut options = service::Options::new(arguments.index.unwrap_or(index), listen);
     options.orphan_timeout = Duration::from_secs(arguments.orphan_timeout.max(1));
     Ok(options)

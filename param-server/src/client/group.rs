@@ -18,6 +18,7 @@ pub struct PsGroup {
     placement: Arc<v1::Placement>,
     /// Chunks on their way out.
     pool: Arc<Pool>,
+    accept_non_finite: bool,
 }
 
 impl PsGroup {
@@ -50,6 +51,7 @@ impl PsGroup {
             layout,
             placement,
             pool: Pool::new(CHUNK),
+            accept_non_finite: false,
         })
     }
 
@@ -60,6 +62,16 @@ impl PsGroup {
             client.replica = Some(rank);
         }
         self
+    }
+
+    /// [`PsGroup::configure`] tells the servers whether to stage gradients with NaN or infinity like any other
+    /// (`coati.on_nan: apply`) instead of refusing them.
+    #[must_use]
+    pub fn accepting_non_finite(self, accept_non_finite: bool) -> Self {
+        Self {
+            accept_non_finite,
+            ..self
+        }
     }
 
     /// Where variables live.
@@ -96,6 +108,7 @@ impl PsGroup {
             placement: (*self.placement).clone(),
             optimizer,
             consistency: consistency.into(),
+            accept_non_finite: self.accept_non_finite,
         };
         try_join_all(
             self.clients

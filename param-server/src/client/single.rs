@@ -1,10 +1,9 @@
 use std::time::{Duration, Instant};
 
-use coati_common::rpc::{self, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer};
+use coati_common::rpc::{self, Channel, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, Security};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
 use tonic::Request;
-use tonic::transport::Channel;
 
 use crate::store::{Committed, Consistency, Contributor, Restored, Saved};
 
@@ -81,6 +80,8 @@ pub struct Configuration {
     pub optimizer: bytes::Bytes,
     /// How old gradients may be, and what their age changes.
     pub consistency: Consistency,
+    /// Stage gradients with NaN or infinity like any other instead of refusing them.
+    pub accept_non_finite: bool,
 }
 
 /// One parameter server. Cloning is cheap; clones share the connection.
@@ -95,10 +96,21 @@ pub struct PsClient {
 }
 
 impl PsClient {
-    /// Connects to server `index`, trying until `deadline`.
+    /// Connects to server `index` with the credentials of this process, trying until `deadline`.
     pub async fn connect(index: u32, address: &str, job: v1::JobRef, deadline: Duration) -> Result<Self, Error> {
+        Self::connect_as(&Security::of_this_process(), index, address, job, deadline).await
+    }
+
+    /// As [`PsClient::connect`], with credentials given.
+    pub async fn connect_as(
+        security: &Security,
+        index: u32,
+        address: &str,
+        job: v1::JobRef,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
         let peer = Peer::ps(index, address);
-        let channel = rpc::connect(&peer, deadline).await?;
+        let channel = rpc::connect_as(security, &peer, deadline).await?;
         let rpc = ParameterServerClient::new(channel)
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
@@ -142,6 +154,7 @@ impl PsClient {
             max_staleness: configuration.consistency.max_staleness,
             scale_learning_rate: configuration.consistency.scale_learning_rate,
             delay_compensation: configuration.consistency.delay_compensation.map(Into::into),
+            accept_non_finite: configuration.accept_non_finite,
         };
         unary!(self, "configure", limit, configure, request).map(|_| ())
     }

@@ -53,10 +53,52 @@ pub struct Layout {
     version: u64,
 }
 
+/// Far more than any model has; what lies beyond is a broken message, and must not be believed.
+const MOST_SERVERS: u32 = 1 << 16;
+const MOST_VARIABLES: usize = 1 << 18;
+const MOST_PIECES: usize = 1 << 20;
+const MOST_DIMENSIONS: usize = 16;
+const LONGEST_NAME: usize = 1024;
+
+/// Counts and names, before anything is allocated for them.
+fn check_bounds(placement: &v1::Placement) -> Result<(), Error> {
+    let inconsistent = |what: String| Err(Error::Inconsistent { what });
+    if !(1..=MOST_SERVERS).contains(&placement.ps_count) {
+        return inconsistent(format!("{} servers", placement.ps_count));
+    }
+    for (count, most, what) in [
+        (placement.variables.len(), MOST_VARIABLES, "variables"),
+        (placement.pieces.len(), MOST_PIECES, "pieces"),
+    ] {
+        if count > most {
+            return inconsistent(format!("{count} {what}, at most {most} are possible"));
+        }
+    }
+    let mut names = std::collections::HashSet::with_capacity(placement.variables.len());
+    for (index, variable) in placement.variables.iter().enumerate() {
+        let name = variable.name.as_str();
+        if name.is_empty() || name.len() > LONGEST_NAME || name.chars().any(char::is_control) {
+            let shown: String = name.chars().take(40).collect();
+            return inconsistent(format!(
+                "variable {index} has name {shown:?} of {} bytes; possible are 1 to {LONGEST_NAME} bytes without control characters",
+                name.len()
+            ));
+        }
+        if !names.insert(name) {
+            return Err(Error::Duplicate { name: name.to_owned() });
+        }
+        if variable.shape.len() > MOST_DIMENSIONS {
+            return inconsistent(format!("variable `{name}` has {} dimensions", variable.shape.len()));
+        }
+    }
+    Ok(())
+}
+
 impl Layout {
-    /// Checks that each element of each variable is on exactly one server and that arenas have no gaps.
+    /// Checks that names and counts are possible, that each element of each variable is on exactly one server and that arenas have no gaps.
     pub fn new(placement: &v1::Placement) -> Result<Self, Error> {
         let inconsistent = |what: String| Error::Inconsistent { what };
+        check_bounds(placement)?;
         let variables: Vec<VariableSpec> = placement.variables.iter().map(Into::into).collect();
         let mut flat_len = 0usize;
         let mut sizes = Vec::with_capacity(variables.len());
@@ -66,10 +108,6 @@ impl Layout {
             flat_len = flat_len
                 .checked_add(elements)
                 .ok_or_else(|| inconsistent("too many elements".into()))?;
-        }
-        // A server without pieces costs a little memory, so an absurd count must not be believed.
-        if placement.ps_count == 0 || placement.ps_count as usize > 1 << 16 {
-            return Err(inconsistent(format!("{} servers", placement.ps_count)));
         }
         let mut servers = vec![ServerLayout::default(); placement.ps_count as usize];
         let mut covered: Vec<(usize, usize)> = Vec::with_capacity(placement.pieces.len());
@@ -103,6 +141,9 @@ impl Layout {
                 )));
             }
             let (start, length) = (piece.start as usize, piece.length as usize);
+            if server.arena_len.checked_add(length).is_none() {
+                return Err(inconsistent(format!("{}: too many elements", at())));
+            }
             covered.push((flat + start, length));
             server.push(
                 LocalPiece {

@@ -116,6 +116,7 @@ impl ParameterServer for Service {
             .map_err(|error| ServiceError::new(ErrorCode::InvalidRequest, format!("optimizer: {error}")))?;
         self.store
             .configure(&job, request.ps_index, &placement, optimizer, consistency)?;
+        self.store.accept_non_finite(&job, request.accept_non_finite)?;
         tracing::info!(job = job.job_id, incarnation = job.incarnation, "configured");
         Ok(Response::new(v1::ConfigureReply {}))
     }

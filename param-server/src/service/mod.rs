@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::rpc::{self, MESSAGE_LIMIT_BYTES};
+use coati_common::rpc::{self, MESSAGE_LIMIT_BYTES, Security};
 use coati_proto::coati::v1::parameter_server_server::ParameterServerServer;
 use tokio::sync::watch;
 
@@ -26,17 +26,20 @@ pub struct Options {
     pub index: u32,
     /// The server ends by itself when nobody calls it for so long, so that it never outlives its job.
     pub orphan_timeout: Duration,
+    /// Who may call.
+    pub security: Security,
     /// Of the engine.
     pub store: store::Options,
 }
 
 impl Options {
-    /// Server number `index`, listening on `listen`.
+    /// Server number `index`, listening on `listen`, with the credentials of this process.
     pub fn new(index: u32, listen: impl Into<String>) -> Self {
         Self {
             listen: listen.into(),
             index,
             orphan_timeout: Duration::from_secs(120),
+            security: Security::of_this_process(),
             store: store::Options::default(),
         }
     }
@@ -76,6 +79,7 @@ impl Handle {
 
 /// Listens and serves until told to leave. Returns as soon as the port is bound.
 pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
+    let mut server = rpc::server(&options.security)?;
     let listener = rpc::bind(&options.listen).await?;
     let life = Arc::new(Life::new());
     let store = Arc::new(Store::new(options.store));
@@ -87,7 +91,7 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let address = listener.address;
     tracing::info!(%address, ps = options.index, "parameter server listens");
     let leaving = Arc::clone(&life);
-    let mut serving = tokio::spawn(rpc::server().add_service(service).serve_with_incoming_shutdown(
+    let mut serving = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
         listener.incoming,
         async move {
             leaving.left().await;

@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coati_common::rpc::{ErrorCode, ServiceError};
@@ -65,6 +65,8 @@ pub(crate) struct Engine {
     pub(crate) optimizer: OptimizerConfig,
     placement: v1::Placement,
     consistency: Consistency,
+    /// `coati.on_nan: apply`
+    accept_non_finite: AtomicBool,
     threads: usize,
     pub(crate) pool: Arc<Pool>,
     /// Held for as long as a commit computes.
@@ -97,6 +99,7 @@ impl Engine {
             optimizer,
             placement,
             consistency,
+            accept_non_finite: AtomicBool::new(false),
             threads,
             pool,
             model: Mutex::default(),
@@ -136,6 +139,14 @@ impl Engine {
             && self.placement == *placement
             && self.optimizer == *optimizer
             && self.consistency == *consistency
+    }
+
+    pub(crate) fn accept_non_finite(&self, accept: bool) {
+        self.accept_non_finite.store(accept, Ordering::Relaxed);
+    }
+
+    pub(crate) fn accepts_non_finite(&self) -> bool {
+        self.accept_non_finite.load(Ordering::Relaxed)
     }
 
     pub(crate) fn retire(&self) {

@@ -64,6 +64,13 @@ struct Settled {
 /// Remembered exactly for each replica; far more than a replica ever has under way.
 const REMEMBERED: usize = 64;
 
+/// Staged by one replica and neither committed nor dropped: a replica that waits for each contribution's fate has one, and
+/// one more for each time that it was started again meanwhile. Each is as large as the arena.
+const STAGED: usize = 64;
+
+/// Ranks beyond are a broken message.
+const MOST_REPLICAS: u32 = 1 << 16;
+
 #[derive(Debug)]
 struct Applied {
     version: u64,
@@ -139,6 +146,22 @@ impl<B> Ledger<B> {
             } else {
                 Ok(Admit::Duplicate)
             };
+        }
+        if tag.replica >= MOST_REPLICAS {
+            let message = format!(
+                "replica {} pushes a gradient: ranks are below {MOST_REPLICAS}",
+                tag.replica
+            );
+            return Err(ServiceError::new(ErrorCode::InvalidRequest, message));
+        }
+        let staged = self.staged.range((tag.replica, 0)..=(tag.replica, u64::MAX)).count();
+        if staged >= STAGED {
+            let message = format!(
+                "replica {} has {staged} contributions staged that no commit has named, and pushes one more",
+                tag.replica
+            );
+            return Err(ServiceError::new(ErrorCode::InvalidRequest, message)
+                .with_hint("a replica waits for the fate of each contribution before it sends the next"));
         }
         if tag.version > self.version {
             return Err(ServiceError::new(
@@ -418,6 +441,24 @@ mod tests {
             ledger.prepare(11, &[by(0, 1)]).unwrap_err().code,
             ErrorCode::IncompleteContribution
         );
+    }
+
+    #[test]
+    fn what_one_replica_can_stage_is_bounded_and_others_are_not_kept_out() {
+        let mut ledger = Ledger::new(0, 0);
+        for sequence in 0..STAGED as u64 {
+            assert_eq!(staged(&mut ledger, tag(3, sequence, 0)), Admit::Fresh);
+        }
+        let error = ledger.admit(tag(3, STAGED as u64, 0)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidRequest);
+        assert!(
+            error.message.starts_with("replica 3 has 64 contributions staged"),
+            "{error}"
+        );
+        // A repetition is none.
+        assert_eq!(ledger.admit(tag(3, 0, 0)).unwrap(), Admit::Duplicate);
+        assert_eq!(ledger.admit(tag(2, 0, 0)).unwrap(), Admit::Fresh);
+        ledger.admit(tag(u32::MAX, 0, 0)).unwrap_err();
     }
 
     #[test]

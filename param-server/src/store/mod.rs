@@ -7,6 +7,7 @@ mod backups;
 mod consistency;
 mod engine;
 mod ledger;
+mod memory;
 mod model;
 mod persist;
 mod snapshot;
@@ -102,13 +103,14 @@ impl Store {
         }
         let layout =
             Layout::new(placement).map_err(|error| ServiceError::new(ErrorCode::LayoutMismatch, error.to_string()))?;
-        if layout.server(ps).is_none() {
+        let Some(server) = layout.server(ps) else {
             let message = format!(
                 "ps-{ps} is not one of the placement's {} servers",
                 layout.servers().len()
             );
             return Err(ServiceError::new(ErrorCode::LayoutMismatch, message));
-        }
+        };
+        memory::check(ps, memory::needed(server, &optimizer), memory::of_this_machine())?;
         let threads = self.options.threads.map_or_else(
             || available_parallelism().map_or(1, NonZeroUsize::get),
             NonZeroUsize::get,
@@ -146,6 +148,13 @@ impl Store {
             return Err(stale(&own, job));
         }
         engine.adopt(job.incarnation)
+    }
+
+    /// Whether gradients with NaN or infinity are staged like any other (`coati.on_nan: apply`) instead of being refused,
+    /// which is how an incarnation begins.
+    pub fn accept_non_finite(&self, job: &v1::JobRef, accept: bool) -> Result<(), ServiceError> {
+        self.engine(job)?.accept_non_finite(accept);
+        Ok(())
     }
 
     /// The engine of exactly this incarnation.

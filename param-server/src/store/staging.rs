@@ -40,17 +40,13 @@ impl Staging {
     /// Takes the next chunk: float32, little endian, from arena element `offset`.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ServiceError> {
         let limit = self.engine.server()?.pushed_len;
+        let check = !self.engine.accepts_non_finite();
         let mut next = offset;
         for block in bytes.chunks(BLOCK_BYTES) {
-            take(&mut self.buffer.data, limit, next, block).map_err(|what| {
-                let message = format!(
-                    "gradient of replica {} for version {}: {what}",
-                    self.tag.replica, self.tag.version
-                );
-                ServiceError::new(ErrorCode::LayoutMismatch, message)
-            })?;
+            take(&mut self.buffer.data, limit, next, block)
+                .map_err(|what| ServiceError::new(ErrorCode::LayoutMismatch, format!("{}: {what}", self.name())))?;
             let new = &self.buffer.data[next as usize..];
-            if !new.iter().fold(true, |finite, value| finite & value.is_finite()) {
+            if check && !new.iter().fold(true, |finite, value| finite & value.is_finite()) {
                 let index = new.iter().position(|value| !value.is_finite()).unwrap_or(0);
                 return Err(self.non_finite(next as usize + index));
             }
@@ -59,19 +55,27 @@ impl Staging {
         Ok(())
     }
 
+    /// Whose gradient, and where it is refused.
+    fn name(&self) -> String {
+        let (tag, ps) = (self.tag, self.engine.ps);
+        format!(
+            "gradient of replica {} for version {} on ps-{ps}",
+            tag.replica, tag.version
+        )
+    }
+
+    fn variable(&self, index: usize) -> &str {
+        let variable = self.engine.layout.variable_at(self.engine.ps, index);
+        variable.map_or("?", |spec| spec.name.as_str())
+    }
+
     #[cold]
     fn non_finite(&self, index: usize) -> ServiceError {
-        let name = self
-            .engine
-            .layout
-            .variable_at(self.engine.ps, index)
-            .map_or("?", |spec| spec.name.as_str());
-        let message = format!(
-            "gradient of replica {} for version {} holds {} in `{name}`",
-            self.tag.replica, self.tag.version, self.buffer.data[index]
-        );
-        ServiceError::new(ErrorCode::NonFiniteGradient, message)
-            .with_hint("lower the learning rate or set gradient_clipping_by_norm, and check the data")
+        let (value, variable) = (self.buffer.data[index], self.variable(index));
+        let message = format!("{} holds {value} in `{variable}`", self.name());
+        ServiceError::new(ErrorCode::NonFiniteGradient, message).with_hint(
+            "lower the learning rate or set gradient_clipping_by_norm, and check the data; `coati.on_nan` says what becomes of such a gradient",
+        )
     }
 
     /// Stages what was written, if it is complete.
@@ -79,8 +83,9 @@ impl Staging {
         let (have, want) = (self.buffer.data.len(), self.engine.server()?.pushed_len);
         if have != want {
             let message = format!(
-                "gradient of replica {} for version {} ended after {have} of {want} elements",
-                self.tag.replica, self.tag.version
+                "{} ended after {have} of {want} elements, in `{}`",
+                self.name(),
+                self.variable(have)
             );
             return Err(ServiceError::new(ErrorCode::LayoutMismatch, message));
         }

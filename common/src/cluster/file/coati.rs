@@ -3,13 +3,14 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::consistency;
+use super::{consistency, security};
 use crate::cluster::duration;
 use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
+use crate::cluster::security::{OnNan, Security};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
-pub(super) const KEYS: [&str; 12] = [
+pub(super) const KEYS: [&str; 13] = [
     "launcher",
     "hosts",
     "placement",
@@ -17,6 +18,7 @@ pub(super) const KEYS: [&str; 12] = [
     "replication",
     "compression",
     "security",
+    "on_nan",
     "threads_per_replica",
     "heartbeat_interval",
     "heartbeat_timeout",
@@ -38,6 +40,8 @@ pub(super) struct Coati {
     pub(super) launcher: Launcher,
     pub(super) placement: Placement,
     pub(super) consistency: Consistency,
+    pub(super) security: Security,
+    pub(super) on_nan: OnNan,
     pub(super) threads_per_replica: Option<NonZeroU32>,
     pub(super) heartbeat: Heartbeat,
     pub(super) restart: Restart,
@@ -67,7 +71,9 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
                     ));
                 }
             }
-            "compression" | "security" => {
+            "security" => coati.security = security::read(document, node)?,
+            "on_nan" => coati.on_nan = security::on_nan(document, node, &key)?,
+            "compression" => {
                 let value = match &node.value {
                     Value::Bool(false) => "none".to_owned(),
                     _ => document.text(node, &key)?,

@@ -16,6 +16,7 @@
 
 mod coati;
 mod consistency;
+mod security;
 mod training_input;
 mod validate;
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::{ClusterFile, Error};
 use crate::cluster::{
-    ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, Placement, TaskType,
+    ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, OnNan, Placement, TaskType,
 };
 
 const LOCAL: &str = "\
@@ -446,12 +446,15 @@ fn workers_need_a_parameter_server_today() {
 fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
-         replication: 0\n  compression: none\n  security: none\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
+         replication: 0\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
          heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
     assert_eq!(plan.consistency.max_staleness, Some(8));
+    assert_eq!((plan.security.tls, plan.security.own), (false, None));
+    assert_eq!(plan.security.token_file, Some("secret".into()));
+    assert_eq!(plan.on_nan, OnNan::Skip);
     assert_eq!(plan.threads_per_replica.map(u32::from), Some(2));
     assert_eq!(
         (plan.heartbeat.interval, plan.heartbeat.timeout),
@@ -552,6 +555,18 @@ fn mistakes_about_stale_gradients_are_named() {
 }
 
 #[test]
+fn who_may_take_part_and_broken_gradients_have_safe_defaults() {
+    let default = plan(LOCAL);
+    assert!(default.security.tls && default.security.own.is_none() && default.security.token_file.is_none());
+    assert_eq!(default.on_nan, OnNan::Stop);
+    let text = format!("{LOCAL}coati:\n  security: {{tls: on, ca: a, cert: b, key: c}}\n  on_nan: apply\n");
+    let given = plan(&text);
+    let own = given.security.own.unwrap();
+    assert_eq!((own.ca, own.cert, own.key), ("a".into(), "b".into(), "c".into()));
+    assert_eq!(given.on_nan, OnNan::Apply);
+}
+
+#[test]
 fn what_is_not_built_is_refused_by_name_with_what_is() {
     for (section, text, hint) in [
         (
@@ -586,8 +601,28 @@ fn what_is_not_built_is_refused_by_name_with_what_is() {
         ),
         (
             "{security: tls}",
-            "`coati.security: tls` is not built yet",
-            "supported today: none",
+            "`coati.security` must be a mapping",
+            "write `security: {tls: off}` to switch TLS off, or leave it out",
+        ),
+        (
+            "{security: {tls: of}}",
+            "unknown value `of` of `coati.security.tls`",
+            "did you mean `off`?",
+        ),
+        (
+            "{security: {certs: a}}",
+            "unknown key `certs` in `coati.security`",
+            "did you mean `cert`?",
+        ),
+        (
+            "{security: {ca: a, key: b}}",
+            "`coati.security` has `ca` and `key` without `cert`",
+            "give all three (authority, certificate, private key, each a PEM file), or none for files that coati makes",
+        ),
+        (
+            "{on_nan: skipp}",
+            "unknown value `skipp` of `coati.on_nan`",
+            "did you mean `skip`?",
         ),
         (
             "{placement: balance}",

@@ -33,6 +33,8 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         launcher: job.coati.launcher,
         placement: job.coati.placement,
         consistency: job.coati.consistency,
+        security: job.coati.security,
+        on_nan: job.coati.on_nan,
         threads_per_replica: job.coati.threads_per_replica,
         heartbeat: job.coati.heartbeat,
         restart: job.coati.restart,
