@@ -1,5 +1,7 @@
 //! The command line. Flags have the Object Detection API's names; dashes work as well as underscores.
 
+#![allow(clippy::doc_markdown, reason = "these comments are the help that users read")]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

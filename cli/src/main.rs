@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(args::normalised(std::env::args_os()));
     log(cli.verbose);
     let outcome = match cli.command {
-        Command::Train(args) => commands::train::run(args, cli.verbose),
+        Command::Train(args) => commands::train::run(&args, cli.verbose),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Status(args) => commands::status::run(&args),
         Command::Scale(args) => commands::scale::run(&args),

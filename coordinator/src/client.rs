@@ -331,6 +331,7 @@ pub fn calls_for_rejoining(error: &rpc::Error) -> bool {
     moved_on || error.is_absence()
 }
 
+#[allow(clippy::too_many_arguments, reason = "one caller, which spawns it")]
 async fn beat(
     peer: Peer,
     mut rpc: CoordinatorClient<Channel>,

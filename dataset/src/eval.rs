@@ -158,6 +158,7 @@ mod tests {
     use crate::example::Classes;
     use crate::testing::{file, good, image, record};
 
+    #[allow(clippy::needless_pass_by_value, reason = "tests make them in place")]
     fn examples(records: &[Vec<u8>], options: Options) -> (tempfile::TempDir, Examples) {
         let (folder, path) = file(records);
         let source = Arc::new(Source::open_files(&[path]).unwrap());

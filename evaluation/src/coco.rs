@@ -105,7 +105,7 @@ pub struct Metrics {
     /// In the order of [`METRIC_NAMES`].
     #[serde(skip)]
     pub values: [f64; 12],
-    /// AP (IoU 0.50 to 0.95) of each category that has groundtruth, by name.
+    /// AP (`IoU` 0.50 to 0.95) of each category that has groundtruth, by name.
     pub ap_by_category: Vec<(String, f64)>,
 }
 
@@ -115,12 +115,12 @@ impl Metrics {
         METRIC_NAMES.iter().copied().zip(self.values.iter().copied())
     }
 
-    /// mAP over IoU 0.50 to 0.95.
+    /// mAP over `IoU` 0.50 to 0.95.
     pub fn ap(&self) -> f64 {
         self.values[0]
     }
 
-    /// mAP at IoU 0.50.
+    /// mAP at `IoU` 0.50.
     pub fn ap50(&self) -> f64 {
         self.values[1]
     }

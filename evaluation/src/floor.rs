@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use crate::coco::{Error, Evaluator, Metrics};
 use crate::sample::{Category, ImageDetections, ImageGroundtruth};
 
+/// A way to choose one box for all images.
+type Rule = fn(&[[f32; 4]]) -> [f32; 4];
+
 /// One image of the set: id, `[height, width]` in pixels, groundtruth.
 pub type Sized = (String, [f32; 2], ImageGroundtruth);
 
@@ -31,7 +34,6 @@ pub fn best_constant_box(categories: &[Category], images: &[Sized]) -> Result<Fl
             by_class.entry(class).or_default().push(normalised);
         }
     }
-    type Rule = fn(&[[f32; 4]]) -> [f32; 4];
     let rules: [(&'static str, Rule); 4] = [
         ("mean box", mean),
         ("median box", median),

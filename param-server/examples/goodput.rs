@@ -5,7 +5,7 @@
 //!     cargo run --release -p coati-param-server --example goodput -- [--clients 2] [--servers 3] [--megabytes 100]
 //!
 //! Prints MB/s pulled plus pushed over all clients (MB = 10^6 bytes), CPU seconds a GB over all processes, and what the
-//! servers hold and occupy in memory. With COATI_CREDENTIALS=FOLDER everything goes through TLS. Compare with TensorFlow's parameter servers on the same machine.
+//! servers hold and occupy in memory. With `COATI_CREDENTIALS=FOLDER` everything goes through TLS. Compare with TensorFlow's parameter servers on the same machine.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its purpose")]
 

@@ -118,6 +118,7 @@ impl Cluster {
 
     /// Takes part until the job ends: joins, trains, and joins again when the others went on without this replica or were
     /// away. `started` is called each time it has joined; `between` after each step, `idle` now and then while it waits to train.
+    #[allow(clippy::too_many_arguments, reason = "the callbacks borrow different parts")]
     fn take_part(
         &self,
         runtime: &Runtime,

@@ -78,7 +78,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
             parts.push([
                 sum(|l| l.forward_s),
                 sum(|l| l.backward_s),
-                (computed - pulled).as_secs_f64() * 1e3,
+                computed.saturating_sub(pulled).as_secs_f64() * 1e3,
             ]);
         }
     }

@@ -31,11 +31,11 @@ const WORKER_LEAVES: Duration = Duration::from_secs(5);
 const STARTED_AT: &str = "COATI_STARTED_AT";
 
 /// `verbose` as on the command line: without it the informative lines of a cluster's tasks are in their log files alone.
-pub(crate) fn run(args: TrainArgs, verbose: u8) -> anyhow::Result<()> {
+pub(crate) fn run(args: &TrainArgs, verbose: u8) -> anyhow::Result<()> {
     let task = TfConfig::from_env()?;
     let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
     if task.is_some() {
-        let sources = credentials(&args, plan.as_ref())?;
+        let sources = credentials(args, plan.as_ref())?;
         // Whichever task comes first makes what is not given; all others find it.
         sources.make()?;
         sources.load(Duration::ZERO)?.install();
@@ -44,11 +44,11 @@ pub(crate) fn run(args: TrainArgs, verbose: u8) -> anyhow::Result<()> {
     if let Some(config) = task.as_ref().filter(|config| config.task.kind == TaskType::Ps) {
         return serve(config);
     }
-    let options = options(&args, plan.as_ref())?;
+    let options = options(args, plan.as_ref())?;
     match (task, plan) {
         (Some(config), plan) => one_task(&options, &config, plan.as_ref()),
         (None, Some(plan)) if !plan.is_single() => {
-            let sources = credentials(&args, Some(&plan))?;
+            let sources = credentials(args, Some(&plan))?;
             launch(&options, plan, &sources, verbose)
         }
         (None, _) => {

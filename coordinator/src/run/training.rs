@@ -183,7 +183,9 @@ impl Run {
             inner.decide(&broken, Fate::Dropped);
             let broken = broken.iter().filter_map(|r| inner.details.remove(&r.replica));
             let broken: Vec<String> = broken.flat_map(|details| details.bad_records).collect();
-            broken.into_iter().for_each(|text| self.state.warn(text));
+            for text in broken {
+                self.state.warn(text);
+            }
             let details: Vec<(u32, Details)> = chosen
                 .iter()
                 .filter_map(|r| Some((r.samples, inner.details.remove(&r.replica)?)))

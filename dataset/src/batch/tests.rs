@@ -44,7 +44,9 @@ fn soon() -> Instant {
 
 fn batches(source: &Arc<Source>, options: Options, leases: &[Lease]) -> Vec<Batch> {
     let loader = Loader::new(Arc::clone(source), options).unwrap();
-    leases.iter().for_each(|&lease| loader.request(lease));
+    for &lease in leases {
+        loader.request(lease);
+    }
     let next = |&expected: &Lease| {
         let (lease, batch) = loader.next(soon()).unwrap();
         assert_eq!(lease, expected);

@@ -18,7 +18,7 @@ pub(super) struct Layout {
 }
 
 /// Looks at `data_dir` (or `data_dir/VOC<year>`): `Annotations` + `JPEGImages` (+ `ImageSets/Main/<set>.txt`), or XML files lying beside
-/// their images as LabelImg leaves them.
+/// their images as `LabelImg` leaves them.
 pub(super) fn find(
     data_dir: &Path,
     year: Option<&str>,

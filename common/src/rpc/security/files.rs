@@ -126,7 +126,7 @@ impl Sources {
                     waited,
                 });
             }
-            std::thread::sleep(PAUSE.min(limit - waited));
+            std::thread::sleep(PAUSE.min(limit.saturating_sub(waited)));
         }
     }
 }
