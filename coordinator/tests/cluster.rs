@@ -115,6 +115,7 @@ pub(crate) fn options(model_dir: &Path, incarnation: u64) -> Options {
         synchronous: true,
         replicas_to_aggregate: 0,
         max_staleness: 0,
+        compression: coati_proto::coati::v1::Compression::default(),
         cadence: cadence::Options {
             every: LIMIT * 60,
             every_steps: None,

@@ -84,6 +84,7 @@ impl Replica {
             seconds: Vec::new(),
             wait_ms: 0,
             bad_records: Vec::new(),
+            ..Default::default()
         }
     }
 

@@ -11,3 +11,4 @@ mod placements;
 mod processes;
 mod schedules;
 mod steps;
+mod wire;

@@ -30,6 +30,8 @@ pub struct Cluster {
     pub strategy: Strategy,
     /// `coati.consistency.max_staleness`
     pub max_staleness: Option<u64>,
+    /// `coati.compression`
+    pub compression: v1::Compression,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
@@ -254,6 +256,8 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
                 epoch,
                 seconds,
                 staleness,
+                bytes_pushed,
+                bytes_pulled,
             } => {
                 session.step(&StepRecord {
                     step: version,
@@ -263,6 +267,8 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
                     epoch,
                     seconds,
                     staleness,
+                    bytes_pushed,
+                    bytes_pulled,
                 });
             }
             Event::Saved { prefix, step } => newest = Some(session.saved(prefix, step)),
@@ -301,6 +307,7 @@ fn coordinator_options(
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
         // A replica that computes at half the others' speed is twice the number of replicas behind.
         max_staleness: cluster.max_staleness.unwrap_or(4 * u64::from(workers + 1)),
+        compression: cluster.compression,
         cadence: cadence::Options {
             every: options.save_every,
             every_steps: options.save_every_steps,

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
 use coati_coordinator::client::Directive;
-use coati_param_server::{Admit, PsGroup, Tag};
+use coati_param_server::client::Moved;
+use coati_param_server::{Admit, Compression, PsGroup, Tag};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome;
 use tokio::runtime::Handle;
@@ -35,26 +36,31 @@ pub(crate) struct Remote {
     exhausted: bool,
     /// The version that is in the replica's vector already.
     ahead: Option<u64>,
+    /// Bytes that were reported.
+    moved: Moved,
 }
 
 impl Remote {
     /// For the replica that the plan is for.
     pub(crate) fn new(runtime: Handle, coordinator: Client, servers: PsGroup, plan: &v1::JobPlan) -> Self {
+        let compression = plan.compression.as_ref().map(Compression::from).unwrap_or_default();
         Self {
             runtime,
             coordinator,
-            servers,
+            servers: servers.with_compression(compression),
             replica: plan.replica,
             synchronous: plan.synchronous,
             sequence: 0,
             reserve: VecDeque::new(),
             exhausted: false,
             ahead: None,
+            moved: Moved::default(),
         }
     }
 
     fn report_request(&self, contribution: &Contribution<'_>, tag: Tag, push: Duration) -> v1::ReportRequest {
         let phases = &contribution.phases;
+        let moved = self.servers.moved();
         v1::ReportRequest {
             tag: Some(v1::PushTag {
                 job: Some(self.coordinator.job().clone()),
@@ -72,6 +78,8 @@ impl Remote {
             ]),
             wait_ms: 0,
             bad_records: contribution.bad_records.clone(),
+            bytes_pushed: moved.pushed - self.moved.pushed,
+            bytes_pulled: moved.pulled - self.moved.pulled,
         }
     }
 }
@@ -173,13 +181,14 @@ impl Exchange for Remote {
         let begun = Instant::now();
         let admitted = self
             .runtime
-            .block_on(self.servers.push(tag, contribution.gradients, TRANSFER))
+            .block_on(self.servers.push_shared(tag, contribution.gradients, TRANSFER))
             .map_err(Error::new)?;
         if admitted == Admit::TooOld {
             let version = contribution.version;
             tracing::debug!(version, "the gradient is too old; the coordinator will drop it");
         }
         let request = self.report_request(contribution, tag, begun.elapsed());
+        self.moved = self.servers.moved();
         self.coordinator.set_activity("waiting_for_commit");
         let reply = if self.synchronous {
             let next = contribution.version + 1;

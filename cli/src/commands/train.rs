@@ -211,6 +211,7 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
             Placement::RoundRobin => Strategy::RoundRobin,
         },
         max_staleness: plan.and_then(|plan| plan.consistency.max_staleness),
+        compression: plan.map(|plan| plan.compression.to_wire()).unwrap_or_default(),
         limits,
     };
     match config.task.kind {

@@ -17,6 +17,6 @@ mod suggest;
 mod yaml;
 
 pub use file::ClusterFile;
-pub use plan::{ClusterPlan, Devices, MachineRole, Placement};
+pub use plan::{ClusterPlan, Compression, Devices, GradientCompression, MachineRole, Placement, WeightCompression};
 pub use task::{TaskId, TaskType};
 pub use tf_config::{Address, ClusterSpec, TfConfig};

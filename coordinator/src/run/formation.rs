@@ -64,6 +64,7 @@ impl Run {
             max_staleness: options.max_staleness,
             data_seed: options.data_seed,
             batch_size: options.batch_size,
+            compression: Some(options.compression),
         });
         if let Phase::Failed(reason) = &inner.phase {
             return Err(reason.clone());

@@ -134,6 +134,7 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
         state: Arc::clone(&state),
         events,
         options,
+        saving: tokio::sync::Mutex::default(),
     };
     let outcome = tokio::spawn(run.run());
     Ok(Handle {
@@ -149,6 +150,8 @@ struct Run {
     state: Arc<State>,
     events: mpsc::UnboundedSender<Event>,
     options: Options,
+    /// The checkpoint that is being written while training goes on.
+    saving: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Run {

@@ -65,6 +65,8 @@ pub struct Options {
     pub replicas_to_aggregate: u32,
     /// Bound in asynchronous training.
     pub max_staleness: u64,
+    /// What travels in a shorter form than float32.
+    pub compression: v1::Compression,
     /// When to save.
     pub cadence: cadence::Options,
     /// What to keep.
@@ -134,6 +136,10 @@ pub enum Event {
         seconds: Vec<(String, f64)>,
         /// Largest staleness among the contributors.
         staleness: u64,
+        /// Bytes of gradients that the contributors sent.
+        bytes_pushed: u64,
+        /// Bytes of variables that they received.
+        bytes_pulled: u64,
     },
     /// A checkpoint is complete.
     Saved {

@@ -1,49 +1,111 @@
-//! Checkpoints: each server writes its data file, then come index, manifest and state.
+//! Checkpoints: all servers keep one version; while training goes on each writes its data file, then come index, manifest
+//! and state.
 
-use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coati_checkpoint::manifest::{self, DataPosition, Manifest};
 use coati_checkpoint::{keep, saver};
 use coati_param_server::{PsGroup, Strategy};
 use coati_proto::coati::v1;
 
+use tokio::sync::mpsc;
+
 use super::{Event, Init, Run};
+use crate::state::State;
+
+/// A checkpoint that all servers keep the values of: what is left to do needs nobody to wait.
+struct Kept {
+    servers: PsGroup,
+    version: u64,
+    prefix: PathBuf,
+    folder: PathBuf,
+    manifest: Manifest,
+    keeping: keep::Options,
+    limit: Duration,
+    state: Arc<State>,
+    events: mpsc::UnboundedSender<Event>,
+}
 
 impl Run {
-    /// Writes a checkpoint of the newest version, unless it has one. No commit is under way meanwhile, so that it is one
-    /// instant.
+    /// Writes a checkpoint of the newest version, unless it has one.
     pub(super) async fn save(&self, servers: &PsGroup) -> Result<(), String> {
+        self.saved().await;
+        match self.snapshot(servers).await? {
+            Some(kept) => kept.write().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a checkpoint of the newest version be written while training goes on. A failure is said and costs nothing but the
+    /// checkpoint: the next attempt comes with the next due time. False when the one before is not written yet: later.
+    pub(super) async fn save_on_the_way(&self, servers: &PsGroup, version: u64) -> bool {
+        // Who names steps gets these steps; who names times can wait for a slow disk without training waiting for it.
+        if self.options.cadence.every_steps.is_some() {
+            self.saved().await;
+        } else if self
+            .saving
+            .lock()
+            .await
+            .as_ref()
+            .is_some_and(|task| !task.is_finished())
+        {
+            return false;
+        }
+        let failed =
+            move |error: String| format!("checkpoint of step {version} failed; the previous one stays: {error}");
+        match self.snapshot(servers).await {
+            Ok(None) => {}
+            Ok(Some(kept)) => {
+                let events = self.events.clone();
+                let writing = tokio::spawn(async move {
+                    if let Err(error) = kept.write().await {
+                        let _ = events.send(Event::Warning(failed(error)));
+                    }
+                });
+                *self.saving.lock().await = Some(writing);
+            }
+            Err(error) => self.warn(failed(error)),
+        }
+        true
+    }
+
+    /// Waits for the checkpoint that is being written; its own limits end it.
+    async fn saved(&self) {
+        let writing = self.saving.lock().await.take();
+        if let Some(writing) = writing
+            && let Err(error) = writing.await
+        {
+            self.warn(format!("a checkpoint's writing ended unexpectedly: {error}"));
+        }
+    }
+
+    /// Lets all servers keep the newest version. No commit is under way meanwhile, so that it is one instant.
+    async fn snapshot(&self, servers: &PsGroup) -> Result<Option<Kept>, String> {
         let (version, data, last) = {
             let inner = self.state.lock();
             (inner.clock.version(), inner.ledger.position(), inner.last_checkpoint)
         };
         let new_job = matches!(self.options.init, Init::Values(_));
         if version == last && !(new_job && version == 0) {
-            return Ok(());
+            return Ok(None);
         }
-        let prefix = saver::prefix(&self.options.model_dir, version);
-        let saved = servers
-            .save(&prefix.display().to_string(), version, self.options.limits.save)
+        servers
+            .snapshot(version, self.options.limits.commit)
             .await
-            .map_err(|error| {
-                // What was written of it must not be mistaken for a checkpoint.
-                let _ = keep::delete(&prefix);
-                error.to_string()
-            })?;
-        let manifest = self.manifest(version, data);
-        let (folder, keeping, shards) = (
-            self.options.model_dir.clone(),
-            self.options.keep,
-            self.options.ps_addresses.len() as u32,
-        );
-        let done = prefix.clone();
-        tokio::task::spawn_blocking(move || publish(&folder, &done, shards, &saved.tensors, manifest, keeping))
-            .await
-            .map_err(|error| error.to_string())??;
-        self.state.lock().last_checkpoint = version;
-        let _ = self.events.send(Event::Saved { prefix, step: version });
-        Ok(())
+            .map_err(|error| error.to_string())?;
+        Ok(Some(Kept {
+            servers: servers.clone(),
+            version,
+            prefix: saver::prefix(&self.options.model_dir, version),
+            folder: self.options.model_dir.clone(),
+            manifest: self.manifest(version, data),
+            keeping: self.options.keep,
+            limit: self.options.limits.save,
+            state: Arc::clone(&self.state),
+            events: self.events.clone(),
+        }))
     }
 
     fn manifest(&self, version: u64, data: DataPosition) -> Manifest {
@@ -68,6 +130,30 @@ impl Run {
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             files: Vec::new(),
         }
+    }
+}
+
+impl Kept {
+    async fn write(self) -> Result<(), String> {
+        let Self { version, prefix, .. } = self;
+        let saved = self
+            .servers
+            .save(&prefix.display().to_string(), version, self.limit)
+            .await
+            .map_err(|error| {
+                // What was written of it must not be mistaken for a checkpoint.
+                let _ = keep::delete(&prefix);
+                error.to_string()
+            })?;
+        let shards = self.servers.clients().len() as u32;
+        let (folder, done) = (self.folder, prefix.clone());
+        let (manifest, keeping) = (self.manifest, self.keeping);
+        tokio::task::spawn_blocking(move || publish(&folder, &done, shards, &saved.tensors, manifest, keeping))
+            .await
+            .map_err(|error| error.to_string())??;
+        self.state.lock().last_checkpoint = version;
+        let _ = self.events.send(Event::Saved { prefix, step: version });
+        Ok(())
     }
 }
 

@@ -56,8 +56,9 @@ impl Run {
                         let stop = self.state.lock().stop.clone();
                         return Ok(stop.filter(|_| version < self.options.num_steps));
                     }
-                    if cadence::is_due(Instant::now(), version, last, self.options.cadence) {
-                        self.save_on_the_way(servers, version).await;
+                    if cadence::is_due(Instant::now(), version, last, self.options.cadence)
+                        && self.save_on_the_way(servers, version).await
+                    {
                         (last.at, last.version) = (Instant::now(), version);
                         committed_at = last.at;
                     }
@@ -89,16 +90,7 @@ impl Run {
         }
     }
 
-    /// A failure is said and costs nothing but the checkpoint: the next attempt comes with the next due time.
-    async fn save_on_the_way(&self, servers: &PsGroup, version: u64) {
-        if let Err(error) = self.save(servers).await {
-            self.warn(format!(
-                "checkpoint of step {version} failed; the previous one stays: {error}"
-            ));
-        }
-    }
-
-    fn warn(&self, text: String) {
+    pub(super) fn warn(&self, text: String) {
         let _ = self.events.send(Event::Warning(text));
     }
 
@@ -162,6 +154,8 @@ impl Run {
             epoch,
             seconds: time.named(),
             staleness: staleness.max().unwrap_or(0),
+            bytes_pushed: details.iter().map(|(_, details)| details.bytes[0]).sum(),
+            bytes_pulled: details.iter().map(|(_, details)| details.bytes[1]).sum(),
         });
         Ok((committed.version, last_step))
     }

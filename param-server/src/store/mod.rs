@@ -21,7 +21,8 @@ pub use engine::Committed;
 pub use ledger::{Admit, Contributor, Ledger, Prepared, Tag};
 pub use persist::{Restored, Saved};
 pub use snapshot::Snapshot;
-pub use staging::{Loading, Push, Staging};
+pub(crate) use staging::Covered;
+pub use staging::{Chunk, Loading, Push, Staging};
 
 use crate::optimizer::OptimizerConfig;
 use crate::placement::Layout;
@@ -174,7 +175,7 @@ impl Store {
         match self.begin_push(job, tag)? {
             Push::Ignored(admit) => Ok(admit),
             Push::Wanted(mut staging) => {
-                staging.write(0, bytemuck::cast_slice(data))?;
+                staging.take(0, data)?;
                 staging.finish()
             }
         }
@@ -199,6 +200,11 @@ impl Store {
     /// As [`Store::pull`], with moving averages in place of trainable variables.
     pub fn pull_averages(&self, job: &v1::JobRef, min_version: u64) -> Result<Snapshot, ServiceError> {
         self.engine(job)?.snapshot(min_version, true)
+    }
+
+    /// How many of the arena's first elements belong to trainable variables alone.
+    pub fn trainable(&self, job: &v1::JobRef) -> Result<usize, ServiceError> {
+        self.engine(job)?.server().map(|server| server.slotted_len)
     }
 
     /// Waits until the variables are at `version` at least, or this incarnation is over. Has no deadline of its own.
@@ -227,7 +233,14 @@ impl Store {
         persist::restore(self.engine(job)?.as_ref(), prefix, version, slots_optional)
     }
 
-    /// Writes this server's data file of a checkpoint of the current version. Commits may go on meanwhile.
+    /// Keeps the current version, which must be `version`, for a [`Store::save`] that comes later. Waits for a commit
+    /// under way and takes moments otherwise: vectors are shared, and copied by the next commit. One version is kept.
+    pub fn snapshot(&self, job: &v1::JobRef, version: u64) -> Result<(), ServiceError> {
+        self.engine(job)?.keep(version)
+    }
+
+    /// Writes this server's data file of a checkpoint of the version that [`Store::snapshot`] kept, which is kept no
+    /// longer then, or else of the current one. Commits may go on meanwhile.
     pub fn save(
         &self,
         job: &v1::JobRef,

@@ -4,7 +4,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::cluster::duration;
-use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement};
+use crate::cluster::plan::{
+    Compression, Consistency, Devices, GradientCompression, Heartbeat, Launcher, Placement, WeightCompression,
+};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
@@ -24,6 +26,8 @@ pub(super) const KEYS: [&str; 11] = [
 
 const CONSISTENCY: [&str; 1] = ["max_staleness"];
 
+const COMPRESSION: [&str; 3] = ["gradients", "weights", "topk_fraction"];
+
 /// Settings of the pipeline that people may look for here.
 const OF_THE_PIPELINE: [&str; 4] = ["sync_replicas", "replicas_to_aggregate", "mode", "synchronous"];
 
@@ -36,6 +40,7 @@ pub(super) struct Coati {
     pub(super) launcher: Launcher,
     pub(super) placement: Placement,
     pub(super) consistency: Consistency,
+    pub(super) compression: Compression,
     pub(super) threads_per_replica: Option<NonZeroU32>,
     pub(super) heartbeat: Heartbeat,
     pub(super) devices: Devices,
@@ -70,7 +75,8 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
                     ));
                 }
             }
-            "compression" | "security" => {
+            "compression" => coati.compression = compression(document, node, &key)?,
+            "security" => {
                 let value = match &node.value {
                     Value::Bool(false) => "none".to_owned(),
                     _ => document.text(node, &key)?,
@@ -141,6 +147,73 @@ fn placement(document: &Document, node: &Node, key: &str) -> Result<Placement, F
         "round_robin" => Ok(Placement::RoundRobin),
         _ => Err(choice(document, node, key, &value, &["balanced", "round_robin"])),
     }
+}
+
+/// `none` (also `false`), or a section.
+fn compression(document: &Document, node: &Node, key: &str) -> Result<Compression, Fault> {
+    let mut compression = Compression::default();
+    match &node.value {
+        Value::Bool(false) => return Ok(compression),
+        Value::Map(_) => {}
+        _ => {
+            let value = document.text(node, key)?;
+            return if value == "none" {
+                Ok(compression)
+            } else {
+                Err(document.fault(
+                    node.at,
+                    format!("unknown value `{value}` of `{key}`"),
+                    Some("write `none`, or a section such as {gradients: bf16, weights: bf16}".to_owned()),
+                ))
+            };
+        }
+    }
+    let fields = document.fields(node, key, &COMPRESSION, &[])?;
+    for name in fields.names() {
+        let Some(node) = fields.get(name) else { continue };
+        let key = format!("{key}.{name}");
+        match name {
+            "gradients" => {
+                let value = document.text(node, &key)?;
+                compression.gradients = match value.as_str() {
+                    "none" => GradientCompression::None,
+                    "bf16" => GradientCompression::Bf16,
+                    "topk" => GradientCompression::TopK,
+                    _ => return Err(choice(document, node, &key, &value, &["none", "bf16", "topk"])),
+                };
+            }
+            "weights" => {
+                let value = document.text(node, &key)?;
+                compression.weights = match value.as_str() {
+                    "none" => WeightCompression::None,
+                    "bf16" => WeightCompression::Bf16,
+                    _ => return Err(choice(document, node, &key, &value, &["none", "bf16"])),
+                };
+            }
+            _ => {
+                let text = document.text(node, &key)?;
+                compression.topk_fraction = text
+                    .parse()
+                    .ok()
+                    .filter(|&share: &f64| share > 0.0 && share <= 1.0)
+                    .ok_or_else(|| {
+                        let message = format!("`{key}` must be above 0 and at most 1, found `{text}`");
+                        document.fault(node.at, message, Some("0.01 sends one element of a hundred".to_owned()))
+                    })?;
+            }
+        }
+    }
+    if let Some(node) = fields.get("topk_fraction")
+        && compression.gradients != GradientCompression::TopK
+    {
+        let message = format!("`{key}.topk_fraction` without `gradients: topk`");
+        return Err(document.fault(
+            node.at,
+            message,
+            Some("add `gradients: topk`, or leave it out".to_owned()),
+        ));
+    }
+    Ok(compression)
 }
 
 fn devices(document: &Document, node: &Node, key: &str) -> Result<Devices, Fault> {

@@ -33,6 +33,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         launcher: job.coati.launcher,
         placement: job.coati.placement,
         consistency: job.coati.consistency,
+        compression: job.coati.compression,
         threads_per_replica: job.coati.threads_per_replica,
         heartbeat: job.coati.heartbeat,
         devices: job.coati.devices,
