@@ -128,14 +128,13 @@ impl Run {
         match init {
             Init::Values(values) => {
                 servers.load(values, 0, limits.formation).await?;
-                Ok((0, DataPosition::default()))
             }
-            Init::Checkpoint { prefix, step, data } => {
+            Init::Checkpoint { prefix, step, .. } => {
                 let prefix = prefix.display().to_string();
                 servers.restore(&prefix, *step, false, limits.save).await?;
-                Ok((*step, data.clone()))
             }
         }
+        Ok(init.position())
     }
 
     /// Waits for the replicas: the first time for all of them, later on for those that were there before, and not for long.

@@ -96,10 +96,7 @@ pub async fn start_as(
         // Incarnations that the job took while it ran.
         options.job.incarnation = options.job.incarnation.max(log.job.incarnation + 1);
     }
-    let (version, data) = match &options.init {
-        Init::Values(_) => (0, DataPosition::default()),
-        Init::Checkpoint { step, data, .. } => (*step, data.clone()),
-    };
+    let (version, data) = options.init.position();
     let expected = (0..=options.workers).map(task_of).collect();
     let inner = incarnation(&options, options.job.clone(), version, &data, expected);
     let state = Arc::new(State::new(inner, events));

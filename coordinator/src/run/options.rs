@@ -31,6 +31,16 @@ pub enum Init {
     },
 }
 
+impl Init {
+    /// The version that training goes on from, and what of the data was used until there.
+    pub(super) fn position(&self) -> (u64, DataPosition) {
+        match self {
+            Self::Values(_) => (0, DataPosition::default()),
+            Self::Checkpoint { step, data, .. } => (*step, data.clone()),
+        }
+    }
+}
+
 /// A job.
 #[derive(Clone, Debug)]
 pub struct Options {

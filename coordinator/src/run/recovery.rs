@@ -96,10 +96,7 @@ impl Run {
             })
         });
         let init = saved.unwrap_or_else(|| self.options.init.clone());
-        let (to, data) = match &init {
-            Init::Values(_) => (0, DataPosition::default()),
-            Init::Checkpoint { step, data, .. } => (*step, data.clone()),
-        };
+        let (to, data) = init.position();
         let (from, awaited) = {
             let mut inner = self.state.lock();
             if let Phase::Failed(reason) = &inner.phase {
