@@ -310,6 +310,7 @@ impl Coordinator for Service {
                         losses: request.losses,
                         seconds: request.seconds,
                         bad_records,
+                        bytes: [request.bytes_pushed, request.bytes_pulled],
                     };
                     inner.details.insert(tag.replica, details);
                 }

@@ -49,6 +49,8 @@ pub(crate) struct Details {
     pub losses: Vec<v1::Scalar>,
     pub seconds: Vec<v1::Scalar>,
     pub bad_records: Vec<String>,
+    /// Bytes of gradients sent and of variables received.
+    pub bytes: [u64; 2],
 }
 
 impl Details {

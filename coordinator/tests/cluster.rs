@@ -119,6 +119,7 @@ pub(crate) fn options(model_dir: &Path, incarnation: u64) -> Options {
         replicas_to_aggregate: 0,
         consistency: Consistency::default(),
         on_nan: OnNan::Stop,
+        compression: coati_proto::coati::v1::Compression::default(),
         cadence: cadence::Options {
             every: LIMIT * 60,
             every_steps: None,

@@ -127,6 +127,8 @@ fn request() -> impl Strategy<Value = Request> {
                 bad_records: vec![bad],
                 generation: 0,
                 non_finite: String::new(),
+                bytes_pushed: samples,
+                bytes_pulled: u64::MAX,
             })
         });
     prop_oneof![register, heartbeat, plan, lease, report]

@@ -36,6 +36,8 @@ pub struct Cluster {
     pub consistency: Consistency,
     /// `coati.on_nan`
     pub on_nan: OnNan,
+    /// `coati.compression`
+    pub compression: v1::Compression,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
@@ -364,6 +366,8 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
                 epoch,
                 seconds,
                 staleness,
+                bytes_pushed,
+                bytes_pulled,
             } => {
                 session.step(&StepRecord {
                     step: version,
@@ -373,6 +377,8 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
                     epoch,
                     seconds,
                     staleness,
+                    bytes_pushed,
+                    bytes_pulled,
                 });
             }
             Event::Saved { prefix, step } => newest = Some(session.saved(prefix, step)),
@@ -411,6 +417,7 @@ fn coordinator_options(
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
         consistency: consistency(&cluster.consistency, workers + 1),
         on_nan: cluster.on_nan,
+        compression: cluster.compression,
         cadence: cadence::Options {
             every: options.save_every,
             every_steps: options.save_every_steps,

@@ -95,7 +95,7 @@ fn train(exchange: &mut impl Exchange) -> Vec<u64> {
             version,
             lease,
             samples: lease.count,
-            gradients: &gradients,
+            gradients: &std::sync::Arc::new(gradients),
             losses: vec![("Loss/total_loss", 1.0)],
             phases: Phases::default(),
             bad_records: Vec::new(),
@@ -173,6 +173,7 @@ fn over_the_wire(folder: &Path, text: &str, servers: u32) -> Vec<u64> {
             replicas_to_aggregate: 0,
             consistency: Consistency::default(),
             on_nan: coati_common::cluster::OnNan::Stop,
+            compression: coati_proto::coati::v1::Compression::default(),
             cadence: cadence::Options {
                 every: LIMIT,
                 every_steps: None,

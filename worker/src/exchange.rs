@@ -1,5 +1,6 @@
 //! How a replica gets variables and records, and gives gradients: one trait, whatever carries them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The right to use `count` records from `first_position` of the endless record sequence.
@@ -32,7 +33,8 @@ pub struct Contribution<'a> {
     /// Examples that the gradients are a mean over.
     pub samples: u32,
     /// Flat vector: gradients of trainable variables, batch statistics in the places of moving ones.
-    pub gradients: &'a [f32],
+    /// Shared, so that a connection can send it from where it is.
+    pub gradients: &'a Arc<Vec<f32>>,
     /// Loss parts by the reference's names (`Loss/classification_loss`, …).
     pub losses: Vec<(&'static str, f64)>,
     /// Where the time went so far.

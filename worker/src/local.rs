@@ -279,6 +279,8 @@ impl Exchange for Local {
             epoch: self.ledger.position().position.saturating_sub(1) / self.options.record_count.max(1),
             seconds: timing::attribute(began, self.committed_at, &[spans]).named(),
             staleness: Vec::new(),
+            bytes_pushed: 0,
+            bytes_pulled: 0,
         }));
         let last = self.version >= self.options.num_steps || self.options.stop.raised();
         if !last

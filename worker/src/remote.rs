@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
 use coati_coordinator::client::{Directive, calls_for_rejoining};
-use coati_param_server::{Admit, PsGroup, Tag};
+use coati_param_server::client::Moved;
+use coati_param_server::{Admit, Compression, PsGroup, Tag};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome;
 use tokio::runtime::Handle;
@@ -59,6 +60,8 @@ pub(crate) struct Remote {
     exhausted: bool,
     /// The version that is in the replica's vector already.
     ahead: Option<u64>,
+    /// Bytes that were reported.
+    moved: Moved,
 }
 
 impl Remote {
@@ -70,10 +73,11 @@ impl Remote {
         plan: &v1::JobPlan,
         leave: StopFlag,
     ) -> Self {
+        let compression = plan.compression.as_ref().map(Compression::from).unwrap_or_default();
         Self {
             runtime,
             coordinator,
-            servers,
+            servers: servers.with_compression(compression),
             replica: plan.replica,
             synchronous: plan.synchronous,
             skip_non_finite: plan.skip_non_finite,
@@ -82,6 +86,7 @@ impl Remote {
             reserve: VecDeque::new(),
             exhausted: false,
             ahead: None,
+            moved: Moved::default(),
         }
     }
 
@@ -95,6 +100,7 @@ impl Remote {
 
     fn report_request(&self, contribution: &Contribution<'_>, tag: Tag, push: Duration) -> v1::ReportRequest {
         let phases = &contribution.phases;
+        let moved = self.servers.moved();
         v1::ReportRequest {
             tag: Some(v1::PushTag {
                 job: Some(self.coordinator.job().clone()),
@@ -114,6 +120,8 @@ impl Remote {
             generation: 0,
             bad_records: contribution.bad_records.clone(),
             non_finite: String::new(),
+            bytes_pushed: moved.pushed - self.moved.pushed,
+            bytes_pulled: moved.pulled - self.moved.pulled,
         }
     }
 }
@@ -216,7 +224,7 @@ impl Exchange for Remote {
         let begun = Instant::now();
         let pushed = self
             .runtime
-            .block_on(self.servers.push(tag, contribution.gradients, TRANSFER));
+            .block_on(self.servers.push_shared(tag, contribution.gradients, TRANSFER));
         let (admitted, non_finite) = match pushed {
             Err(error) if self.skip_non_finite && error.code() == Some(ErrorCode::NonFiniteGradient) => {
                 (Admit::Duplicate, error.to_string())
@@ -231,6 +239,7 @@ impl Exchange for Remote {
             non_finite,
             ..self.report_request(contribution, tag, begun.elapsed())
         };
+        self.moved = self.servers.moved();
         self.coordinator.set_activity("waiting_for_commit");
         let reply = if self.synchronous {
             let next = contribution.version + 1;

@@ -1,5 +1,6 @@
 //! The training loop of one replica: lease, pull, compute, push, until the job ends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coati_dataset::batch::{self, Batch, Loader};
@@ -73,7 +74,7 @@ pub fn train<M: Model, E: Exchange>(
     between: &mut Between<'_, M, E>,
 ) -> Result<End, Error> {
     let mut variables = vec![0.0; model.flat_elements()];
-    let mut gradients = vec![0.0; model.flat_elements()];
+    let mut gradients = Arc::new(vec![0.0; model.flat_elements()]);
     let mut version = start_version;
     let mut exhausted = false;
     let mut reported_bad = 0;
@@ -98,7 +99,7 @@ pub fn train<M: Model, E: Exchange>(
         exchange.activity("computing");
         let begun = Instant::now();
         let losses = model
-            .step(&variables, &batch, &mut gradients)
+            .step(&variables, &batch, Arc::<Vec<f32>>::make_mut(&mut gradients))
             .map_err(|message| Error::Model { step: version, message })?;
         let compute = begun.elapsed();
 

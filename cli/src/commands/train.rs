@@ -251,6 +251,7 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
         },
         consistency: plan.map(|plan| plan.consistency.clone()).unwrap_or_default(),
         on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
+        compression: plan.map(|plan| plan.compression.to_wire()).unwrap_or_default(),
         limits,
     };
     match config.task.kind {

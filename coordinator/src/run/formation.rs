@@ -45,6 +45,7 @@ impl Run {
             data_seed: options.data_seed,
             batch_size: options.batch_size,
             skip_non_finite: options.on_nan == OnNan::Skip,
+            compression: Some(options.compression),
             // Each replica is told the rest when it asks.
             ..v1::JobPlan::default()
         });

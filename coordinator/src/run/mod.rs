@@ -116,6 +116,7 @@ pub async fn start_as(
         state: Arc::clone(&state),
         steps: Mutex::new(StepLog::new(&options.model_dir)),
         options,
+        saving: tokio::sync::Mutex::default(),
     };
     let outcome = tokio::spawn(run.run(log));
     Ok(Handle {
@@ -170,6 +171,8 @@ struct Run {
     state: Arc<State>,
     steps: Mutex<StepLog>,
     options: Options,
+    /// The checkpoint that is being written while training goes on.
+    saving: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 /// How an incarnation ended.

@@ -78,6 +78,8 @@ pub struct Options {
     pub consistency: Consistency,
     /// What becomes of gradients with NaN or infinity.
     pub on_nan: OnNan,
+    /// What travels in a shorter form than float32.
+    pub compression: v1::Compression,
     /// When to save.
     pub cadence: cadence::Options,
     /// What to keep.
@@ -150,6 +152,10 @@ pub enum Event {
         seconds: Vec<(String, f64)>,
         /// The contributors' ranks, ascending, and how many versions the gradient of each was behind.
         staleness: Vec<(u32, u64)>,
+        /// Bytes of gradients that the contributors sent.
+        bytes_pushed: u64,
+        /// Bytes of variables that they received.
+        bytes_pulled: u64,
     },
     /// Servers lost their variables: the job goes on from an earlier step.
     WentBack {

@@ -83,6 +83,10 @@ pub(super) fn go_on(log: &Log, servers: &[PsStatusReply]) -> bool {
 impl Run {
     /// Ends this incarnation and prepares the next one, from the newest checkpoint.
     pub(super) async fn go_back(&self, reason: &str) -> Result<Source, String> {
+        let ending = self.state.lock().job.incarnation;
+        // Whoever writes a checkpoint of this incarnation gives it up, or completes it: then it is the newest.
+        self.state.servers_lost(ending, reason);
+        self.saved().await;
         let folder = self.options.model_dir.clone();
         let latest = tokio::task::spawn_blocking(move || state::latest(&folder))
             .await

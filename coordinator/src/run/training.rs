@@ -70,8 +70,9 @@ impl Run {
                         let stop = self.state.lock().stop.clone();
                         return Ok(stop.filter(|_| version < self.options.num_steps));
                     }
-                    if cadence::is_due(Instant::now(), version, last, self.options.cadence) {
-                        self.save_on_the_way(servers, version).await;
+                    if cadence::is_due(Instant::now(), version, last, self.options.cadence)
+                        && self.save_on_the_way(servers, version).await
+                    {
                         (last.at, last.version) = (Instant::now(), version);
                         committed_at = last.at;
                     }
@@ -99,15 +100,6 @@ impl Run {
         for lost in lost {
             self.state.warn(&lost.words);
             recovery::ask_for_restart(&self.options.model_dir, lost.task, lost.pid);
-        }
-    }
-
-    /// A failure is said and costs nothing but the checkpoint: the next attempt comes with the next due time.
-    async fn save_on_the_way(&self, servers: &PsGroup, version: u64) {
-        if let Err(error) = self.save(servers).await {
-            self.state.warn(format!(
-                "checkpoint of step {version} failed; the previous one stays: {error}"
-            ));
         }
     }
 
@@ -212,6 +204,8 @@ impl Run {
             epoch,
             seconds: time.named(),
             staleness: staleness.collect(),
+            bytes_pushed: bytes_moved(&details, 0),
+            bytes_pulled: bytes_moved(&details, 1),
         });
         Ok((committed.version, last_step))
     }
@@ -255,6 +249,12 @@ fn is_skipped(reported: &Reported) -> bool {
 
 fn retryable(error: &coati_param_server::client::Error) -> bool {
     error.rpc().is_some_and(coati_common::rpc::Error::retryable)
+}
+
+/// What the contributors together say that they pushed (0) or pulled (1).
+fn bytes_moved(details: &[(u32, Details)], which: usize) -> u64 {
+    let each = details.iter().map(|(_, details)| details.bytes[which]);
+    each.fold(0, u64::saturating_add)
 }
 
 /// Means over the contributors' samples.

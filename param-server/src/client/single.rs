@@ -89,6 +89,8 @@ pub struct Configuration {
 pub struct PsClient {
     pub(super) peer: Peer,
     pub(super) rpc: ParameterServerClient<Channel>,
+    /// The same connection, for bulk data.
+    pub(super) channel: Channel,
     pub(super) job: v1::JobRef,
     pub(super) index: u32,
     /// Rank that pulls, if it is a replica's connection.
@@ -111,12 +113,13 @@ impl PsClient {
     ) -> Result<Self, Error> {
         let peer = Peer::ps(index, address);
         let channel = rpc::connect_as(security, &peer, deadline).await?;
-        let rpc = ParameterServerClient::new(channel)
+        let rpc = ParameterServerClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
         Ok(Self {
             peer,
             rpc,
+            channel,
             job,
             index,
             replica: None,
@@ -214,6 +217,16 @@ impl PsClient {
             version: reply.version,
             learning_rate: reply.learning_rate,
         })
+    }
+
+    /// Keeps the current version, which must be `version`, for a [`PsClient::save`] that comes later.
+    pub async fn snapshot(&self, version: u64, limit: Duration) -> Result<(), Error> {
+        let request = v1::SnapshotRequest {
+            job: self.job(),
+            version,
+        };
+        let what = format!("snapshot of version {version}");
+        unary!(self, &what, limit, snapshot, request).map(|_| ())
     }
 
     /// Writes its data file (`shard` of `shard_count`) of a checkpoint of `version`.

@@ -1,16 +1,15 @@
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_server::ParameterServer;
-use futures::{Stream, StreamExt as _, stream};
+use http::HeaderMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::life::{Contact, Ended, Life};
 use crate::optimizer::OptimizerConfig;
-use crate::store::{Admit, Consistency, Contributor, Push, Store, Tag};
+use crate::store::{Consistency, Contributor, Store};
 
 /// A pull without a deadline of its own waits this long for its version.
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
@@ -22,14 +21,16 @@ pub(super) struct Service {
     life: Arc<Life>,
 }
 
-type PullStream = Pin<Box<dyn Stream<Item = Result<v1::PullChunk, Status>> + Send>>;
-
 impl Service {
     pub(super) fn new(index: u32, store: Arc<Store>, life: Arc<Life>) -> Self {
         Self { index, store, life }
     }
 
-    fn contact(&self) -> Result<Contact, ServiceError> {
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(super) fn contact(&self) -> Result<Contact, ServiceError> {
         if self.life.is_leaving() {
             return Err(ServiceError::new(
                 ErrorCode::ShuttingDown,
@@ -39,7 +40,7 @@ impl Service {
         Ok(self.life.contact())
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, ServiceError> + Send + 'static,
     ) -> Result<T, ServiceError> {
@@ -54,11 +55,11 @@ impl Service {
     }
 }
 
-fn missing(what: &str) -> ServiceError {
+pub(super) fn missing(what: &str) -> ServiceError {
     ServiceError::new(ErrorCode::InvalidRequest, format!("the request has no {what}"))
 }
 
-fn job(job: Option<v1::JobRef>) -> Result<v1::JobRef, ServiceError> {
+pub(super) fn job(job: Option<v1::JobRef>) -> Result<v1::JobRef, ServiceError> {
     job.ok_or_else(|| missing("job"))
 }
 
@@ -165,42 +166,6 @@ impl ParameterServer for Service {
         }))
     }
 
-    async fn push(&self, request: Request<Streaming<v1::PushChunk>>) -> Result<Response<v1::PushReply>, Status> {
-        let _contact = self.contact()?;
-        let mut stream = request.into_inner();
-        let Some(first) = stream.message().await? else {
-            return Err(missing("first chunk").into());
-        };
-        let begun = first.tag.ok_or_else(|| missing("tag")).and_then(|tag| {
-            let job = job(tag.job)?;
-            let tag = Tag {
-                replica: tag.replica,
-                sequence: tag.sequence,
-                version: tag.version,
-            };
-            self.store.begin_push(&job, tag)
-        });
-        let admit = match drained(begun, &mut stream).await? {
-            Push::Ignored(admit) => {
-                while stream.message().await?.is_some() {}
-                admit
-            }
-            Push::Wanted(mut staging) => {
-                let mut next = Some((first.offset, first.data));
-                while let Some((offset, data)) = next {
-                    let written = staging.write(offset, &data);
-                    drained(written, &mut stream).await?;
-                    next = stream.message().await?.map(|chunk| (chunk.offset, chunk.data));
-                }
-                staging.finish()?
-            }
-        };
-        Ok(Response::new(v1::PushReply {
-            staged: admit == Admit::Fresh,
-            too_old: admit == Admit::TooOld,
-        }))
-    }
-
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
         let _contact = self.contact()?;
         let request = request.into_inner();
@@ -223,45 +188,13 @@ impl ParameterServer for Service {
         }))
     }
 
-    type PullStream = PullStream;
-
-    async fn pull(&self, request: Request<v1::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
-        let contact = self.contact()?;
-        let wait = server_wait(&request);
+    async fn snapshot(&self, request: Request<v1::SnapshotRequest>) -> Result<Response<v1::SnapshotReply>, Status> {
+        let _contact = self.contact()?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        // Whatever came of it, the snapshot below says it.
-        let _ = tokio::time::timeout(wait, self.store.wait_for(&job, request.min_version)).await;
-        let (min_version, averages, replica) = (request.min_version, request.moving_averages, request.replica);
-        let snapshot = self
-            .blocking(move |store| {
-                if averages {
-                    store.pull_averages(&job, min_version)
-                } else if let Some(replica) = replica {
-                    store.pull_as(&job, replica, min_version)
-                } else {
-                    store.pull(&job, min_version)
-                }
-            })
+        self.blocking(move |store| store.snapshot(&job, request.version))
             .await?;
-        let version = snapshot.version();
-        let chunks = snapshot.into_chunks().map(|(offset, data)| v1::PullChunk {
-            version: 0,
-            offset,
-            data,
-        });
-        // A server without any variable still says its version.
-        let first = stream::once(async move {
-            Ok(v1::PullChunk {
-                version,
-                ..Default::default()
-            })
-        });
-        let rest = stream::iter(chunks).map(move |chunk| {
-            let _open = &contact;
-            Ok(chunk)
-        });
-        Ok(Response::new(Box::pin(first.chain(rest))))
+        Ok(Response::new(v1::SnapshotReply {}))
     }
 
     #[tracing::instrument(skip_all, fields(ps = self.index))]
@@ -308,9 +241,8 @@ impl ParameterServer for Service {
 }
 
 /// How long a pull may wait here: a little less than its caller does, so that the caller hears why it was in vain.
-fn server_wait<T>(request: &Request<T>) -> Duration {
-    let asked = request
-        .metadata()
+pub(super) fn server_wait(headers: &HeaderMap) -> Duration {
+    let asked = headers
         .get("grpc-timeout")
         .and_then(|value| parse_timeout(value.to_str().ok()?));
     asked.map_or(DEFAULT_WAIT, |timeout| {

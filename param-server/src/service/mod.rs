@@ -2,6 +2,7 @@
 
 mod handlers;
 mod life;
+mod transfer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub use life::Ended;
 use crate::store::{self, Store};
 use handlers::Service;
 use life::Life;
+use transfer::Transfer;
 
 /// What a server needs to know.
 #[derive(Clone, Debug)]
@@ -83,20 +85,23 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let listener = rpc::bind(&options.listen).await?;
     let life = Arc::new(Life::new());
     let store = Arc::new(Store::new(options.store));
-    let service = Service::new(options.index, store, Arc::clone(&life));
-    let service = ParameterServerServer::new(service)
+    let service = Arc::new(Service::new(options.index, store, Arc::clone(&life)));
+    let transfer = Transfer(Arc::clone(&service));
+    let service = ParameterServerServer::from_arc(service)
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
     let (done, ended) = watch::channel(None);
     let address = listener.address;
     tracing::info!(%address, ps = options.index, "parameter server listens");
     let leaving = Arc::clone(&life);
-    let mut serving = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
-        listener.incoming,
-        async move {
-            leaving.left().await;
-        },
-    ));
+    let mut serving = tokio::spawn(
+        server
+            .add_service(service)
+            .add_service(transfer)
+            .serve_with_incoming_shutdown(listener.incoming, async move {
+                leaving.left().await;
+            }),
+    );
     let watched = Arc::clone(&life);
     tokio::spawn(async move {
         let reason = tokio::select! {

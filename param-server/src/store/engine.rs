@@ -77,6 +77,8 @@ pub(crate) struct Engine {
     ledger: Mutex<Option<Ledger<Staged>>>,
     /// Empty unless delays are compensated. Held for moments only.
     backups: Mutex<Backups>,
+    /// For a checkpoint.
+    kept: Mutex<Option<(Model, u64)>>,
     versions: watch::Sender<Seen>,
 }
 
@@ -106,6 +108,7 @@ impl Engine {
             shelf: Mutex::default(),
             ledger: Mutex::default(),
             backups: Mutex::default(),
+            kept: Mutex::default(),
             versions: watch::Sender::new(Seen::Loading),
         }
     }
@@ -154,6 +157,7 @@ impl Engine {
         *lock(&self.model) = None;
         *lock(&self.ledger) = None;
         *lock(&self.backups) = Backups::default();
+        *lock(&self.kept) = None;
     }
 
     pub(crate) fn versions(&self) -> watch::Receiver<Seen> {
@@ -377,6 +381,36 @@ impl Engine {
         Snapshot::new(&model, self.server()?, version, averages)
     }
 
+    /// Keeps what is held now for a checkpoint of `version`, in place of what was kept before.
+    pub(crate) fn keep(&self, version: u64) -> Result<(), ServiceError> {
+        if lock(&self.kept).as_ref().is_some_and(|(_, kept)| *kept == version) {
+            return Ok(());
+        }
+        let (model, at) = self.model()?;
+        if at != version {
+            return Err(not_at(version, at));
+        }
+        *lock(&self.kept) = Some((model, at));
+        Ok(())
+    }
+
+    /// What a checkpoint of `version` is written from.
+    pub(crate) fn saved_model(&self, version: u64) -> Result<Model, ServiceError> {
+        let kept = lock(&self.kept).as_ref().filter(|(_, kept)| *kept == version).cloned();
+        if let Some((model, _)) = kept {
+            return Ok(model);
+        }
+        match self.model()? {
+            (model, at) if at == version => Ok(model),
+            (_, at) => Err(not_at(version, at)),
+        }
+    }
+
+    /// A checkpoint of `version` is written: nothing needs to be kept for it.
+    pub(crate) fn release(&self, version: u64) {
+        lock(&self.kept).take_if(|(_, kept)| *kept == version);
+    }
+
     /// One consistent state; cheap, as vectors are shared.
     pub(crate) fn model(&self) -> Result<(Model, u64), ServiceError> {
         let held = lock(&self.model);
@@ -387,6 +421,13 @@ impl Engine {
             .ok_or_else(not_loaded)?;
         Ok((model, version))
     }
+}
+
+fn not_at(wanted: u64, at: u64) -> ServiceError {
+    let message = format!("a checkpoint of version {wanted} is asked for, the variables are at version {at}");
+    let mut error = ServiceError::new(ErrorCode::UnknownVersion, message);
+    error.retryable = at < wanted;
+    error
 }
 
 fn not_loaded() -> ServiceError {

@@ -39,6 +39,16 @@ pub enum Admit {
     TooOld,
 }
 
+impl Admit {
+    /// What becomes of a contribution to several servers: too old if it is for one of them, new if it is for one of them.
+    pub(crate) fn of_all(each: &[Self]) -> Self {
+        [Self::TooOld, Self::Fresh]
+            .into_iter()
+            .find(|admit| each.contains(admit))
+            .unwrap_or(Self::Duplicate)
+    }
+}
+
 /// What a commit amounts to.
 #[derive(Debug)]
 pub enum Prepared<B> {

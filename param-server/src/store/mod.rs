@@ -23,9 +23,11 @@ use coati_proto::coati::v1;
 pub use consistency::{Consistency, DelayCompensation};
 pub use engine::Committed;
 pub use ledger::{Admit, Contributor, Ledger, Prepared, Tag};
+use persist::Written;
 pub use persist::{Restored, Saved};
 pub use snapshot::Snapshot;
-pub use staging::{Loading, Push, Staging};
+pub(crate) use staging::Covered;
+pub use staging::{Chunk, Loading, Push, Staging};
 
 use crate::optimizer::OptimizerConfig;
 use crate::placement::Layout;
@@ -43,6 +45,8 @@ pub struct Options {
 pub struct Store {
     engine: Mutex<Option<Arc<Engine>>>,
     options: Options,
+    /// One save after the other, whatever their incarnation: they may be of the same step. What the last one wrote.
+    written: Mutex<Option<Written>>,
 }
 
 /// What a status line shows.
@@ -69,6 +73,7 @@ impl Store {
         Self {
             engine: Mutex::default(),
             options,
+            written: Mutex::default(),
         }
     }
 
@@ -209,7 +214,7 @@ impl Store {
         match self.begin_push(job, tag)? {
             Push::Ignored(admit) => Ok(admit),
             Push::Wanted(mut staging) => {
-                staging.write(0, bytemuck::cast_slice(data))?;
+                staging.take(0, data)?;
                 staging.finish()
             }
         }
@@ -241,6 +246,11 @@ impl Store {
         self.engine(job)?.snapshot(min_version, true, None)
     }
 
+    /// How many of the arena's first elements belong to trainable variables alone.
+    pub fn trainable(&self, job: &v1::JobRef) -> Result<usize, ServiceError> {
+        self.engine(job)?.server().map(|server| server.slotted_len)
+    }
+
     /// Waits until the variables are at `version` at least, or this incarnation is over. Has no deadline of its own.
     pub async fn wait_for(&self, job: &v1::JobRef, version: u64) -> Result<(), ServiceError> {
         let engine = self.engine(job)?;
@@ -267,7 +277,14 @@ impl Store {
         persist::restore(self.engine(job)?.as_ref(), prefix, version, slots_optional)
     }
 
-    /// Writes this server's data file of a checkpoint of the current version. Commits may go on meanwhile.
+    /// Keeps the current version, which must be `version`, for a [`Store::save`] that comes later. Waits for a commit
+    /// under way and takes moments otherwise: vectors are shared, and copied by the next commit. One version is kept.
+    pub fn snapshot(&self, job: &v1::JobRef, version: u64) -> Result<(), ServiceError> {
+        self.engine(job)?.keep(version)
+    }
+
+    /// Writes this server's data file of a checkpoint of the version that [`Store::snapshot`] kept, which is kept no
+    /// longer then, or else of the current one. Commits may go on meanwhile.
     pub fn save(
         &self,
         job: &v1::JobRef,
@@ -276,7 +293,16 @@ impl Store {
         shard_count: u32,
         version: u64,
     ) -> Result<Saved, ServiceError> {
-        persist::save(self.engine(job)?.as_ref(), prefix, shard, shard_count, version)
+        // Held to the end: a request that is repeated because its connection broke waits for the first one.
+        let mut written = lock(&self.written);
+        persist::save(
+            self.engine(job)?.as_ref(),
+            &mut written,
+            prefix,
+            shard,
+            shard_count,
+            version,
+        )
     }
 }
 

@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::{consistency, security};
+use super::{compression, consistency, security};
 use crate::cluster::duration;
-use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
+use crate::cluster::plan::{Compression, Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
 use crate::cluster::security::{OnNan, Security};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
@@ -42,6 +42,7 @@ pub(super) struct Coati {
     pub(super) consistency: Consistency,
     pub(super) security: Security,
     pub(super) on_nan: OnNan,
+    pub(super) compression: Compression,
     pub(super) threads_per_replica: Option<NonZeroU32>,
     pub(super) heartbeat: Heartbeat,
     pub(super) restart: Restart,
@@ -73,15 +74,7 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             }
             "security" => coati.security = security::read(document, node)?,
             "on_nan" => coati.on_nan = security::on_nan(document, node, &key)?,
-            "compression" => {
-                let value = match &node.value {
-                    Value::Bool(false) => "none".to_owned(),
-                    _ => document.text(node, &key)?,
-                };
-                if value != "none" {
-                    return Err(not_built(document, node.at, &format!("`{key}: {value}`"), "none"));
-                }
-            }
+            "compression" => coati.compression = compression::read(document, node, &key)?,
             "threads_per_replica" => {
                 let value = document.integer(node, &key, 1, 1024)?;
                 coati.threads_per_replica = u32::try_from(value).ok().and_then(NonZeroU32::new);

@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use super::{ClusterFile, Error};
 use crate::cluster::{
-    ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, OnNan, Placement, TaskType,
+    ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices, GradientCompression,
+    OnNan, Placement, TaskType, WeightCompression,
 };
 
 const LOCAL: &str = "\
@@ -567,6 +568,32 @@ fn who_may_take_part_and_broken_gradients_have_safe_defaults() {
 }
 
 #[test]
+fn compression_is_off_unless_it_is_asked_for() {
+    let of = |section: &str| plan(&format!("{LOCAL}coati: {section}\n")).compression;
+    let off = Compression::default();
+    assert_eq!(
+        (off.gradients, off.weights),
+        (GradientCompression::None, WeightCompression::None)
+    );
+    for section in [
+        "{}",
+        "{compression: none}",
+        "{compression: false}",
+        "{compression: {gradients: none}}",
+    ] {
+        assert_eq!(of(section), off, "{section}");
+    }
+    let both = of("{compression: {gradients: bf16, weights: bf16}}");
+    assert_eq!(
+        (both.gradients, both.weights),
+        (GradientCompression::Bf16, WeightCompression::Bf16)
+    );
+    let slow = of("{compression: {gradients: topk, topk_fraction: 0.05}}");
+    assert_eq!((slow.gradients, slow.topk_fraction), (GradientCompression::TopK, 0.05));
+    assert_eq!(of("{compression: {gradients: topk}}").topk_fraction, 0.01);
+}
+
+#[test]
 fn what_is_not_built_is_refused_by_name_with_what_is() {
     for (section, text, hint) in [
         (
@@ -596,8 +623,28 @@ fn what_is_not_built_is_refused_by_name_with_what_is() {
         ),
         (
             "{compression: fp16}",
-            "`coati.compression: fp16` is not built yet",
-            "supported today: none",
+            "unknown value `fp16` of `coati.compression`",
+            "write `none`, or a section such as {gradients: bf16, weights: bf16}",
+        ),
+        (
+            "{compression: {gradients: top_k}}",
+            "unknown value `top_k` of `coati.compression.gradients`",
+            "did you mean `topk`?",
+        ),
+        (
+            "{compression: {weights: topk}}",
+            "unknown value `topk` of `coati.compression.weights`",
+            "known are none, bf16",
+        ),
+        (
+            "{compression: {gradients: topk, topk_fraction: 0}}",
+            "`coati.compression.topk_fraction` must be above 0 and at most 1, found `0`",
+            "0.01 sends one element of a hundred",
+        ),
+        (
+            "{compression: {gradients: bf16, topk_fraction: 0.1}}",
+            "`coati.compression.topk_fraction` without `gradients: topk`",
+            "add `gradients: topk`, or leave it out",
         ),
         (
             "{security: tls}",

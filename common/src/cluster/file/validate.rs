@@ -35,6 +35,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         consistency: job.coati.consistency,
         security: job.coati.security,
         on_nan: job.coati.on_nan,
+        compression: job.coati.compression,
         threads_per_replica: job.coati.threads_per_replica,
         heartbeat: job.coati.heartbeat,
         restart: job.coati.restart,
