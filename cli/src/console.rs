@@ -126,6 +126,10 @@ impl Observer for Console {
         ));
     }
 
+    fn note(&mut self, text: &str) {
+        self.line(text);
+    }
+
     fn warning(&mut self, text: &str) {
         self.line(&format!("warning: {text}"));
     }

@@ -405,6 +405,7 @@ impl Coordinator for Service {
             records_seen: position.records_seen(),
             epoch: position.position / record_count,
             last_checkpoint: inner.last_checkpoint,
+            copies: inner.copies(),
         }))
     }
 

@@ -84,6 +84,10 @@ pub(crate) struct Inner {
     pub stop: Option<String>,
     /// Variables were lost with a server: this incarnation cannot go on.
     pub servers_lost: Option<String>,
+    /// Servers whose variables have no whole copy; unknown before somebody has looked.
+    pub without_copy: Option<Vec<usize>>,
+    /// Servers whose variables can move home from where they were taken over.
+    pub moving_home: Option<String>,
     /// Tasks that know that the job is over.
     pub told: BTreeSet<String>,
     pub last_checkpoint: u64,
@@ -313,6 +317,18 @@ impl Inner {
                     last,
                 },
             );
+        }
+    }
+
+    /// How far the servers' copies are, in words; empty when none are kept.
+    pub(crate) fn copies(&self) -> String {
+        match self.without_copy.as_deref() {
+            None => String::new(),
+            Some([]) => "whole".to_owned(),
+            Some(without) => {
+                let names: Vec<String> = without.iter().map(|index| format!("ps-{index}")).collect();
+                format!("not yet of {}", names.join(", "))
+            }
         }
     }
 

@@ -118,6 +118,7 @@ pub(crate) fn options(model_dir: &Path, incarnation: u64) -> Options {
         synchronous: true,
         replicas_to_aggregate: 0,
         consistency: Consistency::default(),
+        replication: false,
         on_nan: OnNan::Stop,
         compression: coati_proto::coati::v1::Compression::default(),
         cadence: cadence::Options {

@@ -11,7 +11,9 @@ mod formation;
 mod fuzz;
 mod records;
 mod repeats;
+
 mod replica;
+mod replication;
 mod saving;
 mod slow_net;
 mod synchronous;

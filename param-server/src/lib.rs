@@ -13,6 +13,9 @@ pub mod service;
 pub mod store;
 pub mod wire;
 
+/// Metadata of a request to a parameter server: the index of those whose variables are meant.
+pub const SHARD_KEY: &str = "coati-ps";
+
 pub use client::{PsClient, PsGroup};
 pub use optimizer::OptimizerConfig;
 pub use placement::{Layout, Strategy, plan};

@@ -38,6 +38,23 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// A buffer of this data, for the pool afterwards.
+    pub(crate) fn adopt(self: &Arc<Self>, data: Vec<f32>) -> Buffer {
+        Buffer {
+            data,
+            pool: Arc::clone(self),
+        }
+    }
+
+    /// A buffer with the same data.
+    pub(crate) fn copy(self: &Arc<Self>, from: &Buffer) -> Buffer {
+        let mut copy = self.take();
+        copy.data.extend_from_slice(&from.data);
+        copy
+    }
+}
+
 /// Returns to its pool when dropped, wherever that happens.
 #[derive(Debug)]
 pub(crate) struct Buffer {

@@ -34,6 +34,8 @@ pub struct Cluster {
     pub strategy: Strategy,
     /// `coati.consistency`
     pub consistency: Consistency,
+    /// `coati.replication`
+    pub replication: bool,
     /// `coati.on_nan`
     pub on_nan: OnNan,
     /// `coati.compression`
@@ -382,6 +384,12 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
                 });
             }
             Event::Saved { prefix, step } => newest = Some(session.saved(prefix, step)),
+            Event::Copies { without } => {
+                if without.is_empty() {
+                    let text = "every parameter server has a copy: losing any one of them loses no step";
+                    session.observer().note(text);
+                }
+            }
             Event::Warning(text) => session.warn(&text),
         }
     }
@@ -416,6 +424,7 @@ fn coordinator_options(
         synchronous: train.sync_replicas(),
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
         consistency: consistency(&cluster.consistency, workers + 1),
+        replication: cluster.replication,
         on_nan: cluster.on_nan,
         compression: cluster.compression,
         cadence: cadence::Options {

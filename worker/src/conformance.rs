@@ -172,6 +172,7 @@ fn over_the_wire(folder: &Path, text: &str, servers: u32) -> Vec<u64> {
             synchronous: true,
             replicas_to_aggregate: 0,
             consistency: Consistency::default(),
+            replication: false,
             on_nan: coati_common::cluster::OnNan::Stop,
             compression: coati_proto::coati::v1::Compression::default(),
             cadence: cadence::Options {

@@ -130,6 +130,8 @@ pub trait Observer {
     fn evaluated(&mut self, _report: &EvalReport) {}
     /// Something that the user should know.
     fn warning(&mut self, _text: &str) {}
+    /// Something good happened that people may have waited for.
+    fn note(&mut self, _text: &str) {}
     /// Training is over.
     fn finished(&mut self, _summary: &Summary) {}
 }

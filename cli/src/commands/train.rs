@@ -250,6 +250,7 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
             Placement::RoundRobin => Strategy::RoundRobin,
         },
         consistency: plan.map(|plan| plan.consistency.clone()).unwrap_or_default(),
+        replication: plan.is_some_and(|plan| plan.replication),
         on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
         compression: plan.map(|plan| plan.compression.to_wire()).unwrap_or_default(),
         limits,

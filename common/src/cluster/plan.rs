@@ -257,6 +257,8 @@ pub struct ClusterPlan {
     pub consistency: Consistency,
     /// `coati.security`.
     pub security: Security,
+    /// `coati.replication`: every parameter server's variables have a copy on another one.
+    pub replication: bool,
     /// `coati.on_nan`.
     pub on_nan: OnNan,
     /// `coati.compression`.

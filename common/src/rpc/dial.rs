@@ -91,11 +91,10 @@ pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) ->
         let left = deadline.saturating_sub(start.elapsed());
         // Even with no time left one attempt is made, short as it is.
         let limit = left.clamp(Duration::from_millis(10), LONGEST_ATTEMPT);
-        let reason = match tokio::time::timeout(limit, attempt(&peer.address, &endpoint)).await {
-            Ok(Ok(channel)) => return Ok(InterceptedService::new(channel, security.attach())),
-            Ok(Err(reason)) if reason.is_final() => return Err(unreachable(reason, start)),
-            Ok(Err(reason)) => reason,
-            Err(_) => Unreachable::TimedOut,
+        let reason = match within(limit, attempt(&peer.address, &endpoint)).await {
+            Ok(channel) => return Ok(InterceptedService::new(channel, security.attach())),
+            Err(reason) if reason.is_final() => return Err(unreachable(reason, start)),
+            Err(reason) => reason,
         };
         let left = deadline.saturating_sub(start.elapsed());
         if left.is_zero() {
@@ -105,6 +104,26 @@ pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) ->
         tokio::time::sleep(pause.min(left)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// As [`connect`] with a single attempt: for those who look whether somebody is there now.
+pub async fn connect_once(peer: &Peer, limit: Duration) -> Result<Channel, Error> {
+    let (security, start) = (Security::of_this_process(), Instant::now());
+    let dialled = match endpoint(&peer.address, &security) {
+        Ok(endpoint) => within(limit, attempt(&peer.address, &endpoint)).await,
+        Err(reason) => Err(reason),
+    };
+    let channel = dialled.map_err(|reason| Error::Unreachable {
+        peer: peer.clone(),
+        reason,
+        waited: start.elapsed(),
+    })?;
+    Ok(InterceptedService::new(channel, security.attach()))
+}
+
+async fn within<T>(limit: Duration, dialling: impl Future<Output = Result<T, Unreachable>>) -> Result<T, Unreachable> {
+    let dialled = tokio::time::timeout(limit, dialling).await;
+    dialled.unwrap_or(Err(Unreachable::TimedOut))
 }
 
 fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable> {

@@ -291,6 +291,15 @@ impl Error {
         }
     }
 
+    /// Whether nothing was heard at all: another attempt may be. Who refused a connection is known not to be there.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Unreachable { reason, .. } => *reason == Unreachable::TimedOut,
+            Self::Timeout { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The service's own code, where a service answered.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {

@@ -11,7 +11,7 @@ mod serve;
 mod settings;
 
 pub use deadline::{Call, call, call_headroom, with_deadline};
-pub use dial::{Channel, Unreachable, connect, connect_as};
+pub use dial::{Channel, Unreachable, connect, connect_as, connect_once};
 pub use error::{Error, ErrorCode, METADATA_KEY, ServiceError};
 pub use incoming::{Connection, Incoming};
 pub use peer::Peer;

@@ -10,6 +10,7 @@ use coati_proto::coati::v1::JobRef;
 use futures::future::select_all;
 use tokio::task::JoinHandle;
 
+use super::replication::Processes;
 use super::{Limits, Run, recovery};
 use crate::state::State;
 
@@ -44,6 +45,12 @@ impl Run {
             tracing::warn!("parameter servers end by themselves");
             return;
         };
+        if self.options.replication {
+            // Some may hold nobody's variables.
+            let job = self.state.lock().job.clone();
+            let processes = Processes::new(&self.options.ps_addresses, job);
+            return processes.dismiss(reason, self.options.limits.farewell).await;
+        }
         if let Err(error) = servers.shutdown(reason, self.options.limits.farewell).await {
             tracing::warn!(%error, "a parameter server did not take leave; it ends by itself");
         }

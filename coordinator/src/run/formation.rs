@@ -23,11 +23,12 @@ impl Run {
         let begun = Instant::now();
         let placement = plan(&options.variables, options.ps_addresses.len() as u32, options.strategy)
             .map_err(|error| Trouble::Final(error.to_string()))?;
-        let group = self.connect(source, placement.clone()).await?;
+        let ps_addresses = self.hosts(source).await;
+        let group = self.connect(source, placement.clone(), &ps_addresses).await?;
         let group = &*servers.insert(group.accepting_non_finite(options.on_nan == OnNan::Apply));
         self.check_software(group).await?;
         let adopted = match &source.log {
-            Some(log) => self.adopt(group, log).await?,
+            Some(log) => self.adopt(group, log, source.lost.as_ref()).await?,
             None => None,
         };
         let (version, data) = match adopted {
@@ -38,7 +39,7 @@ impl Run {
         let mut inner = self.state.lock();
         inner.plan = Some(v1::JobPlan {
             placement: Some(placement),
-            ps_addresses: options.ps_addresses.clone(),
+            ps_addresses,
             num_steps: options.num_steps,
             synchronous: options.synchronous,
             max_staleness: options.consistency.max_staleness,
@@ -60,9 +61,14 @@ impl Run {
     }
 
     /// A lost server may take its time to come back; who is waited for is said.
-    async fn connect(&self, source: &Source, placement: v1::Placement) -> Result<PsGroup, Trouble> {
+    async fn connect(
+        &self,
+        source: &Source,
+        placement: v1::Placement,
+        addresses: &[String],
+    ) -> Result<PsGroup, Trouble> {
         let (job, limits) = (self.state.lock().job.clone(), &self.options.limits);
-        let connect = |limit| PsGroup::connect(placement.clone(), &self.options.ps_addresses, &job, limit);
+        let connect = |limit| PsGroup::connect(placement.clone(), addresses, &job, limit);
         if source.is_first() {
             return Ok(connect(limits.formation).await?);
         }
@@ -117,14 +123,8 @@ impl Run {
     async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(u64, DataPosition), Trouble> {
         let options = &self.options;
         let limits = &options.limits;
-        // Synchronous gradients are never stale: nothing to make up for.
-        let consistency = if options.synchronous {
-            Consistency::default()
-        } else {
-            options.consistency
-        };
         servers
-            .configure(options.optimizer.clone(), consistency, limits.formation)
+            .configure(options.optimizer.clone(), self.consistency(), limits.formation)
             .await?;
         match init {
             Init::Values(values) => {
@@ -136,6 +136,15 @@ impl Run {
             }
         }
         Ok(init.position())
+    }
+
+    /// Synchronous gradients are never stale: nothing to make up for.
+    pub(super) fn consistency(&self) -> Consistency {
+        if self.options.synchronous {
+            Consistency::default()
+        } else {
+            self.options.consistency
+        }
     }
 
     /// Waits for the replicas: the first time for all of them, later on for those that were there before, and not for long.

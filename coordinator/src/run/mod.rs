@@ -4,7 +4,9 @@ mod farewell;
 mod formation;
 mod options;
 mod recovery;
+mod replication;
 mod saving;
+mod shards;
 mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,6 +160,8 @@ fn incarnation(options: &Options, job: JobRef, version: u64, data: &DataPosition
         details: BTreeMap::new(),
         stop: None,
         servers_lost: None,
+        without_copy: None,
+        moving_home: None,
         told: BTreeSet::new(),
         last_checkpoint: version,
         num_steps: options.num_steps,
@@ -257,6 +261,7 @@ impl Run {
             }
         };
         let job = self.state.lock().job.clone();
+        let tending = self.options.replication.then(|| self.tend(&group, &job));
         let watch = farewell::watch_servers(
             Arc::clone(&self.state),
             group.clone(),
@@ -266,6 +271,7 @@ impl Run {
         );
         let term = self.train_and_save(&group).await;
         watch.abort();
+        tending.inspect(JoinHandle::abort);
         term
     }
 

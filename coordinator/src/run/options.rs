@@ -76,6 +76,8 @@ pub struct Options {
     pub replicas_to_aggregate: u32,
     /// In asynchronous training: how old gradients may be, and what their age changes.
     pub consistency: Consistency,
+    /// `coati.replication`: every server's variables have a copy on another one.
+    pub replication: bool,
     /// What becomes of gradients with NaN or infinity.
     pub on_nan: OnNan,
     /// What travels in a shorter form than float32.
@@ -163,6 +165,12 @@ pub enum Event {
         from: u64,
         /// The step of the checkpoint.
         to: u64,
+    },
+    /// With `coati.replication`: the servers whose variables have no whole copy (yet, or any more). While there is none, losing
+    /// any one process loses no step.
+    Copies {
+        /// Their indices, ascending.
+        without: Vec<u32>,
     },
     /// A checkpoint is complete.
     Saved {

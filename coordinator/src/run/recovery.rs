@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
 use coati_param_server::{Contributor, PsGroup};
-use coati_proto::coati::v1::{JobRef, PsStatusReply};
+use coati_proto::coati::v1::JobRef;
 use futures::future::try_join_all;
 
+use super::shards::{fits, shard_of};
 use super::{Event, Init, Run, Trouble, incarnation};
 use crate::launcher::control::{self, Request};
 use crate::state::{Inner, Phase};
-use crate::step_log::{Log, Step};
+use crate::step_log::{self, Log, Step};
 
 /// What an incarnation begins with.
 pub(super) struct Source {
@@ -23,6 +24,15 @@ pub(super) struct Source {
     pub log: Option<Log>,
     /// Tasks that the incarnation waits for before it begins; all of the cluster, the first time.
     pub awaited: Option<Vec<String>>,
+    /// What ended the incarnation before, where its variables may be found in copies.
+    pub lost: Option<Lost>,
+}
+
+/// Why an incarnation ended.
+pub(super) struct Lost {
+    reason: String,
+    /// Its newest committed step.
+    from: u64,
 }
 
 impl Source {
@@ -31,6 +41,7 @@ impl Source {
             init: init.clone(),
             log,
             awaited: None,
+            lost: None,
         }
     }
 
@@ -69,19 +80,8 @@ impl Progress {
     }
 }
 
-/// Whether servers in these states can go on where the log ends: all of them hold the variables of the log's incarnation, at
-/// its end or one step before.
-pub(super) fn go_on(log: &Log, servers: &[PsStatusReply]) -> bool {
-    let one_before = if log.steps.is_empty() { log.end() } else { log.end() - 1 };
-    servers.iter().all(|server| {
-        server.job.as_ref() == Some(&log.job)
-            && server.state == "serving"
-            && (one_before..=log.end()).contains(&server.version)
-    })
-}
-
 impl Run {
-    /// Ends this incarnation and prepares the next one, from the newest checkpoint.
+    /// Ends this incarnation and prepares the next one: from the newest checkpoint, unless there are copies.
     pub(super) async fn go_back(&self, reason: &str) -> Result<Source, String> {
         let ending = self.state.lock().job.incarnation;
         // Whoever writes a checkpoint of this incarnation gives it up, or completes it: then it is the newest.
@@ -120,31 +120,57 @@ impl Run {
             (from, awaited)
         };
         self.state.changed();
-        self.state.tell(Event::WentBack { from, to });
-        self.state.warn(format!(
-            "{reason}: going back from step {from} to step {to}; {} step(s) are lost and made again",
-            from - to
-        ));
+        let lost = Lost {
+            reason: reason.to_owned(),
+            from,
+        };
+        // Of the incarnation that ends, and with every step that it decided.
+        let log = Some(&self.options.model_dir).filter(|_| self.options.replication);
+        let log = log.and_then(|folder| step_log::read(folder));
+        let log = log.filter(|log| log.job.incarnation == ending && log.end() >= from);
+        if log.is_none() {
+            self.went_back(&lost, to);
+        }
         Ok(Source {
             init,
-            log: None,
+            lost: log.is_some().then_some(lost),
+            log,
             awaited: Some(awaited),
         })
     }
 
-    /// Takes the servers over from an earlier coordinator of this job, if they and its log agree; finishes the step that it
-    /// decided last. Returns the version and what of the data was used.
-    pub(super) async fn adopt(&self, servers: &PsGroup, log: &Log) -> Result<Option<(u64, DataPosition)>, Trouble> {
+    /// Says how many steps a loss costs.
+    fn went_back(&self, lost: &Lost, to: u64) {
+        let Lost { reason, from } = lost;
+        self.state.tell(Event::WentBack { from: *from, to });
+        self.state.warn(format!(
+            "{reason}: going back from step {from} to step {to}; {} step(s) are lost and made again",
+            from.saturating_sub(to)
+        ));
+    }
+
+    /// Takes the servers over from an earlier incarnation of this job, if they and its log agree; finishes the step that it
+    /// decided last. Returns the version and what of the data was used. `lost` says what ended that incarnation, if it was not
+    /// the coordinator's own end.
+    pub(super) async fn adopt(
+        &self,
+        servers: &PsGroup,
+        log: &Log,
+        lost: Option<&Lost>,
+    ) -> Result<Option<(u64, DataPosition)>, Trouble> {
         let limit = self.options.limits.commit;
         let states = try_join_all(servers.clients().iter().map(|client| client.status(limit)))
             .await
             .map_err(coati_param_server::client::Error::from)?;
-        if !go_on(log, &states) {
+        let fits = |(index, state)| shard_of(state, index).is_some_and(|shard| fits(log, shard));
+        if !states.iter().enumerate().all(fits) {
             let newest = states
                 .iter()
                 .filter(|server| server.state == "serving")
                 .map(|server| server.version);
-            if let Some(newest) = newest.max() {
+            if let Some(lost) = lost {
+                self.went_back(lost, self.state.lock().clock.version());
+            } else if let Some(newest) = newest.max() {
                 self.state.warn(format!(
                     "the parameter servers hold variables of step {newest} that do not go with {} (which ends at step {}): the job goes on from its last checkpoint",
                     crate::step_log::FILE,
@@ -171,10 +197,15 @@ impl Run {
         let fresh = incarnation(&self.options, fresh.job, log.end(), &data, Vec::new());
         (inner.clock, inner.ledger, inner.start_version) = (fresh.clock, fresh.ledger, fresh.start_version);
         drop(inner);
-        self.state.warn(format!(
-            "the coordinator was away: the parameter servers still hold step {}, training goes on from there",
-            log.end()
-        ));
+        let end = log.end();
+        self.state.warn(match lost {
+            Some(Lost { reason, .. }) => {
+                format!("{reason}: training goes on from the copies at step {end}; no step is lost")
+            }
+            None => format!(
+                "the coordinator was away: the parameter servers still hold step {end}, training goes on from there"
+            ),
+        });
         Ok(Some((log.end(), data)))
     }
 }
@@ -204,60 +235,6 @@ pub(super) fn contributors(step: &Step) -> Vec<Contributor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn job(incarnation: u64) -> JobRef {
-        JobRef {
-            job_id: "j".into(),
-            incarnation,
-        }
-    }
-
-    fn server(incarnation: u64, version: u64) -> PsStatusReply {
-        PsStatusReply {
-            job: Some(job(incarnation)),
-            state: "serving".into(),
-            version,
-            ..PsStatusReply::default()
-        }
-    }
-
-    #[test]
-    fn servers_are_taken_over_only_where_the_log_knows_every_step() {
-        let step = |version| Step {
-            version,
-            contributors: Vec::new(),
-        };
-        let log = Log {
-            job: job(4),
-            version: 10,
-            data: DataPosition::default(),
-            steps: vec![step(10), step(11)],
-        };
-        assert!(go_on(&log, &[server(4, 12), server(4, 12)]));
-        assert!(
-            go_on(&log, &[server(4, 11), server(4, 12)]),
-            "the last commit reached one of them"
-        );
-        assert!(
-            !go_on(&log, &[server(4, 13), server(4, 13)]),
-            "a step that the log does not know"
-        );
-        assert!(
-            !go_on(&log, &[server(4, 10), server(4, 12)]),
-            "one lacks an earlier step"
-        );
-        assert!(!go_on(&log, &[server(3, 12), server(4, 12)]), "another incarnation's");
-        assert!(
-            !go_on(&log, &[server(4, 12), PsStatusReply::default()]),
-            "one was started again"
-        );
-        let begun = Log {
-            steps: Vec::new(),
-            ..log
-        };
-        assert!(go_on(&begun, &[server(4, 10)]));
-        assert!(!go_on(&begun, &[server(4, 9)]));
-    }
 
     #[test]
     fn losses_without_a_step_in_between_end_the_job_after_a_while() {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coati_param_server::PsGroup;
+use coati_param_server::{PsGroup, client};
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 
 use super::recovery::{self, contributors};
@@ -11,7 +11,7 @@ use crate::cadence::{self, Last};
 use crate::clock::{Decision, Reported};
 use crate::invariants::{Invariant, check};
 use crate::state::{Details, Phase};
-use crate::step_log::{FILE, Step};
+use crate::step_log::FILE;
 use crate::timing;
 
 /// After a request to stop, the step under way has so long: a replica that died can leave it unfinished for ever, and the
@@ -50,6 +50,9 @@ impl Run {
                 }
                 if let Some(reason) = &inner.servers_lost {
                     return Err(Trouble::Lost(reason.clone()));
+                }
+                if let Some(names) = &inner.moving_home {
+                    return Err(Trouble::Lost(format!("the variables of {names} move home")));
                 }
                 if inner.clock.version() >= inner.num_steps {
                     return Ok(None);
@@ -156,13 +159,20 @@ impl Run {
             inner.step_of(&chosen)
         };
         let version = step.version;
+        let contributors = contributors(&step);
+        if self.options.replication {
+            // What is decided must outlive any one server.
+            let prepare = |limit| servers.prepare(version, &contributors, limit);
+            self.on_servers(version, "prepared", prepare).await?;
+        }
         if let Err(error) = self.steps().step(&step) {
             self.state.warn(format!(
                 "{FILE} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint"
             ));
         }
         let chosen = chosen.as_slice();
-        let committed = self.commit_on_servers(servers, &step).await?;
+        let commit = |limit| servers.commit(version, &contributors, self.options.synchronous, limit);
+        let committed = self.on_servers(version, "committed", commit).await?;
         check(
             Invariant::VersionsAreConsecutive,
             committed.version == version + 1,
@@ -210,31 +220,27 @@ impl Run {
         Ok((committed.version, last_step))
     }
 
-    async fn commit_on_servers(
+    /// Repeats a call on all servers until the limit for commits: those that have done it before answer the same.
+    async fn on_servers<T, F: Future<Output = Result<T, client::Error>>>(
         &self,
-        servers: &PsGroup,
-        step: &Step,
-    ) -> Result<coati_param_server::store::Committed, Trouble> {
-        let (version, contributors) = (step.version, contributors(step));
+        version: u64,
+        done: &str,
+        call: impl Fn(Duration) -> F,
+    ) -> Result<T, Trouble> {
         let deadline = Instant::now() + self.options.limits.commit;
-        // Repeating a commit is safe: servers that have applied it answer the same.
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let limit = left.max(Duration::from_millis(100));
-            let committed = servers
-                .commit(version, &contributors, self.options.synchronous, limit)
-                .await;
-            match committed {
-                Ok(committed) => return Ok(committed),
+            match call(left.max(Duration::from_millis(100))).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) if left.is_zero() || !retryable(&error) || self.state.lock().servers_lost.is_some() => {
-                    let what = format!("step {} could not be committed: {error}", version + 1);
+                    let what = format!("step {} could not be {done}: {error}", version + 1);
                     return Err(match Trouble::from(error) {
                         Trouble::Lost(_) => Trouble::Lost(what),
                         Trouble::Final(_) => Trouble::Final(what),
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, version, "commit is repeated");
+                    tracing::warn!(%error, version, "what could not be {done} is tried again");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -159,12 +159,7 @@ impl PsGroup {
         consistency: impl Into<Consistency>,
         limit: Duration,
     ) -> Result<(), Error> {
-        let configuration = Configuration {
-            placement: (*self.placement).clone(),
-            optimizer,
-            consistency: consistency.into(),
-            accept_non_finite: self.accept_non_finite,
-        };
+        let configuration = self.configuration(optimizer, consistency, false);
         try_join_all(
             self.clients
                 .iter()
@@ -172,6 +167,17 @@ impl PsGroup {
         )
         .await?;
         Ok(())
+    }
+
+    /// What [`PsGroup::configure`] tells each server, or what the one that keeps a copy of it is told.
+    pub fn configuration(&self, optimizer: Bytes, consistency: impl Into<Consistency>, copy: bool) -> Configuration {
+        Configuration {
+            placement: (*self.placement).clone(),
+            optimizer,
+            consistency: consistency.into(),
+            accept_non_finite: self.accept_non_finite,
+            copy,
+        }
     }
 
     /// Takes over what all servers hold, for a coordinator that was started again.
@@ -285,6 +291,17 @@ impl PsGroup {
         self.pulled.fetch_add(received.iter().sum(), Ordering::Relaxed);
         let versions = versions?;
         Ok(versions.into_iter().min().unwrap_or(min_version))
+    }
+
+    /// Prepares the step of these contributions (in ascending order) on all servers; afterwards it survives the loss of one of
+    /// them, if true comes back: all copies have it, too. Repeat it after a failure.
+    pub async fn prepare(&self, version: u64, contributors: &[Contributor], limit: Duration) -> Result<bool, Error> {
+        let calls = self
+            .clients
+            .iter()
+            .map(|client| client.prepare(version, contributors, limit));
+        let copied = try_join_all(calls).await?;
+        Ok(copied.into_iter().all(|copied| copied))
     }
 
     /// Applies exactly these contributions (in ascending order) to `version` on all servers. Repeat it after a failure:

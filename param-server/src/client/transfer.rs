@@ -14,7 +14,8 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::feedback::Parts;
-use super::single::{PsClient, Retry, timed};
+use super::single::{PsClient, Retry};
+use crate::SHARD_KEY;
 use crate::placement::{Layout, ServerLayout};
 use crate::pool::{CHUNK, Pool};
 use crate::store::{Admit, Tag};
@@ -188,7 +189,7 @@ impl PsClient {
                 }
             };
             let mut rpc = self.rpc.clone();
-            let call = rpc.load(timed(ReceiverStream::new(receiver), left));
+            let call = rpc.load(self.timed(ReceiverStream::new(receiver), left));
             let call = rpc::call(&self.peer, "load of initial values", left + rpc::call_headroom(), call);
             let feed = feed_load(server, flat, pool, sender, message);
             match futures::join!(feed, call).1 {
@@ -211,6 +212,7 @@ impl PsClient {
         if let Ok(timeout) = http::HeaderValue::from_str(&grpc_timeout(limit)) {
             headers.insert("grpc-timeout", timeout);
         }
+        headers.insert(SHARD_KEY, self.index.into());
         let mut channel = self.channel.clone();
         let failed = |error: tonic::transport::Error| Status::from_error(error.into());
         std::future::poll_fn(|context| tonic::codegen::Service::poll_ready(&mut channel, context))

@@ -1,7 +1,9 @@
 //! The parameter server's service: a [`Store`] behind gRPC.
 
+mod follower;
 mod handlers;
 mod life;
+mod shards;
 mod transfer;
 
 use std::net::SocketAddr;
@@ -14,9 +16,10 @@ use tokio::sync::watch;
 
 pub use life::Ended;
 
-use crate::store::{self, Store};
+use crate::store;
 use handlers::Service;
 use life::Life;
+use shards::Shards;
 use transfer::Transfer;
 
 /// What a server needs to know.
@@ -84,8 +87,9 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let mut server = rpc::server(&options.security)?;
     let listener = rpc::bind(&options.listen).await?;
     let life = Arc::new(Life::new());
-    let store = Arc::new(Store::new(options.store));
-    let service = Arc::new(Service::new(options.index, store, Arc::clone(&life)));
+    let shards = Shards::new(options.index, options.store);
+    let service = Service::new(options.index, shards, options.security.clone(), Arc::clone(&life));
+    let service = Arc::new(service);
     let transfer = Transfer(Arc::clone(&service));
     let service = ParameterServerServer::from_arc(service)
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)

@@ -12,8 +12,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 
-use super::handlers::{Service, job, missing, server_wait};
-use crate::store::{Admit, Chunk, Push, Staging, Tag};
+use super::handlers::{Service, blocking, job, missing, server_wait};
+use crate::store::{Admit, Chunk, Push, Staging, Store, Tag};
 use crate::wire::{self, Chunks, PULL, PUSH, Part};
 
 /// The store behind the bulk transfers.
@@ -38,7 +38,7 @@ impl tonic::codegen::Service<http::Request<Body>> for Transfer {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let response = match parts.uri.path() {
-                PUSH => service.push(body).await.map(|reply| {
+                PUSH => service.push(&parts.headers, body).await.map(|reply| {
                     let message = wire::head(&reply, 0);
                     wire::response(stream::once(async { message }))
                 }),
@@ -51,10 +51,13 @@ impl tonic::codegen::Service<http::Request<Body>> for Transfer {
 }
 
 impl Service {
-    async fn push(&self, body: Body) -> Result<v1::PushReply, Status> {
+    async fn push(&self, headers: &HeaderMap, body: Body) -> Result<v1::PushReply, Status> {
         let _contact = self.contact()?;
         let mut chunks = Chunks::<v1::PushChunk>::new(body);
-        let pushed = self.receive(&mut chunks).await;
+        let pushed = match self.store_of(headers) {
+            Ok(store) => receive(&store, &mut chunks).await,
+            Err(error) => Err(error.into()),
+        };
         if !matches!(pushed, Ok(Admit::Fresh)) {
             chunks.drain().await;
         }
@@ -63,31 +66,6 @@ impl Service {
             staged: admit == Admit::Fresh,
             too_old: admit == Admit::TooOld,
         })
-    }
-
-    async fn receive(&self, chunks: &mut Chunks<v1::PushChunk>) -> Result<Admit, Status> {
-        let Some(Part::Head(first, bytes)) = chunks.next().await? else {
-            return Err(missing("first chunk").into());
-        };
-        let tag = first.tag.clone().ok_or_else(|| missing("tag"))?;
-        let job = job(tag.job)?;
-        let tag = Tag {
-            replica: tag.replica,
-            sequence: tag.sequence,
-            version: tag.version,
-        };
-        let mut staging = match self.store().begin_push(&job, tag)? {
-            Push::Ignored(admit) => return Ok(admit),
-            Push::Wanted(staging) => staging,
-        };
-        begin(&mut staging, &first, bytes)?;
-        while let Some(part) = chunks.next().await? {
-            match part {
-                Part::Head(chunk, bytes) => begin(&mut staging, &chunk, bytes)?,
-                Part::Data(data) => staging.write(&data)?,
-            }
-        }
-        Ok(staging.finish()?)
     }
 
     async fn pull(&self, headers: &HeaderMap, body: Body) -> Result<http::Response<Body>, Status> {
@@ -108,21 +86,21 @@ impl Service {
         };
         let job = job(request.job)?;
         // Whatever came of it, the snapshot below says it.
-        let waiting = self.store().wait_for(&job, request.min_version);
+        let store = self.store_of(headers)?;
+        let waiting = store.wait_for(&job, request.min_version);
         let _ = tokio::time::timeout(server_wait(headers), waiting).await;
         let (min_version, averages, replica) = (request.min_version, request.moving_averages, request.replica);
-        let (snapshot, trainable) = self
-            .blocking(move |store| {
-                let snapshot = if averages {
-                    store.pull_averages(&job, min_version)?
-                } else if let Some(replica) = replica {
-                    store.pull_as(&job, replica, min_version)?
-                } else {
-                    store.pull(&job, min_version)?
-                };
-                Ok((snapshot, store.trainable(&job)?))
-            })
-            .await?;
+        let (snapshot, trainable) = blocking(store, move |store| {
+            let snapshot = if averages {
+                store.pull_averages(&job, min_version)?
+            } else if let Some(replica) = replica {
+                store.pull_as(&job, replica, min_version)?
+            } else {
+                store.pull(&job, min_version)?
+            };
+            Ok((snapshot, store.trainable(&job)?))
+        })
+        .await?;
         // A server without any variable still says its version.
         let first = v1::PullChunk {
             version: snapshot.version(),
@@ -143,6 +121,31 @@ impl Service {
             });
         Ok(wire::response(first.chain(stream::iter(rest))))
     }
+}
+
+async fn receive(store: &Store, chunks: &mut Chunks<v1::PushChunk>) -> Result<Admit, Status> {
+    let Some(Part::Head(first, bytes)) = chunks.next().await? else {
+        return Err(missing("first chunk").into());
+    };
+    let tag = first.tag.clone().ok_or_else(|| missing("tag"))?;
+    let job = job(tag.job)?;
+    let tag = Tag {
+        replica: tag.replica,
+        sequence: tag.sequence,
+        version: tag.version,
+    };
+    let mut staging = match store.begin_push(&job, tag)? {
+        Push::Ignored(admit) => return Ok(admit),
+        Push::Wanted(staging) => staging,
+    };
+    begin(&mut staging, &first, bytes)?;
+    while let Some(part) = chunks.next().await? {
+        match part {
+            Part::Head(chunk, bytes) => begin(&mut staging, &chunk, bytes)?,
+            Part::Data(data) => staging.write(&data)?,
+        }
+    }
+    Ok(staging.finish()?)
 }
 
 fn begin(staging: &mut Staging, chunk: &v1::PushChunk, bytes: usize) -> Result<(), ServiceError> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_proto::coati::v1;
 
 use crate::invariants::{self, Invariant};
 
@@ -26,6 +27,26 @@ pub struct Contributor {
     pub sequence: u64,
     /// Examples that the gradient is a mean over.
     pub samples: u32,
+}
+
+impl From<&v1::Contributor> for Contributor {
+    fn from(wire: &v1::Contributor) -> Self {
+        Self {
+            replica: wire.replica,
+            sequence: wire.sequence,
+            samples: wire.samples,
+        }
+    }
+}
+
+impl From<Contributor> for v1::Contributor {
+    fn from(by: Contributor) -> Self {
+        Self {
+            replica: by.replica,
+            sequence: by.sequence,
+            samples: by.samples,
+        }
+    }
 }
 
 /// What becomes of a push.

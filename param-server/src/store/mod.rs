@@ -10,6 +10,7 @@ mod ledger;
 mod memory;
 mod model;
 mod persist;
+mod replication;
 mod snapshot;
 mod staging;
 
@@ -25,6 +26,7 @@ pub use engine::Committed;
 pub use ledger::{Admit, Contributor, Ledger, Prepared, Tag};
 use persist::Written;
 pub use persist::{Restored, Saved};
+pub use replication::{Incoming, Seed, Update};
 pub use snapshot::Snapshot;
 pub(crate) use staging::Covered;
 pub use staging::{Chunk, Loading, Push, Staging};
@@ -60,6 +62,10 @@ pub struct Status {
     pub held_bytes: u64,
     /// Contributions staged.
     pub staged: usize,
+    /// It keeps the variables of another server.
+    pub copy: bool,
+    /// The step from this version is prepared.
+    pub prepared: bool,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -91,12 +97,7 @@ impl Store {
         let mut slot = lock(&self.engine);
         if let Some(engine) = slot.as_ref() {
             let own = engine.job();
-            if own.job_id != job.job_id {
-                return Err(wrong_job(&own, job));
-            }
-            if job.incarnation < own.incarnation {
-                return Err(stale(&own, job));
-            }
+            belongs(&own, job)?;
             if job.incarnation == own.incarnation {
                 return if engine.is_configured_as(ps, placement, &optimizer, &consistency) {
                     Ok(())
@@ -145,13 +146,7 @@ impl Store {
                 "this parameter server holds nothing to go on with",
             )
         })?;
-        let own = engine.job();
-        if own.job_id != job.job_id {
-            return Err(wrong_job(&own, job));
-        }
-        if job.incarnation < own.incarnation {
-            return Err(stale(&own, job));
-        }
+        belongs(&engine.job(), job)?;
         engine.adopt(job.incarnation)
     }
 
@@ -162,8 +157,17 @@ impl Store {
         Ok(())
     }
 
-    /// The engine of exactly this incarnation.
+    /// The engine of exactly this incarnation, which holds the variables themselves and not their copy.
     pub(crate) fn engine(&self, job: &v1::JobRef) -> Result<Arc<Engine>, ServiceError> {
+        let engine = self.any_engine(job)?;
+        if engine.is_copy() {
+            let message = format!("this is the copy of ps-{}, kept for its loss", engine.ps);
+            return Err(ServiceError::new(ErrorCode::NotConfigured, message));
+        }
+        Ok(engine)
+    }
+
+    fn any_engine(&self, job: &v1::JobRef) -> Result<Arc<Engine>, ServiceError> {
         let slot = lock(&self.engine);
         let engine = slot.as_ref().ok_or_else(|| {
             ServiceError::new(
@@ -229,6 +233,40 @@ impl Store {
         drop_others: bool,
     ) -> Result<Committed, ServiceError> {
         self.engine(job)?.commit(version, contributors, drop_others)
+    }
+
+    /// Forms the mean of these contributions, which the commit that names the same ones applies; nothing when that was
+    /// applied before. Hand it to the copy, if there is one.
+    pub fn prepare(
+        &self,
+        job: &v1::JobRef,
+        version: u64,
+        contributors: &[Contributor],
+    ) -> Result<Option<Arc<Update>>, ServiceError> {
+        self.engine(job)?.prepare(version, contributors)
+    }
+
+    /// Everything as it is now, for a copy to begin with, and the step that is prepared on top of it.
+    pub fn all(&self, job: &v1::JobRef) -> Result<(Seed, Option<Arc<Update>>), ServiceError> {
+        self.engine(job)?.all()
+    }
+
+    /// What was just configured is a copy: it takes its values from [`Store::follow`] and serves nobody until it is adopted.
+    pub fn become_copy(&self, job: &v1::JobRef) -> Result<(), ServiceError> {
+        let engine = self.any_engine(job)?;
+        if engine.status().version.is_none() {
+            engine.become_copy();
+        } else if !engine.is_copy() {
+            let message = format!("these are the variables of ps-{} themselves, not their copy", engine.ps);
+            return Err(ServiceError::new(ErrorCode::Conflict, message));
+        }
+        Ok(())
+    }
+
+    /// Begins to take, as a copy, what its original holds or has prepared.
+    pub fn follow(&self, begin: v1::FollowBegin) -> Result<Incoming, ServiceError> {
+        let job = begin.job.clone().unwrap_or_default();
+        Incoming::new(self.any_engine(&job)?, begin)
     }
 
     /// The newest values, if they are at `min_version` at least. Cheap; never changes afterwards.
@@ -304,6 +342,17 @@ impl Store {
             version,
         )
     }
+}
+
+/// Refuses a request of another job, or of an older incarnation than the one that is served.
+pub(crate) fn belongs(own: &v1::JobRef, asking: &v1::JobRef) -> Result<(), ServiceError> {
+    if own.job_id != asking.job_id {
+        return Err(wrong_job(own, asking));
+    }
+    if asking.incarnation < own.incarnation {
+        return Err(stale(own, asking));
+    }
+    Ok(())
 }
 
 fn wrong_job(own: &v1::JobRef, job: &v1::JobRef) -> ServiceError {

@@ -101,6 +101,30 @@ impl Model {
     }
 }
 
+/// The weighted mean of `contributions` (`[pushed_len]` and their samples, in order of summation), as [`Model::apply`] forms
+/// it: with that mean as its only contribution, it does the same to the last bit.
+pub(crate) fn mean(server: &ServerLayout, mut contributions: Vec<(Buffer, u32)>, threads: usize) -> Option<Buffer> {
+    let ((mean, first_samples), others) = contributions.split_first_mut()?;
+    let weights = Weights::new(*first_samples, others.iter().map(|(_, samples)| *samples));
+    let others: Vec<&[f32]> = others.iter().map(|(buffer, _)| buffer.data.as_slice()).collect();
+    let share = server.pushed_len.div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let mut shares = mean.data.chunks_mut(share).enumerate();
+        let own = shares.next();
+        let reduce = |(index, part): (usize, &mut [f32])| {
+            for (block, mean) in part.chunks_mut(BLOCK).enumerate() {
+                let from = index * share + block * BLOCK;
+                weights.reduce(mean, &others, from..from + mean.len());
+            }
+        };
+        for part in shares {
+            scope.spawn(move || reduce(part));
+        }
+        own.into_iter().for_each(reduce);
+    });
+    Some(contributions.swap_remove(0).0)
+}
+
 /// In place when no reader holds the vector, else in a copy.
 fn owned(vector: &mut Arc<Vec<f32>>) -> &mut Vec<f32> {
     Arc::make_mut(vector)

@@ -292,7 +292,7 @@ impl Loading {
     }
 }
 
-fn append(data: &mut Vec<f32>, limit: usize, offset: u64, bytes: &[u8]) -> Result<(), String> {
+pub(super) fn append(data: &mut Vec<f32>, limit: usize, offset: u64, bytes: &[u8]) -> Result<(), String> {
     let (next, count) = (data.len(), bytes.len() / 4);
     if !bytes.len().is_multiple_of(4) {
         return Err(format!(

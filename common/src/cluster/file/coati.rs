@@ -40,6 +40,8 @@ pub(super) struct Coati {
     pub(super) launcher: Launcher,
     pub(super) placement: Placement,
     pub(super) consistency: Consistency,
+    /// Where it is asked for.
+    pub(super) replication: Option<Position>,
     pub(super) security: Security,
     pub(super) on_nan: OnNan,
     pub(super) compression: Compression,
@@ -62,15 +64,12 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             "placement" => coati.placement = placement(document, node, &key)?,
             "consistency" => coati.consistency = consistency::read(document, node, pipeline)?,
             "replication" => {
-                let replicas = document.integer(node, &key, 0, 1000)?;
-                if replicas > 0 {
-                    return Err(not_built(
-                        document,
-                        node.at,
-                        &format!("`{key}: {replicas}`"),
-                        "0 (parameter servers keep no copies)",
-                    ));
+                let copies = document.integer(node, &key, 0, 1000)?;
+                if copies > 1 {
+                    let supported = "1 (every parameter server has a copy on the next one) and 0";
+                    return Err(not_built(document, node.at, &format!("`{key}: {copies}`"), supported));
                 }
+                coati.replication = (copies == 1).then_some(node.at);
             }
             "security" => coati.security = security::read(document, node)?,
             "on_nan" => coati.on_nan = security::on_nan(document, node, &key)?,

@@ -447,11 +447,12 @@ fn workers_need_a_parameter_server_today() {
 fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
-         replication: 0\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
+         replication: 1\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
          heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
+    assert!(plan.replication);
     assert_eq!(plan.consistency.max_staleness, Some(8));
     assert_eq!((plan.security.tls, plan.security.own), (false, None));
     assert_eq!(plan.security.token_file, Some("secret".into()));
@@ -617,9 +618,9 @@ fn what_is_not_built_is_refused_by_name_with_what_is() {
             "supported today: localhost, which needs no list",
         ),
         (
-            "{replication: 1}",
-            "`coati.replication: 1` is not built yet",
-            "supported today: 0 (parameter servers keep no copies)",
+            "{replication: 2}",
+            "`coati.replication: 2` is not built yet",
+            "supported today: 1 (every parameter server has a copy on the next one) and 0",
         ),
         (
             "{compression: fp16}",
