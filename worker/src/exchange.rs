@@ -1,5 +1,6 @@
 //! How a replica gets variables and records, and gives gradients: one trait, whatever carries them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +93,12 @@ pub trait Exchange {
     /// Waits for a version of at least `min_version` and copies it into the flat vector, unless [`Exchange::contribute`] has
     /// done so.
     fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error>;
+
+    /// Elements of the next contribution's gradients, computed from `version`, that are complete while others are not: they may
+    /// leave. The contribution has the same values. Does not wait.
+    fn ready(&mut self, version: u64, elements: Range<usize>, values: &[f32]) {
+        let _ = (version, elements, values);
+    }
 
     /// Pushes the gradients and waits for the step's outcome. May receive the next version into `variables` meanwhile: the
     /// same vector must be given to the next [`Exchange::pull`].

@@ -1,12 +1,13 @@
 //! The exchange of a cluster: parameter servers and a coordinator over gRPC.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
 use coati_coordinator::client::{Directive, calls_for_rejoining};
-use coati_param_server::client::Moved;
+use coati_param_server::client::{Moved, Pushing};
 use coati_param_server::{Admit, Compression, PsGroup, Tag};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome;
@@ -17,6 +18,9 @@ use crate::stop::StopFlag;
 
 /// Longest transfer of variables or gradients.
 const TRANSFER: Duration = Duration::from_secs(60);
+
+/// Longest backward pass of which parts leave early; the rest of a longer one is sent again as a whole.
+const BACKWARD: Duration = Duration::from_secs(600);
 
 /// Waiting for others is said after this long.
 const SAY_AFTER: Duration = Duration::from_secs(10);
@@ -62,6 +66,8 @@ pub(crate) struct Remote {
     ahead: Option<u64>,
     /// Bytes that were reported.
     moved: Moved,
+    /// The next contribution, of which parts are on their way.
+    early: Option<(Tag, Pushing)>,
 }
 
 impl Remote {
@@ -87,6 +93,18 @@ impl Remote {
             exhausted: false,
             ahead: None,
             moved: Moved::default(),
+            early: None,
+        }
+    }
+
+    /// For a contribution from `version`. No two have the same.
+    fn next_tag(&mut self, version: u64) -> Tag {
+        let sequence = self.sequence;
+        self.sequence += 1;
+        Tag {
+            replica: self.replica,
+            sequence,
+            version,
         }
     }
 
@@ -212,19 +230,36 @@ impl Exchange for Remote {
             .map_err(|error| from_servers(&error))
     }
 
+    fn ready(&mut self, version: u64, elements: Range<usize>, values: &[f32]) {
+        // In asynchronous training a gradient that is too old by the time it is complete should not have been sent; and what
+        // is complete all at once need not be copied.
+        if !self.synchronous || elements.len() == self.servers.layout().flat_len() {
+            return;
+        }
+        if self.early.is_none() {
+            let tag = self.next_tag(version);
+            self.early = Some((tag, self.servers.begin_push(tag, self.runtime.clone(), BACKWARD)));
+        }
+        if let Some((_, pushing)) = &mut self.early {
+            pushing.ready(elements, values);
+        }
+    }
+
     fn contribute(&mut self, contribution: &Contribution<'_>, variables: &mut [f32]) -> Result<Fate, Error> {
         self.coordinator.set_activity("pushing");
-        let tag = Tag {
-            replica: self.replica,
-            sequence: self.sequence,
-            version: contribution.version,
-        };
-        self.sequence += 1;
         self.ahead = None;
         let begun = Instant::now();
-        let pushed = self
-            .runtime
-            .block_on(self.servers.push_shared(tag, contribution.gradients, TRANSFER));
+        let (tag, pushed) = match self.early.take() {
+            Some((tag, pushing)) if tag.version == contribution.version => {
+                let rest = pushing.finish(contribution.gradients, TRANSFER);
+                (tag, self.runtime.block_on(rest))
+            }
+            _ => {
+                let tag = self.next_tag(contribution.version);
+                let whole = self.servers.push_shared(tag, contribution.gradients, TRANSFER);
+                (tag, self.runtime.block_on(whole))
+            }
+        };
         let (admitted, non_finite) = match pushed {
             Err(error) if self.skip_non_finite && error.code() == Some(ErrorCode::NonFiniteGradient) => {
                 (Admit::Duplicate, error.to_string())

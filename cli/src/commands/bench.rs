@@ -59,7 +59,7 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow:
         store.pull(&job, step)?.scatter(server, &mut flat);
         let pulled = begun.elapsed();
         trainer
-            .step(&flat, &batch, &mut gradients)
+            .step(&flat, &batch, &mut gradients, &mut |_, _| {})
             .map_err(anyhow::Error::msg)?;
         let computed = begun.elapsed();
         arena.clear();

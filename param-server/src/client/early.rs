@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use coati_common::rpc;
@@ -24,7 +24,6 @@ pub struct Pushing {
     group: PsGroup,
     tag: Tag,
     runtime: Handle,
-    begun: Instant,
     limit: Duration,
     /// Begun with the first part; empty when nothing is sent before its time.
     servers: Vec<Server>,
@@ -57,14 +56,13 @@ impl Drop for Pushing {
 }
 
 impl PsGroup {
-    /// Begins a contribution that is to be sent in parts, in whatever order they become known; `limit` is for all of it. Calls go
-    /// on in `runtime` meanwhile.
+    /// Begins a contribution that is to be sent in parts, in whatever order they become known; `limit` is for all of it, the
+    /// making of the parts included. Calls go on in `runtime` meanwhile.
     pub fn begin_push(&self, tag: Tag, runtime: Handle, limit: Duration) -> Pushing {
         Pushing {
             group: self.clone(),
             tag,
             runtime,
-            begun: Instant::now(),
             limit,
             servers: Vec::new(),
         }
@@ -101,14 +99,14 @@ impl Pushing {
         }
     }
 
-    /// Sends what has not left, from the whole vector, and waits for all servers. What could not be sent in parts, because a
-    /// connection broke, is sent again as a whole.
-    pub async fn finish(mut self, flat: &Arc<Vec<f32>>) -> Result<Admit, Error> {
+    /// Sends what has not left, from the whole vector, and waits for all servers until `limit`. What could not be sent in parts,
+    /// because a connection broke, is sent again as a whole, within another `limit`.
+    pub async fn finish(mut self, flat: &Arc<Vec<f32>>, limit: Duration) -> Result<Admit, Error> {
         let layout = Arc::clone(self.group.shared_layout());
         let short = self.group.compression().gradients == Gradients::Bfloat16;
         let servers = std::mem::take(&mut self.servers);
         if servers.is_empty() || flat.len() != layout.flat_len() {
-            return self.group.push_shared(self.tag, flat, self.limit).await;
+            return self.group.push_shared(self.tag, flat, limit).await;
         }
         let mut answers = Vec::new();
         for (mut server, place) in servers.into_iter().zip(layout.servers()) {
@@ -124,15 +122,17 @@ impl Pushing {
             // The end of the stream: the sender goes with the rest.
             answers.push(server.answer);
         }
+        let deadline = tokio::time::Instant::now() + limit;
         let mut admitted = Vec::new();
-        for answer in answers {
-            match answer.await {
-                Ok(Ok(admit)) => admitted.push(admit),
-                Ok(Err(error)) if error.code() != Some(rpc::ErrorCode::Unavailable) => return Err(error.into()),
-                // A connection broke. Servers that have it all will say so.
-                Ok(Err(_)) | Err(_) => {
-                    let left = self.limit.saturating_sub(self.begun.elapsed());
-                    return self.group.push_shared(self.tag, flat, left).await;
+        for mut answer in answers {
+            match tokio::time::timeout_at(deadline, &mut answer).await {
+                Ok(Ok(Ok(admit))) => admitted.push(admit),
+                Ok(Ok(Err(error))) if !error.retryable() => return Err(error.into()),
+                // A connection broke, or is of no use. Servers that have it all will say so, others by name that they do not
+                // answer.
+                Ok(Ok(Err(_)) | Err(_)) | Err(_) => {
+                    answer.abort();
+                    return self.group.push_shared(self.tag, flat, limit).await;
                 }
             }
         }

@@ -55,7 +55,9 @@ fn pack_server(server: &ServerLayout, flat: &[f32], left: &mut Vec<f32>, fractio
         .map(|elements| {
             gathered.clear();
             server.gather(elements.start, elements.end, flat, &mut gathered);
-            if elements.end > server.slotted_len || elements.is_empty() {
+            // What is not finite is for the server to refuse: kept, it would spoil all that comes later.
+            let finite = gathered.iter().fold(true, |finite, value| finite & value.is_finite());
+            if elements.end > server.slotted_len || elements.is_empty() || !finite {
                 let data = Bytes::copy_from_slice(bytemuck::cast_slice(&gathered));
                 return Packed {
                     elements,
@@ -134,5 +136,32 @@ mod tests {
             sum.iter_mut().zip(&got).for_each(|(sum, value)| *sum += value);
         }
         assert_eq!(sum, gradient);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_sent_and_forgotten() {
+        let specs = [VariableSpec {
+            name: "w".into(),
+            shape: vec![10],
+            kind: VariableKind::Trainable,
+        }];
+        let layout = Layout::new(&plan(&specs, 1, Strategy::Balanced).unwrap()).unwrap();
+        let feedback = Feedback::default();
+        let mut broken = vec![1.0; 10];
+        broken[3] = f32::NAN;
+        let gradients = [vec![1.0; 10], broken, vec![0.0; 10]];
+        let sent: Vec<Vec<f32>> = (0..)
+            .zip(&gradients)
+            .map(|(version, gradient)| {
+                let tag = Tag {
+                    replica: 1,
+                    sequence: version,
+                    version,
+                };
+                unpacked(&feedback.pack(tag, &layout, gradient, 0.5), &layout)
+            })
+            .collect();
+        assert!(sent[1][3].is_nan());
+        assert_eq!(sent[0].iter().sum::<f32>() + sent[2].iter().sum::<f32>(), 10.0);
     }
 }
