@@ -274,6 +274,11 @@ impl Finished {
         self
     }
 
+    /// Its exit code; none if a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
     /// Panics unless standard error contains each of these.
     #[must_use]
     pub fn says(self, parts: &[&str]) -> Self {
