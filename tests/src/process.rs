@@ -166,6 +166,17 @@ impl Process {
         );
     }
 
+    /// Panics if it has ended, or should have by now.
+    pub fn assert_alive(&self) {
+        let ended = self.shared.lock().ended.is_some();
+        assert!(
+            !ended && Instant::now() < self.deadline,
+            "`{}` ended, or takes too long; it said:\n{}",
+            self.command,
+            self.said()
+        );
+    }
+
     /// Waits for the end; panics if anything that it started outlives it.
     pub fn finish(self) -> Finished {
         let status = self.wait("the end", self.deadline, |state| state.ended.map(Ok));
