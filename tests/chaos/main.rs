@@ -60,7 +60,10 @@ fn say(text: &str) {
 fn main() -> ExitCode {
     let args = Args::parse();
     if !(0.5..=600.0).contains(&args.silence) {
-        say(&format!("error: --silence {} is not from 0.5 to 600 seconds", args.silence));
+        say(&format!(
+            "error: --silence {} is not from 0.5 to 600 seconds",
+            args.silence
+        ));
         return ExitCode::from(2);
     }
     let options = Options {

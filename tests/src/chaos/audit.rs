@@ -47,7 +47,8 @@ pub fn history(entries: &[Entry], announced: &[(usize, u64)]) -> History {
                 }
                 newest_incarnation = Some(*incarnation);
                 if *version > length {
-                    let what = format!("the log goes on at step {version}, after step {length}: steps were not written");
+                    let what =
+                        format!("the log goes on at step {version}, after step {length}: steps were not written");
                     history.contradictions.push(what);
                     history.steps.resize(*version as usize, Vec::new());
                 }
@@ -115,9 +116,9 @@ pub fn records(steps: &[Step], order: &mut Order, ledger: &DataPosition, slack: 
         let used = uses.contains_key(&position);
         match (used, open(position)) {
             (true, false) => {}
-            (true, true) => found
-                .contradictions
-                .push(format!("position {position} was used, and the checkpoint hands it out again")),
+            (true, true) => found.contradictions.push(format!(
+                "position {position} was used, and the checkpoint hands it out again"
+            )),
             (false, true) if position + slack >= end => found.outstanding += 1,
             (false, _) => found.lost.push(name(position)),
         }
@@ -172,7 +173,14 @@ mod tests {
 
     #[test]
     fn a_job_without_losses_is_its_steps() {
-        let entries = [begin(1, 0), step(0, 0), step(1, 8), begin(1, 2), step(2, 16), begin(2, 3)];
+        let entries = [
+            begin(1, 0),
+            step(0, 0),
+            step(1, 8),
+            begin(1, 2),
+            step(2, 16),
+            begin(2, 3),
+        ];
         let history = history(&entries, &[]);
         assert_eq!((history.steps.len(), history.undone, history.went_back), (3, 0, 0));
         assert_eq!(history.incarnations, 2);
@@ -189,7 +197,14 @@ mod tests {
 
     #[test]
     fn steps_that_the_job_goes_back_behind_are_counted_if_they_were_committed() {
-        let entries = [begin(1, 0), step(0, 0), step(1, 8), step(2, 16), begin(2, 1), step(1, 8)];
+        let entries = [
+            begin(1, 0),
+            step(0, 0),
+            step(1, 8),
+            step(2, 16),
+            begin(2, 1),
+            step(1, 8),
+        ];
         let told = |announced: &[(usize, u64)]| {
             let history = history(&entries, announced);
             (history.undone, history.went_back, history.steps.len())

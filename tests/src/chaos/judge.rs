@@ -60,27 +60,13 @@ pub(super) fn judge(job: &Job, options: &Options, history: &History, report: &mu
         }
     }
 
-    let mut replay = or_panic(Replay::new(&options_of(job, options)), "the proof");
-    for step in &history.steps {
-        let parts = step.iter().map(|share| Part {
-            replica: share.replica,
-            first: share.first,
-            count: share.count as u32,
-        });
-        or_panic(replay.step(&parts.collect::<Vec<_>>()), "the proof");
-    }
+    let (mut replay, differ) = prove(job, options.seed, history, &prefix);
     let loss = |replay: &mut Replay, prefix: &Path| {
         let values = or_panic(replay.checkpoint(prefix, false), prefix.display());
         or_panic(replay.loss(&values), "the loss")
     };
     report.final_loss = loss(&mut replay, &prefix);
     report.undisturbed_loss = loss(&mut replay, &tensors::prefix(&job.path(CALM), report.steps));
-    let differ = [false, true].map(|averages| {
-        let held = or_panic(replay.checkpoint(&prefix, averages), prefix.display());
-        let proven = or_panic(replay.values(averages), "the proof");
-        let bits = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits();
-        held.iter().zip(&proven).filter(bits).count() + held.len().abs_diff(proven.len())
-    });
     report.weights_proven = Some(differ == [0, 0]);
     if differ != [0, 0] {
         report.findings.push(format!(
@@ -90,14 +76,31 @@ pub(super) fn judge(job: &Job, options: &Options, history: &History, report: &mu
     }
 }
 
-fn options_of(job: &Job, options: &Options) -> train::Options {
+/// Makes the steps once more, and counts the values of the checkpoint's weights, and of their moving averages, that differ.
+pub fn prove(job: &Job, seed: u64, history: &History, prefix: &Path) -> (Replay, [usize; 2]) {
+    let mut replay = or_panic(Replay::new(&options_of(job, seed)), "the proof");
+    for step in &history.steps {
+        let parts = step.iter().map(|share| Part {
+            replica: share.replica,
+            first: share.first,
+            count: share.count as u32,
+        });
+        or_panic(replay.step(&parts.collect::<Vec<_>>()), "the proof");
+    }
+    let differ = [false, true].map(|averages| {
+        let held = or_panic(replay.checkpoint(prefix, averages), prefix.display());
+        let proven = or_panic(replay.values(averages), "the proof");
+        let bits = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits();
+        held.iter().zip(&proven).filter(bits).count() + held.len().abs_diff(proven.len())
+    });
+    (replay, differ)
+}
+
+fn options_of(job: &Job, seed: u64) -> train::Options {
     train::Options {
-        config: or_panic(
-            PipelineConfig::load(&job.path("pipeline.config")),
-            "the configuration",
-        ),
+        config: or_panic(PipelineConfig::load(&job.path("pipeline.config")), "the configuration"),
         model_dir: job.path("proof"),
-        seed: options.seed,
+        seed,
         save_every: Duration::from_secs(600),
         save_every_steps: None,
         keep: 1,

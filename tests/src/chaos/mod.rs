@@ -24,6 +24,7 @@ use crate::{Cluster, Job, Process};
 use audit::History;
 use cluster::{Watch, send};
 use fault::{Fault, Kind};
+pub use judge::prove;
 use log::{Entry, Follower};
 pub use report::Report;
 
@@ -79,7 +80,12 @@ impl Default for Options {
 impl Options {
     fn tasks(&self) -> Vec<String> {
         let of = |kind: &str, count: u32| (0..count).map(|index| format!("{kind}-{index}")).collect::<Vec<_>>();
-        let tasks = [vec!["master".to_owned()], of("worker", self.workers), of("ps", self.servers)].concat();
+        let tasks = [
+            vec!["master".to_owned()],
+            of("worker", self.workers),
+            of("ps", self.servers),
+        ]
+        .concat();
         let is_victim = |task: &String| {
             let kind = task.split('-').next().unwrap_or(task);
             self.victims.iter().any(|victim| victim == kind)
@@ -106,17 +112,7 @@ impl Options {
 pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Report {
     let begun = Instant::now();
     let mut job = Job::new();
-    // Read by the judge in another folder than the job's.
-    let records = format!("\"{}/train", job.path("").display());
-    let labels = format!("\"{}", job.path("shapes/label_map.pbtxt").display());
-    let schedule = "cosine_decay_learning_rate { learning_rate_base: 0.04 total_steps: 100 warmup_learning_rate: 0.01 warmup_steps: 20 }";
-    let changes = [
-        ("\"train", records.as_str()),
-        ("\"shapes/label_map.pbtxt", labels.as_str()),
-        // One that does not depend on how long the job turns out to be.
-        (schedule, "constant_learning_rate { learning_rate: 0.01 }"),
-    ];
-    job.configure("pipeline.config", &changes);
+    configure(&job);
     job.cluster("cluster.yaml", &options.cluster());
 
     let mut report = Report {
@@ -157,6 +153,20 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Report {
     report
 }
 
+/// A configuration for [`prove`], which reads the records in another folder than the job's, and for jobs whose length nobody
+/// knows beforehand.
+pub fn configure(job: &Job) {
+    let records = format!("\"{}/train", job.path("").display());
+    let labels = format!("\"{}", job.path("shapes/label_map.pbtxt").display());
+    let schedule = "cosine_decay_learning_rate { learning_rate_base: 0.04 total_steps: 100 warmup_learning_rate: 0.01 warmup_steps: 20 }";
+    let changes = [
+        ("\"train", records.as_str()),
+        ("\"shapes/label_map.pbtxt", labels.as_str()),
+        (schedule, "constant_learning_rate { learning_rate: 0.01 }"),
+    ];
+    job.configure("pipeline.config", &changes);
+}
+
 fn train(job: &Job, options: &Options, model: &str, steps: u64) -> Process {
     let limit = WHOLE_LIMIT * u32::try_from(options.kills + 5).unwrap_or(u32::MAX);
     job.train(model, steps)
@@ -180,7 +190,12 @@ fn disturb(
     let tasks = options.tasks();
     let mut victims: BTreeMap<String, u64> = BTreeMap::new();
     // The coordinator, the servers and the replicas have to start.
-    let first = |entries: &[Entry]| entries.iter().any(|entry| matches!(entry, Entry::Step { .. })).then_some(());
+    let first = |entries: &[Entry]| {
+        entries
+            .iter()
+            .any(|entry| matches!(entry, Entry::Step { .. }))
+            .then_some(())
+    };
     if watch.follower.find(0, Instant::now() + WHOLE_LIMIT, first).is_none() {
         return Err(format!("no step within {:.0} s", WHOLE_LIMIT.as_secs_f64()));
     }
