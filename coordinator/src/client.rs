@@ -1,5 +1,6 @@
 //! The replica's side of the coordinator's service.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -12,6 +13,8 @@ use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::task::JoinHandle;
 
 use crate::membership::Identity;
+use crate::run::ask_for_restart;
+use crate::vigil::Vigil;
 
 /// One long poll.
 const POLL: Duration = Duration::from_secs(10);
@@ -94,10 +97,23 @@ pub enum Directive {
     Rejoin(String),
 }
 
+impl Shared {
+    /// A coordinator that hangs does not end by itself.
+    fn ask_for_another(&self) {
+        let job_dir = self.replace.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(job_dir) = job_dir {
+            ask_for_restart(&job_dir, "master".to_owned(), self.coordinator);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     activity: Mutex<&'static str>,
     directive: Mutex<Directive>,
+    /// Where to ask for another coordinator when this one is silent; and which process it is.
+    replace: Mutex<Option<PathBuf>>,
+    coordinator: u64,
 }
 
 /// A task's connection, with a heartbeat of its own. Dropping it ends the heartbeat.
@@ -148,6 +164,8 @@ impl Client {
         let shared = Arc::new(Shared {
             activity: Mutex::new("starting"),
             directive: Mutex::new(Directive::Continue),
+            replace: Mutex::new(None),
+            coordinator: reply.pid,
         });
         let interval = Duration::from_millis(u64::from(reply.heartbeat_interval_ms.max(50)));
         let heartbeat = tokio::spawn(beat(
@@ -174,6 +192,11 @@ impl Client {
     /// The job and its incarnation.
     pub fn job(&self) -> &v1::JobRef {
         &self.job
+    }
+
+    /// A coordinator that falls silent is to be replaced by the launcher of the job in this directory, if there is one.
+    pub fn replace_when_silent(&self, job_dir: PathBuf) {
+        *self.shared.replace.lock().unwrap_or_else(PoisonError::into_inner) = Some(job_dir);
     }
 
     /// What this task is doing, for those who wait for it.
@@ -342,7 +365,7 @@ async fn beat(
     interval: Duration,
     silence: Duration,
 ) {
-    let mut answered = Instant::now();
+    let mut vigil = Vigil::new(silence, Instant::now());
     loop {
         let activity = *shared.activity.lock().unwrap_or_else(PoisonError::into_inner);
         let request = v1::HeartbeatRequest {
@@ -351,16 +374,22 @@ async fn beat(
             activity: activity.to_owned(),
             generation,
         };
-        let directive = match call(&peer, "a heartbeat", silence, rpc.heartbeat(request)).await {
+        let asked = Instant::now();
+        let directive = match call(&peer, "a heartbeat", vigil.patience(), rpc.heartbeat(request)).await {
             Ok(reply) => {
-                answered = Instant::now();
+                vigil.hear(Instant::now());
                 match reply.directive() {
                     v1::Directive::Drain => Directive::Drain(reply.reason),
                     v1::Directive::Abort => Directive::Abort(reply.reason),
                     _ => Directive::Continue,
                 }
             }
-            Err(error) if answered.elapsed() < silence && error.retryable() => Directive::Continue,
+            Err(error) if !vigil.is_overdue(Instant::now()) && error.retryable() => Directive::Continue,
+            Err(rpc::Error::Timeout { .. }) if !vigil.is_silent(asked, Instant::now()) => Directive::Continue,
+            Err(error @ rpc::Error::Timeout { .. }) => {
+                shared.ask_for_another();
+                Directive::Rejoin(error.to_string())
+            }
             Err(error) if calls_for_rejoining(&error) => Directive::Rejoin(error.to_string()),
             Err(error) => Directive::Abort(error.to_string()),
         };

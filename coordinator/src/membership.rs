@@ -261,6 +261,18 @@ impl Membership {
             .collect()
     }
 
+    /// Silence after which a task counts as lost.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Nobody could be heard until now: everybody's silence begins anew.
+    pub fn excuse(&mut self, now: Instant) {
+        for member in self.members.values_mut() {
+            member.seen = member.seen.max(now);
+        }
+    }
+
     /// Tasks that take part and have been silent for longer than the limit, and for how long.
     pub fn silent(&self, now: Instant) -> Vec<(&str, Duration)> {
         self.members
@@ -315,6 +327,17 @@ mod tests {
             identity(),
             Duration::from_secs(10),
         )
+    }
+
+    #[test]
+    fn silence_begins_anew_when_nobody_could_be_heard() {
+        let start = Instant::now();
+        let mut table = membership();
+        table.join("worker-0", process(2), &identity(), start).unwrap();
+        let later = start + Duration::from_secs(12);
+        table.excuse(later);
+        assert_eq!(table.silent(later), []);
+        assert_eq!(table.silent(later + Duration::from_secs(11)).len(), 1);
     }
 
     #[test]

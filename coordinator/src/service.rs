@@ -155,6 +155,7 @@ impl Coordinator for Service {
             job: Some(job),
             heartbeat_interval_ms,
             generation: joined.generation,
+            pid: u64::from(std::process::id()),
         }))
     }
 

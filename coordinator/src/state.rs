@@ -16,6 +16,7 @@ use crate::membership::{Membership, Standing};
 use crate::run::Event;
 use crate::step_log::Step;
 use crate::timing;
+use crate::vigil::was_away;
 
 /// How far the job is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,8 @@ pub(crate) struct Inner {
     pub moving_home: Option<String>,
     /// Tasks that know that the job is over.
     pub told: BTreeSet<String>,
+    /// When those who are silent were looked for last.
+    pub looked: Instant,
     pub last_checkpoint: u64,
     pub num_steps: u64,
     pub lockstep: bool,
@@ -346,8 +349,13 @@ impl Inner {
         }
     }
 
-    /// Members that have been silent for too long, and that in words.
-    pub(crate) fn lost(&self, now: Instant) -> Vec<(String, String)> {
+    /// Members that have been silent for too long, and that in words. Must be asked more often than every half of that time:
+    /// otherwise this process was away itself and could hear nobody, and everybody gets another chance.
+    pub(crate) fn lost(&mut self, now: Instant) -> Vec<(String, String)> {
+        let looked = std::mem::replace(&mut self.looked, now);
+        if was_away(self.membership.timeout() / 2, looked, now) {
+            self.membership.excuse(now);
+        }
         let silent = self.membership.silent(now).into_iter();
         silent
             .filter(|(task, _)| !self.told.contains(*task))

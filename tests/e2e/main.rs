@@ -6,6 +6,7 @@
 )]
 
 mod bad_input;
+mod chaos;
 mod check;
 mod data;
 mod evaluation;
@@ -14,6 +15,8 @@ mod hostile;
 mod judges;
 mod recovery;
 mod reproducible;
+mod restarts;
+mod scale;
 mod status;
 mod stopping;
 mod training;

@@ -1,5 +1,7 @@
 //! A process of a cluster dies and is started again: the job goes on by itself and ends as it would have.
 
+use std::time::Duration;
+
 use coati_tests::{Cluster, Job, tensors};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
@@ -112,6 +114,62 @@ fn a_master_that_is_killed_loses_no_step() {
     );
     tensors::assert_same_bits(&calm, &model, "a calm run and one whose master was killed");
     assert_eq!(records_seen(&job, "model"), records_seen(&job, "calm"));
+}
+
+#[test]
+fn a_master_that_hangs_is_replaced_and_loses_no_step() {
+    let job = Job::new();
+    let limits = Cluster::new()
+        .coati("heartbeat_timeout: 2s")
+        .coati("heartbeat_interval: 500ms");
+    let cluster = job.cluster("cluster.yaml", &limits);
+    let running = job
+        .train("model", STEPS)
+        .with("--save_checkpoints_steps 20")
+        .cluster(cluster)
+        .start();
+    running.wait_for("checkpoint model/model.ckpt-20");
+    let master = pid_of(&job, "master");
+    kill(master, Signal::SIGSTOP).unwrap();
+    let done = running.finish().exits(0).says(&[
+        "master is killed, for a new process to take its place: it is silent",
+        "master was killed by SIGKILL; started again (1 of 10)",
+        "training goes on from there",
+    ]);
+    assert!(!done.stderr.contains("going back from step "), "{done}");
+}
+
+#[test]
+fn a_master_that_was_stopped_for_a_while_takes_nobody_else_for_dead() {
+    let job = Job::new();
+    let limits = Cluster::new()
+        .workers(0)
+        .servers(1)
+        .coati("heartbeat_timeout: 1s")
+        .coati("heartbeat_interval: 200ms");
+    let cluster = job.cluster("cluster.yaml", &limits);
+    let running = job
+        .train("model", 1_000_000)
+        .with("--save_checkpoints_steps 5 --keep_checkpoint_max 1000")
+        .cluster(cluster)
+        .start();
+    running.wait_for("checkpoint model/model.ckpt-5");
+    let master = pid_of(&job, "master");
+    kill(master, Signal::SIGSTOP).unwrap();
+    // For longer than anybody may be silent: that is what happens here, and nobody waits for anything.
+    std::thread::sleep(Duration::from_millis(2500));
+    kill(master, Signal::SIGCONT).unwrap();
+    let pulse = || std::fs::read_dir(job.path("model")).unwrap().count();
+    let before = pulse();
+    while pulse() < before + 8 {
+        running.assert_alive();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.signal(Signal::SIGTERM);
+    let done = running.finish().exits(130);
+    for word in ["silent", "started again", "going back", "without"] {
+        assert!(!done.stderr.contains(word), "`{word}` in {done}");
+    }
 }
 
 #[test]

@@ -71,6 +71,11 @@ impl Job {
         job
     }
 
+    /// The folder stays when this is dropped.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+    }
+
     /// A path in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -4,10 +4,13 @@
 //! [`Job::coati`] run the binary there. Tests wait for lines of output and for processes to end, each with a deadline that
 //! shows everything said so far; whatever still runs when a [`Process`] is dropped is killed.
 //!
+//! [`chaos`] kills and stops the processes of a job again and again, and counts what that costs.
+//!
 //! Everything here panics when it cannot go on: it is only for tests.
 
 #![allow(clippy::missing_panics_doc, reason = "all of it panics, see above")]
 #![allow(clippy::print_stdout, reason = "tests tell why they are skipped")]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on has failed"))]
 
 mod binary;
 mod cluster;
@@ -18,6 +21,7 @@ mod mount;
 mod process;
 mod python;
 
+pub mod chaos;
 pub mod records;
 pub mod tensors;
 

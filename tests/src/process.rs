@@ -166,6 +166,17 @@ impl Process {
         );
     }
 
+    /// Panics if it has ended, or should have by now.
+    pub fn assert_alive(&self) {
+        let ended = self.shared.lock().ended.is_some();
+        assert!(
+            !ended && Instant::now() < self.deadline,
+            "`{}` ended, or takes too long; it said:\n{}",
+            self.command,
+            self.said()
+        );
+    }
+
     /// Waits for the end; panics if anything that it started outlives it.
     pub fn finish(self) -> Finished {
         let status = self.wait("the end", self.deadline, |state| state.ended.map(Ok));
@@ -272,6 +283,11 @@ impl Finished {
     pub fn exits(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "{self}");
         self
+    }
+
+    /// Its exit code; none if a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
     }
 
     /// Panics unless standard error contains each of these.

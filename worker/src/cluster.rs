@@ -1,6 +1,7 @@
 //! One task of a cluster: the master (coordinator and replica 0) or a worker.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,7 @@ impl Cluster {
     async fn join(
         &self,
         master: &str,
+        job_dir: &Path,
         identity: &Identity,
         limit: Duration,
         stop: &StopFlag,
@@ -92,6 +94,9 @@ impl Cluster {
             let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence)
                 .await
                 .map_err(|error| from_coordinator(&error))?;
+            if self.task.kind != TaskType::Master {
+                client.replace_when_silent(job_dir.to_owned());
+            }
             let mut said = Instant::now();
             let say = |who: &str| {
                 idle();
@@ -127,6 +132,7 @@ impl Cluster {
         &self,
         runtime: &Runtime,
         master: &str,
+        job_dir: &Path,
         setup: &mut Setup,
         stop: &StopFlag,
         started: &mut dyn FnMut(&mut Setup, &v1::JobPlan) -> Result<(), Error>,
@@ -140,7 +146,7 @@ impl Cluster {
                 Some(_) => self.limits.rejoin,
             };
             let identity = setup.identity.clone();
-            let cut_off = match runtime.block_on(self.join(master, &identity, limit, stop, idle)) {
+            let cut_off = match runtime.block_on(self.join(master, job_dir, &identity, limit, stop, idle)) {
                 Err(exchange::Error::Ended(reason)) => return Ok(End::Left(reason)),
                 Err(exchange::Error::CutOff(reason)) if away.is_some() => reason,
                 Err(error) => return Err(Error::job(error)),
@@ -223,6 +229,7 @@ pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
     let ended = cluster.take_part(
         &runtime,
         &master,
+        &options.model_dir,
         &mut setup,
         &options.stop,
         &mut |_, _| Ok(()),
@@ -326,6 +333,7 @@ fn train(
     cluster.take_part(
         runtime,
         address,
+        &options.model_dir,
         setup,
         &options.stop,
         &mut |setup, plan| {

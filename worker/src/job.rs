@@ -177,19 +177,22 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
     };
     fs::create_dir_all(folder).map_err(io(folder))?;
     let lock = Lock::take(folder)?;
-    let record = match read(folder)? {
-        Some(mut record) => {
-            agrees(folder, config, &record)?;
-            record.incarnation += 1;
-            record
-        }
-        None => Record {
-            version: VERSION,
-            job_id: new_id(),
-            incarnation: 1,
-            model: essence(config),
-        },
-    };
+    let known = read(folder)?;
+    if let Some(record) = &known {
+        agrees(folder, config, record)?;
+    }
+    let cleaned = coati_checkpoint::keep::clean(folder)?;
+    let latest = state::latest(folder)?;
+    let mut record = known.unwrap_or_else(|| Record {
+        version: VERSION,
+        job_id: new_id(),
+        incarnation: 0,
+        model: essence(config),
+    });
+    // An earlier start took further ones when it lost servers: none of its tasks may speak for this one.
+    let saved = latest.as_ref().and_then(|latest| latest.manifest.as_ref());
+    let taken = saved.filter(|manifest| manifest.job_id == record.job_id);
+    record.incarnation = record.incarnation.max(taken.map_or(0, |manifest| manifest.incarnation)) + 1;
     let path = folder.join(FILE);
     let text = serde_json::to_vec_pretty(&record).map_err(|error| Error::Damaged {
         path: path.clone(),
@@ -199,13 +202,12 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
     // The configuration as it runs, beside what it made, as the reference writes it.
     let effective = folder.join("pipeline.config");
     fs::write(&effective, config.effective_text()).map_err(io(&effective))?;
-    let cleaned = coati_checkpoint::keep::clean(folder)?;
     Ok(Job {
         job: JobRef {
             job_id: record.job_id,
             incarnation: record.incarnation,
         },
-        latest: state::latest(folder)?,
+        latest,
         cleaned,
         lock,
     })
@@ -246,6 +248,30 @@ mod tests {
             error.contains("it was made with `num_classes: 3`, p.config has `num_classes: 4`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_start_is_above_every_incarnation_that_a_checkpoint_of_the_job_knows() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path(), &config(3, 10)).unwrap().job;
+        // Lost servers took further ones before this was saved.
+        let save = |job_id: &str, step: u32| {
+            let text = format!(
+                r#"{{"version": 1, "job_id": "{job_id}", "incarnation": 7, "global_step": {step}, "config_digest": "", "data": {{"position": 0}},
+                "record_count": 1, "replicas": 1, "batch_size": 1, "wall_time": 1.0, "software_version": "0", "files": []}}"#
+            );
+            let manifest = serde_json::from_str(&text).unwrap();
+            let prefix = coati_checkpoint::saver::prefix(folder.path(), u64::from(step));
+            let steps = [("global_step", i64::from(step))];
+            coati_checkpoint::saver::save(&prefix, &[], &steps, Some(manifest)).unwrap();
+            coati_checkpoint::keep::update(folder.path(), &prefix, 1.0, coati_checkpoint::keep::Options::default())
+                .unwrap();
+        };
+        save(&first.job_id, 10);
+        assert_eq!(open(folder.path(), &config(3, 10)).unwrap().job.incarnation, 8);
+        // Another job's numbers mean nothing here.
+        save("other", 20);
+        assert_eq!(open(folder.path(), &config(3, 10)).unwrap().job.incarnation, 9);
     }
 
     #[test]

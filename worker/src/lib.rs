@@ -1,7 +1,7 @@
 //! Training and evaluation: the loop of a replica, the exchange of gradients, and what goes on around them.
 //!
 //! [`train`] runs a job in one process, [`cluster`] one task of a cluster; both drive [`replica`] over an [`exchange`].
-//! [`evaluate`] computes metrics, [`observe`] is what a job tells those who watch.
+//! [`evaluate`] computes metrics, [`observe`] is what a job tells those who watch, [`replay`] makes a job again from its log.
 
 pub mod cluster;
 #[cfg(test)]
@@ -19,6 +19,7 @@ mod local;
 pub mod model;
 pub mod observe;
 mod remote;
+pub mod replay;
 pub mod replica;
 mod session;
 pub mod stop;

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::replication::Processes;
 use super::{Limits, Run, recovery};
 use crate::state::State;
+use crate::vigil::Vigil;
 
 impl Run {
     /// Waits until all replicas know that the job is over, then sends the servers home.
@@ -89,14 +90,18 @@ struct LostServer {
 
 /// Returns when a server is lost.
 async fn watch_server(client: &PsClient, job: &JobRef, every: Duration, silence: Duration) -> LostServer {
-    let (mut answered, mut pid) = (Instant::now(), None);
+    let (mut vigil, mut pid) = (Vigil::new(silence, Instant::now()), None);
     let gone = |why: String| LostServer { why, hangs: None };
     loop {
-        match client.status(silence).await {
-            Ok(status) if status.job.as_ref() == Some(job) => (answered, pid) = (Instant::now(), Some(status.pid)),
+        let asked = Instant::now();
+        match client.status(vigil.patience()).await {
+            Ok(status) if status.job.as_ref() == Some(job) => {
+                vigil.hear(Instant::now());
+                pid = Some(status.pid);
+            }
             Ok(_) => return gone(format!("{} was started again and holds no variables", client.peer())),
             Err(error) if error.code() == Some(ErrorCode::Unavailable) => return gone(error.to_string()),
-            Err(error) if answered.elapsed() >= silence => {
+            Err(error) if vigil.is_silent(asked, Instant::now()) => {
                 return LostServer {
                     why: error.to_string(),
                     hangs: pid,

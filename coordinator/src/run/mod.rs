@@ -29,6 +29,7 @@ use crate::membership::Membership;
 use crate::service::Service;
 use crate::state::{Inner, Phase, State, task_of};
 use crate::step_log::{self, Log, StepLog};
+pub(crate) use recovery::ask_for_restart;
 use recovery::{Progress, Source};
 
 /// A running coordinator.
@@ -163,6 +164,7 @@ fn incarnation(options: &Options, job: JobRef, version: u64, data: &DataPosition
         without_copy: None,
         moving_home: None,
         told: BTreeSet::new(),
+        looked: Instant::now(),
         last_checkpoint: version,
         num_steps: options.num_steps,
         lockstep,

@@ -211,7 +211,7 @@ impl Run {
 }
 
 /// A task that hangs does not end by itself: a launcher on this machine, if there is one, replaces its process.
-pub(super) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
+pub(crate) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
     let (job_dir, pid) = (job_dir.to_owned(), i32::try_from(pid).ok());
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
     tokio::task::spawn_blocking(move || {
