@@ -10,7 +10,7 @@ use coati_param_server::{Contributor, PsGroup};
 use coati_proto::coati::v1::{JobRef, PsStatusReply};
 use futures::future::try_join_all;
 
-use super::{Event, Init, Run, Trouble, incarnation};
+use super::{Event, Init, Run, TAKEN_OVER, Trouble, claim, incarnation};
 use crate::launcher::control::{self, Request};
 use crate::state::{Inner, Phase};
 use crate::step_log::{Log, Step};
@@ -102,10 +102,11 @@ impl Run {
             if let Phase::Failed(reason) = &inner.phase {
                 return Err(reason.clone());
             }
-            let awaited = inner.membership.present().into_iter().map(str::to_owned).collect();
+            let awaited = inner.membership.present_until_lately(Instant::now());
+            let awaited = awaited.into_iter().map(str::to_owned).collect();
             let from = inner.clock.version();
             let job = JobRef {
-                incarnation: inner.job.incarnation + 1,
+                incarnation: next_incarnation(&self.options.model_dir, inner.job.incarnation)?,
                 ..inner.job.clone()
             };
             let expected = inner.membership.expected().to_vec();
@@ -172,6 +173,17 @@ impl Run {
             log.end()
         ));
         Ok(Some((log.end(), data)))
+    }
+}
+
+/// The next incarnation of a job, unless another coordinator has begun one.
+fn next_incarnation(folder: &Path, own: u64) -> Result<u64, String> {
+    match claim::next(folder, own) {
+        Ok(next) => next.ok_or_else(|| format!("{}: {TAKEN_OVER}", folder.display())),
+        Err(error) => {
+            tracing::warn!(%error, "nothing but the folder's lock keeps a second coordinator away");
+            Ok(own + 1)
+        }
     }
 }
 
