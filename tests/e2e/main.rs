@@ -12,6 +12,7 @@ mod evaluation;
 mod faults;
 mod hostile;
 mod judges;
+mod partition;
 mod recovery;
 mod reproducible;
 mod status;

@@ -8,12 +8,12 @@ use crate::faults::pid_of;
 
 const STEPS: u64 = 120;
 
-/// Records that the newest checkpoint counts as seen.
-fn records_seen(job: &Job, model: &str) -> u64 {
+/// Records that the checkpoint of a step counts as seen.
+pub(crate) fn records_seen(job: &Job, model: &str, step: u64) -> u64 {
     let arguments = [
         "checkpoint",
         "show",
-        &format!("{model}/model.ckpt-{STEPS}"),
+        &format!("{model}/model.ckpt-{step}"),
         "--format",
         "json",
     ];
@@ -62,7 +62,7 @@ fn after_the_loss_of_a_server_the_job_goes_back_to_its_checkpoint_and_ends_with_
         tensors::read(&job.path("model"), STEPS),
     );
     tensors::assert_same_bits(&calm, &model, "a calm run and one that lost a server");
-    assert_eq!(records_seen(&job, "model"), records_seen(&job, "calm"));
+    assert_eq!(records_seen(&job, "model", STEPS), records_seen(&job, "calm", STEPS));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_master_that_is_killed_loses_no_step() {
         tensors::read(&job.path("model"), STEPS),
     );
     tensors::assert_same_bits(&calm, &model, "a calm run and one whose master was killed");
-    assert_eq!(records_seen(&job, "model"), records_seen(&job, "calm"));
+    assert_eq!(records_seen(&job, "model", STEPS), records_seen(&job, "calm", STEPS));
 }
 
 #[test]
@@ -84,6 +84,6 @@ fn a_worker_that_is_killed_is_replaced_and_no_step_is_lost() {
     assert!(said.contains("worker-0 joins again"), "{said}");
     assert!(!said.contains("going back from step "), "{said}");
     // Some steps were made by two replicas.
-    let (seen, calm) = (records_seen(&job, "model"), records_seen(&job, "calm"));
+    let (seen, calm) = (records_seen(&job, "model", STEPS), records_seen(&job, "calm", STEPS));
     assert!(seen <= calm && seen > calm * 2 / 3, "{seen} of {calm}");
 }
