@@ -10,6 +10,7 @@ use coati_common::rpc::{self, Channel, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, cal
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::membership::Identity;
@@ -72,6 +73,9 @@ pub enum Error {
     /// The job ended in order meanwhile.
     #[error("the job ended: {0}")]
     Ended(String),
+    /// The job goes on without this task, or its coordinator is away; what the last heartbeat came to.
+    #[error("{0}")]
+    CutOff(String),
     /// The cluster did not form in time.
     #[error("{peer}: waited {waited:.0} s for the cluster to form; it waits for {waiting_for}")]
     Forming {
@@ -110,7 +114,7 @@ impl Shared {
 #[derive(Debug)]
 struct Shared {
     activity: Mutex<&'static str>,
-    directive: Mutex<Directive>,
+    directive: watch::Sender<Directive>,
     /// Where to ask for another coordinator when this one is silent; and which process it is.
     replace: Mutex<Option<PathBuf>>,
     coordinator: u64,
@@ -163,7 +167,7 @@ impl Client {
         })?;
         let shared = Arc::new(Shared {
             activity: Mutex::new("starting"),
-            directive: Mutex::new(Directive::Continue),
+            directive: watch::Sender::new(Directive::Continue),
             replace: Mutex::new(None),
             coordinator: reply.pid,
         });
@@ -206,11 +210,22 @@ impl Client {
 
     /// What the last heartbeat said.
     pub fn directive(&self) -> Directive {
-        self.shared
-            .directive
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.directive.borrow().clone()
+    }
+
+    /// Waits until there is nothing to wait for any more: the job failed, or this task must join it again. Has no deadline of
+    /// its own; without an answer to a heartbeat it ends after the silence that [`Client::join`] was given.
+    pub fn cut_off(&self) -> impl Future<Output = Error> + use<> {
+        let mut directive = self.shared.directive.subscribe();
+        async move {
+            let ends = |directive: &Directive| matches!(directive, Directive::Abort(_) | Directive::Rejoin(_));
+            let end = directive.wait_for(ends).await.map(|end| end.clone());
+            match end {
+                Ok(Directive::Abort(reason)) => Error::Aborted(reason),
+                Ok(Directive::Rejoin(reason) | Directive::Drain(reason)) => Error::CutOff(reason),
+                Ok(Directive::Continue) | Err(_) => Error::CutOff("this task has left the job".to_owned()),
+            }
+        }
     }
 
     /// A coordinator that has closed may have said before how the job ended.
@@ -331,6 +346,7 @@ impl Error {
     pub fn calls_for_rejoining(&self) -> bool {
         match self {
             Self::Rpc(error) => calls_for_rejoining(error),
+            Self::CutOff(_) => true,
             _ => false,
         }
     }
@@ -394,7 +410,7 @@ async fn beat(
             Err(error) => Directive::Abort(error.to_string()),
         };
         let over = directive != Directive::Continue;
-        *shared.directive.lock().unwrap_or_else(PoisonError::into_inner) = directive;
+        shared.directive.send_replace(directive);
         if over {
             return;
         }

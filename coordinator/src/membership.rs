@@ -247,6 +247,18 @@ impl Membership {
         members.map(|(task, _)| task.as_str()).collect()
     }
 
+    /// The tasks that take part, and those who fell silent so lately that whatever hides others may have hidden them.
+    pub fn present_until_lately(&self, now: Instant) -> Vec<&str> {
+        let lately = |member: &Member| {
+            member.standing == Standing::Lost && now.saturating_duration_since(member.seen) <= 2 * self.timeout
+        };
+        let there = self.members.iter();
+        there
+            .filter(|(_, member)| member.takes_part() || lately(member))
+            .map(|(task, _)| task.as_str())
+            .collect()
+    }
+
     /// The tasks of this cluster.
     pub fn expected(&self) -> &[String] {
         &self.expected
@@ -407,6 +419,9 @@ mod tests {
         assert_eq!(table.beat("worker-0", 0, "computing", now), Err(Stranger::Lost));
         assert_eq!(table.missing(), ["master", "worker-0"]);
         assert_eq!(table.silent(now + Duration::from_secs(60)), []);
+        assert_eq!(table.present(), [""; 0]);
+        assert_eq!(table.present_until_lately(now + Duration::from_secs(20)), ["worker-0"]);
+        assert_eq!(table.present_until_lately(now + Duration::from_secs(21)), [""; 0]);
         let joined = table.join("worker-0", process(1), &identity(), now).unwrap();
         assert_eq!((joined.generation, joined.again), (1, true));
         assert_eq!(table.present(), ["worker-0"]);

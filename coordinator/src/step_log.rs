@@ -105,10 +105,13 @@ impl StepLog {
         put(writer, Record::Step(record)).inspect_err(|_| self.writer = None)
     }
 
-    /// The job is over: there is nothing to go on with.
-    pub fn end(&mut self) {
+    /// The job is over for this incarnation: there is nothing to go on with. The log of a later one is left alone.
+    pub fn end(&mut self, incarnation: u64) {
         self.writer = None;
-        let _ = fs::remove_file(&self.path);
+        let later = self.path.parent().and_then(read);
+        if later.is_none_or(|log| log.job.incarnation <= incarnation) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -229,7 +232,9 @@ mod tests {
         log.begin(&job(), 9, &DataPosition::default()).unwrap();
         let found = read(folder.path()).unwrap();
         assert_eq!((found.end(), found.steps.len()), (9, 0));
-        log.end();
+        log.end(2);
+        assert!(read(folder.path()).is_some(), "it is of a later incarnation");
+        log.end(3);
         assert_eq!(read(folder.path()), None);
     }
 

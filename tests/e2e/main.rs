@@ -13,6 +13,7 @@ mod evaluation;
 mod faults;
 mod hostile;
 mod judges;
+mod partition;
 mod recovery;
 mod reproducible;
 mod restarts;

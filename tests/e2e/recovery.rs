@@ -10,12 +10,12 @@ use crate::faults::pid_of;
 
 const STEPS: u64 = 120;
 
-/// Records that the newest checkpoint counts as seen.
-fn records_seen(job: &Job, model: &str) -> u64 {
+/// Records that the checkpoint of a step counts as seen.
+pub(crate) fn records_seen(job: &Job, model: &str, step: u64) -> u64 {
     let arguments = [
         "checkpoint",
         "show",
-        &format!("{model}/model.ckpt-{STEPS}"),
+        &format!("{model}/model.ckpt-{step}"),
         "--format",
         "json",
     ];
@@ -59,16 +59,19 @@ fn killed_after(task: &str, cluster: &Cluster, line: &str) -> (Job, String) {
     (job, said)
 }
 
+/// The disturbed run ended with the calm one's bits and records.
+#[track_caller]
+fn as_a_calm_run(job: &Job, what: &str) {
+    let [calm, model] = ["calm", "model"].map(|model| tensors::read(&job.path(model), STEPS));
+    tensors::assert_same_bits(&calm, &model, what);
+    assert_eq!(records_seen(job, "model", STEPS), records_seen(job, "calm", STEPS));
+}
+
 #[test]
 fn after_the_loss_of_a_server_the_job_goes_back_to_its_checkpoint_and_ends_with_the_same_bits() {
     let (job, said) = killed("ps-1");
     assert!(said.contains("going back from step "), "{said}");
-    let (calm, model) = (
-        tensors::read(&job.path("calm"), STEPS),
-        tensors::read(&job.path("model"), STEPS),
-    );
-    tensors::assert_same_bits(&calm, &model, "a calm run and one that lost a server");
-    assert_eq!(records_seen(&job, "model"), records_seen(&job, "calm"));
+    as_a_calm_run(&job, "a calm run and one that lost a server");
 }
 
 #[test]
@@ -77,12 +80,7 @@ fn with_copies_the_loss_of_a_server_costs_no_step() {
     let (job, said) = killed_after("ps-1", &cluster, "every parameter server has a copy");
     assert!(said.contains("training goes on from the copies at step "), "{said}");
     assert!(!said.contains("going back from step "), "{said}");
-    let (calm, model) = (
-        tensors::read(&job.path("calm"), STEPS),
-        tensors::read(&job.path("model"), STEPS),
-    );
-    tensors::assert_same_bits(&calm, &model, "a calm run and one that lost a server with a copy");
-    assert_eq!(records_seen(&job, "model"), records_seen(&job, "calm"));
+    as_a_calm_run(&job, "a calm run and one that lost a server with a copy");
 }
 
 /// A server that hangs is not refused a connection: it is noticed by its silence, its copy takes over, and another process
@@ -108,12 +106,7 @@ fn a_master_that_is_killed_loses_no_step() {
     let (job, said) = killed("master");
     assert!(said.contains("training goes on from there"), "{said}");
     assert!(!said.contains("going back from step "), "{said}");
-    let (calm, model) = (
-        tensors::read(&job.path("calm"), STEPS),
-        tensors::read(&job.path("model"), STEPS),
-    );
-    tensors::assert_same_bits(&calm, &model, "a calm run and one whose master was killed");
-    assert_eq!(records_seen(&job, "model"), records_seen(&job, "calm"));
+    as_a_calm_run(&job, "a calm run and one whose master was killed");
 }
 
 #[test]
@@ -178,6 +171,6 @@ fn a_worker_that_is_killed_is_replaced_and_no_step_is_lost() {
     assert!(said.contains("worker-0 joins again"), "{said}");
     assert!(!said.contains("going back from step "), "{said}");
     // Some steps were made by two replicas.
-    let (seen, calm) = (records_seen(&job, "model"), records_seen(&job, "calm"));
+    let (seen, calm) = (records_seen(&job, "model", STEPS), records_seen(&job, "calm", STEPS));
     assert!(seen <= calm && seen > calm * 2 / 3, "{seen} of {calm}");
 }

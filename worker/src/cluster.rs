@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use crate::exchange;
 use crate::model::Trainer;
 use crate::observe::{Observer, StepRecord};
-use crate::remote::{Remote, from_coordinator, from_servers};
+use crate::remote::Remote;
 use crate::replica::{self, End};
 use crate::session::{Checkpoint, Session};
 use crate::stop::{STOPPED, StopFlag};
@@ -91,9 +91,7 @@ impl Cluster {
             .unwrap_or_default();
         let silence = self.limits.heartbeat_timeout;
         let joining = async {
-            let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence)
-                .await
-                .map_err(|error| from_coordinator(&error))?;
+            let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence).await?;
             if self.task.kind != TaskType::Master {
                 client.replace_when_silent(job_dir.to_owned());
             }
@@ -105,14 +103,10 @@ impl Cluster {
                     tracing::warn!("waiting for the cluster to form: {who}");
                 }
             };
-            let plan = client
-                .plan(limit * 2, say)
-                .await
-                .map_err(|error| from_coordinator(&error))?;
+            let plan = client.plan(limit * 2, say).await?;
             let placement = plan.placement.clone().unwrap_or_default();
             let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), self.limits.formation)
-                .await
-                .map_err(|error| from_servers(&error))?
+                .await?
                 .for_replica(plan.replica);
             Ok((client, plan, servers))
         };

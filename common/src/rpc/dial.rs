@@ -10,10 +10,8 @@ use tonic::transport::{Endpoint, Uri};
 
 use super::incoming::READ_AHEAD_BYTES;
 use super::security::{Attach, Breach};
-use super::{
-    CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, Peer, STREAM_WINDOW_BYTES,
-    Security, settings,
-};
+use super::settings::KeepAlive;
+use super::{CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, Peer, STREAM_WINDOW_BYTES, Security, settings};
 
 /// A connection to a task; each call on it carries the job's token.
 pub type Channel = InterceptedService<tonic::transport::Channel, Attach>;
@@ -21,6 +19,9 @@ pub type Channel = InterceptedService<tonic::transport::Channel, Attach>;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Whom this process dials is said so often.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Why no connection could be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) ->
         waited: start.elapsed(),
     };
     let endpoint = endpoint(&peer.address, security).map_err(|reason| unreachable(reason, start))?;
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut said) = (FIRST_PAUSE, start);
     loop {
         let left = deadline.saturating_sub(start.elapsed());
         // Even with no time left one attempt is made, short as it is.
@@ -99,6 +100,13 @@ pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) ->
         let left = deadline.saturating_sub(start.elapsed());
         if left.is_zero() {
             return Err(unreachable(reason, start));
+        }
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            tracing::warn!(
+                "waiting for {peer} since {:.0} s: {reason}",
+                start.elapsed().as_secs_f64()
+            );
         }
         tracing::debug!(%peer, %reason, "not reachable yet");
         tokio::time::sleep(pause.min(left)).await;
@@ -139,9 +147,10 @@ fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable>
     if let Some(tls) = security.tls() {
         endpoint = endpoint.tls_config(tls.client()).map_err(wrong)?;
     }
+    let keep_alive = KeepAlive::of_this_process();
     Ok(endpoint
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_interval(keep_alive.interval)
+        .keep_alive_timeout(keep_alive.timeout)
         .keep_alive_while_idle(true)
         .max_frame_size(FRAME_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -162,7 +171,9 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport:
     let connector = tower::service_fn(move |_: Uri| {
         let address = dialled.clone();
         async move {
-            let stream = TcpStream::connect(address).await?;
+            // The system itself would try for minutes where packets vanish.
+            let connecting = tokio::time::timeout(LONGEST_ATTEMPT, TcpStream::connect(address));
+            let stream = connecting.await.map_err(|_| io::ErrorKind::TimedOut)??;
             settings::tune(&stream)?;
             io::Result::Ok(TokioIo::new(BufReader::with_capacity(READ_AHEAD_BYTES, stream)))
         }

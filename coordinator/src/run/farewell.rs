@@ -99,9 +99,21 @@ async fn watch_server(client: &PsClient, job: &JobRef, every: Duration, silence:
                 vigil.hear(Instant::now());
                 pid = Some(status.pid);
             }
-            Ok(_) => return gone(format!("{} was started again and holds no variables", client.peer())),
-            Err(error) if error.code() == Some(ErrorCode::Unavailable) => return gone(error.to_string()),
-            Err(error) if vigil.is_silent(asked, Instant::now()) => {
+            Ok(status) => {
+                let later = status
+                    .job
+                    .filter(|theirs| theirs.job_id == job.job_id && theirs.incarnation > job.incarnation);
+                return gone(match later {
+                    Some(later) => format!(
+                        "{} belongs to incarnation {} of the job",
+                        client.peer(),
+                        later.incarnation
+                    ),
+                    None => format!("{} was started again and holds no variables", client.peer()),
+                });
+            }
+            // Its process is gone, or hangs: a launcher leaves one alone that has been replaced by now.
+            Err(error) if error.code() == Some(ErrorCode::Unavailable) || vigil.is_silent(asked, Instant::now()) => {
                 return LostServer {
                     why: error.to_string(),
                     hangs: pid,

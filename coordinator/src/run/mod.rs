@@ -1,5 +1,6 @@
 //! Runs a job's coordinator: forms the cluster, commits steps, saves, ends.
 
+mod claim;
 mod farewell;
 mod formation;
 mod options;
@@ -99,6 +100,11 @@ pub async fn start_as(
         // Incarnations that the job took while it ran.
         options.job.incarnation = options.job.incarnation.max(log.job.incarnation + 1);
     }
+    match claim::first(&options.model_dir, options.job.incarnation) {
+        Ok(number) => options.job.incarnation = number,
+        // Whoever writes there first will say more.
+        Err(error) => tracing::warn!(%error, "nothing but the folder's lock keeps a second coordinator away"),
+    }
     let (version, data) = options.init.position();
     let expected = (0..=options.workers).map(task_of).collect();
     let inner = incarnation(&options, options.job.clone(), version, &data, expected);
@@ -195,15 +201,31 @@ enum Trouble {
     Lost(String),
     /// Another attempt would not help.
     Final(String),
+    /// Another coordinator runs the job now: this one leaves everything as it is.
+    TakenOver(String),
 }
+
+impl Trouble {
+    /// The same, in other words.
+    fn said(self, words: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Lost(reason) => Self::Lost(words(reason)),
+            Self::Final(reason) => Self::Final(words(reason)),
+            Self::TakenOver(reason) => Self::TakenOver(words(reason)),
+        }
+    }
+}
+
+/// What a coordinator says last that finds another one in its place.
+const TAKEN_OVER: &str = "another coordinator has taken this job over\nhint: let only one run";
 
 impl From<coati_param_server::client::Error> for Trouble {
     fn from(error: coati_param_server::client::Error) -> Self {
         match error.rpc() {
             Some(rpc) if rpc.is_absence() => Self::Lost(error.to_string()),
-            Some(rpc) if rpc.code() == Some(ErrorCode::StaleIncarnation) => Self::Final(format!(
-                "{error}\nhint: another coordinator has taken this job over; let only one run"
-            )),
+            Some(rpc) if rpc.code() == Some(ErrorCode::StaleIncarnation) => {
+                Self::TakenOver(format!("{error}: {TAKEN_OVER}"))
+            }
             _ => Self::Final(error.to_string()),
         }
     }
@@ -235,7 +257,8 @@ impl Run {
         };
         self.farewell(servers.as_ref(), outcome.reason()).await;
         // The servers are gone: there is nothing that the log could go with.
-        self.steps().end();
+        let incarnation = self.state.lock().job.incarnation;
+        self.steps().end(incarnation);
         outcome
     }
 
@@ -251,7 +274,7 @@ impl Run {
         let group = match (formed, &servers) {
             (Ok(()), Some(group)) => group.clone(),
             (Err(Trouble::Lost(reason)), _) if !source.is_first() => return Term::ServersLost(reason),
-            (Err(Trouble::Lost(reason) | Trouble::Final(reason)), _) => {
+            (Err(Trouble::Lost(reason) | Trouble::Final(reason) | Trouble::TakenOver(reason)), _) => {
                 let outcome = Outcome::Failed(format!("the cluster could not form: {reason}"));
                 self.announce(&outcome);
                 return Term::Over(outcome);
@@ -283,6 +306,11 @@ impl Run {
         let ended = match self.train(servers).await {
             Err(Trouble::Lost(reason)) => return Term::ServersLost(reason),
             Err(Trouble::Final(reason)) => Err(reason),
+            Err(Trouble::TakenOver(reason)) => {
+                let outcome = Outcome::Failed(reason);
+                self.announce(&outcome);
+                return Term::Over(outcome);
+            }
             Ok(stopped) => Ok(stopped),
         };
         // Replicas leave while the last checkpoint is written.

@@ -11,7 +11,7 @@ use coati_proto::coati::v1::JobRef;
 use futures::future::try_join_all;
 
 use super::shards::{fits, shard_of};
-use super::{Event, Init, Run, Trouble, incarnation};
+use super::{Event, Init, Run, TAKEN_OVER, Trouble, claim, incarnation};
 use crate::launcher::control::{self, Request};
 use crate::state::{Inner, Phase};
 use crate::step_log::{self, Log, Step};
@@ -106,10 +106,11 @@ impl Run {
             if let Phase::Failed(reason) = &inner.phase {
                 return Err(reason.clone());
             }
-            let awaited = inner.membership.present().into_iter().map(str::to_owned).collect();
+            let awaited = inner.membership.present_until_lately(Instant::now());
+            let awaited = awaited.into_iter().map(str::to_owned).collect();
             let from = inner.clock.version();
             let job = JobRef {
-                incarnation: inner.job.incarnation + 1,
+                incarnation: next_incarnation(&self.options.model_dir, inner.job.incarnation)?,
                 ..inner.job.clone()
             };
             let expected = inner.membership.expected().to_vec();
@@ -207,6 +208,17 @@ impl Run {
             ),
         });
         Ok(Some((log.end(), data)))
+    }
+}
+
+/// The next incarnation of a job, unless another coordinator has begun one.
+fn next_incarnation(folder: &Path, own: u64) -> Result<u64, String> {
+    match claim::next(folder, own) {
+        Ok(next) => next.ok_or_else(|| format!("{}: {TAKEN_OVER}", folder.display())),
+        Err(error) => {
+            tracing::warn!(%error, "nothing but the folder's lock keeps a second coordinator away");
+            Ok(own + 1)
+        }
     }
 }
 

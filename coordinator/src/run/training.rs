@@ -233,11 +233,8 @@ impl Run {
             match call(left.max(Duration::from_millis(100))).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if left.is_zero() || !retryable(&error) || self.state.lock().servers_lost.is_some() => {
-                    let what = format!("step {} could not be {done}: {error}", version + 1);
-                    return Err(match Trouble::from(error) {
-                        Trouble::Lost(_) => Trouble::Lost(what),
-                        Trouble::Final(_) => Trouble::Final(what),
-                    });
+                    let words = |reason| format!("step {} could not be {done}: {reason}", version + 1);
+                    return Err(Trouble::from(error).said(words));
                 }
                 Err(error) => {
                     tracing::warn!(%error, version, "what could not be {done} is tried again");
