@@ -1,7 +1,9 @@
 //! Who takes part: registrations, signs of life, and who is being waited for.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// What a task says of itself when it joins; all but the address must agree with the master's.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,13 @@
 //! Answers replicas: the gRPC side of the coordinator.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_server::Coordinator;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::clock::Reported;
@@ -80,7 +81,7 @@ impl Service {
     /// Looks at the state until there is an answer or the time is up; then what the last look gave instead.
     async fn wait<T>(&self, wait_ms: u32, mut look: impl FnMut(&mut Inner) -> Look<T>) -> T {
         let limit = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_POLL);
-        let deadline = tokio::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
@@ -260,12 +261,12 @@ impl Coordinator for Service {
         {
             let mut inner = self.state.lock();
             Self::admit(&inner, tag.job.as_ref(), &task, request.generation)?;
-            if tag.version > inner.clock.version() {
+            if tag.version > inner.clock.newest() {
                 let message = format!(
                     "replica {} reports a gradient of version {}, the newest is {}",
                     tag.replica,
                     tag.version,
-                    inner.clock.version()
+                    inner.clock.newest()
                 );
                 return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
             }

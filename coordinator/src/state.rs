@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_param_server::Contributor;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::clock::{Clock, Reported};
 use crate::ledger::{Lease, Ledger};

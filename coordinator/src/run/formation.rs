@@ -1,11 +1,12 @@
 //! The beginning: servers are loaded, replicas join.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_common::cluster::OnNan;
 use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
+use tokio::time::Instant;
 
 use super::recovery::Source;
 use super::{Init, Outcome, Run, Trouble};

@@ -9,15 +9,16 @@ mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
-use coati_common::rpc::{self, ErrorCode, SMALL_MESSAGE_LIMIT_BYTES, Security};
+use coati_common::rpc::{self, ErrorCode, InProcess, SMALL_MESSAGE_LIMIT_BYTES, Security};
 use coati_param_server::PsGroup;
 use coati_proto::coati::v1::JobRef;
 use coati_proto::coati::v1::coordinator_server::CoordinatorServer;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 
 pub use options::{Event, Init, Limits, Options, Outcome};
 
@@ -27,6 +28,7 @@ use crate::membership::Membership;
 use crate::service::Service;
 use crate::state::{Inner, Phase, State, task_of};
 use crate::step_log::{self, Log, StepLog};
+use crate::task::Task;
 use recovery::{Progress, Source};
 
 /// A running coordinator.
@@ -34,7 +36,12 @@ pub struct Handle {
     state: Arc<State>,
     address: String,
     outcome: JoinHandle<Outcome>,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: Option<Server>,
+}
+
+/// What answers on the port.
+struct Server {
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
     close: watch::Sender<bool>,
 }
 
@@ -60,9 +67,16 @@ impl Handle {
             .outcome
             .await
             .unwrap_or_else(|error| Outcome::Failed(format!("the coordinator ended unexpectedly: {error}")));
-        self.close.send_replace(true);
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.server).await;
+        if let Some(server) = self.server {
+            server.close.send_replace(true);
+            let _ = tokio::time::timeout(Duration::from_secs(2), server.task).await;
+        }
         outcome
+    }
+
+    /// Ends it as a kill would end its process, but for the port: nobody is told and nothing is written.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.outcome.abort_handle()
     }
 }
 
@@ -86,11 +100,32 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
 /// As [`start`], letting in whom `security` says.
 pub async fn start_as(
     security: &Security,
-    mut options: Options,
+    options: Options,
     events: mpsc::UnboundedSender<Event>,
 ) -> Result<Handle, rpc::Error> {
     let mut server = rpc::server(security)?;
     let listener = rpc::bind(&options.listen).await?;
+    let (mut handle, service) = begin(options, events);
+    handle.address = listener.address.to_string();
+    let (close, mut closed) = watch::channel(false);
+    let task = tokio::spawn(
+        server
+            .add_service(service)
+            .serve_with_incoming_shutdown(listener.incoming, async move {
+                let _ = closed.wait_for(|closed| *closed).await;
+            }),
+    );
+    handle.server = Some(Server { task, close });
+    Ok(handle)
+}
+
+/// As [`start`], for callers in this process: listens nowhere.
+pub fn start_in_process(options: Options, events: mpsc::UnboundedSender<Event>) -> (Handle, InProcess) {
+    let (handle, service) = begin(options, events);
+    (handle, InProcess::serving(service))
+}
+
+fn begin(mut options: Options, events: mpsc::UnboundedSender<Event>) -> (Handle, CoordinatorServer<Service>) {
     let log = step_log::read(&options.model_dir).filter(|log| log.job.job_id == options.job.job_id);
     if let Some(log) = &log {
         // Incarnations that the job took while it ran.
@@ -105,27 +140,21 @@ pub async fn start_as(
         heartbeat_interval: options.limits.heartbeat_interval,
     };
     let service = CoordinatorServer::new(service).max_decoding_message_size(SMALL_MESSAGE_LIMIT_BYTES);
-    let (close, mut closed) = watch::channel(false);
-    let server = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
-        listener.incoming,
-        async move {
-            let _ = closed.wait_for(|closed| *closed).await;
-        },
-    ));
     let run = Run {
         state: Arc::clone(&state),
         steps: Mutex::new(StepLog::new(&options.model_dir)),
         options,
         saving: tokio::sync::Mutex::default(),
     };
+    let address = run.options.listen.clone();
     let outcome = tokio::spawn(run.run(log));
-    Ok(Handle {
+    let handle = Handle {
         state,
-        address: listener.address.to_string(),
+        address,
         outcome,
-        server,
-        close,
-    })
+        server: None,
+    };
+    (handle, service)
 }
 
 /// The state of a new incarnation of the job, from this version on.
@@ -172,7 +201,7 @@ struct Run {
     steps: Mutex<StepLog>,
     options: Options,
     /// The checkpoint that is being written while training goes on.
-    saving: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    saving: tokio::sync::Mutex<Option<Task>>,
 }
 
 /// How an incarnation ended.
@@ -236,6 +265,8 @@ impl Run {
     /// One incarnation from loading the servers to the end.
     async fn incarnation(&self, source: &Source, servers: &mut Option<PsGroup>) -> Term {
         let formed = tokio::select! {
+            // In a fixed order, so that a simulation can be repeated.
+            biased;
             formed = self.form(source, servers) => formed,
             given_up = self.given_up() => {
                 self.announce(&given_up);
@@ -265,7 +296,7 @@ impl Run {
             self.options.model_dir.clone(),
         );
         let term = self.train_and_save(&group).await;
-        watch.abort();
+        drop(watch);
         term
     }
 

@@ -2,13 +2,15 @@
 //! only the coordinator was away.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
+use coati_common::work;
 use coati_param_server::{Contributor, PsGroup};
 use coati_proto::coati::v1::{JobRef, PsStatusReply};
 use futures::future::try_join_all;
+use tokio::time::Instant;
 
 use super::{Event, Init, Run, Trouble, incarnation};
 use crate::launcher::control::{self, Request};
@@ -88,7 +90,7 @@ impl Run {
         self.state.servers_lost(ending, reason);
         self.saved().await;
         let folder = self.options.model_dir.clone();
-        let latest = tokio::task::spawn_blocking(move || state::latest(&folder))
+        let latest = work::blocking(move || state::latest(&folder))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("{reason}; and going on is not possible: {error}"))?;
@@ -183,7 +185,7 @@ impl Run {
 pub(super) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
     let (job_dir, pid) = (job_dir.to_owned(), i32::try_from(pid).ok());
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(work::blocking(move || {
         let request = Request::Restart {
             task,
             pid: Some(pid),
@@ -193,7 +195,7 @@ pub(super) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
             Ok(reply) => tracing::info!(?reply, "the launcher was asked for another process"),
             Err(error) => tracing::info!(%error, "no launcher replaces the process"),
         }
-    });
+    }));
 }
 
 /// As the servers want them.

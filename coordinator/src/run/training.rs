@@ -1,9 +1,10 @@
 //! Committing step after step.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_param_server::PsGroup;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::time::Instant;
 
 use super::recovery::{self, contributors};
 use super::{Event, Run, Trouble};
