@@ -138,6 +138,11 @@ impl Clock {
         Decision::Wait(silent.copied().collect())
     }
 
+    /// Whether [`Clock::decide`] finds anything but waiting; cheap.
+    pub fn is_decidable(&self) -> bool {
+        self.enough().is_some() || self.pending.values().any(|(_, reported)| self.is_late(reported))
+    }
+
     /// How many contributions make a step now, if there are so many.
     fn enough(&self) -> Option<usize> {
         let there = self.pending.len();

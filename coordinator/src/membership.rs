@@ -234,6 +234,13 @@ impl Membership {
         Ok(())
     }
 
+    /// All count as seen now: nobody was there to hear them.
+    pub fn all_seen(&mut self, now: Instant) {
+        for member in self.members.values_mut() {
+            member.seen = now;
+        }
+    }
+
     /// Changes whether a member takes part. False where that is what it was, or nobody of that name joined.
     pub fn set(&mut self, task: &str, standing: Standing) -> bool {
         self.members.get_mut(task).is_some_and(|member| {

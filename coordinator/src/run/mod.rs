@@ -242,7 +242,7 @@ impl Run {
                 Term::Over(outcome) => break outcome,
                 Term::ServersLost(reason) => {
                     let next = match progress.look(Instant::now(), self.stepped(), &reason) {
-                        Ok(()) => self.go_back(&reason).await,
+                        Ok(()) => self.go_back(&source, &reason).await,
                         Err(reason) => Err(reason),
                     };
                     match next {
@@ -275,8 +275,8 @@ impl Run {
         };
         let group = match (formed, &servers) {
             (Ok(()), Some(group)) => group.clone(),
-            (Err(Trouble::Lost(reason)), _) if !source.is_first() => return Term::ServersLost(reason),
-            (Err(Trouble::Lost(reason) | Trouble::Final(reason)), _) => {
+            (Err(Trouble::Lost(reason)), _) => return Term::ServersLost(reason),
+            (Err(Trouble::Final(reason)), _) => {
                 let outcome = Outcome::Failed(format!("the cluster could not form: {reason}"));
                 self.announce(&outcome);
                 return Term::Over(outcome);
@@ -308,13 +308,22 @@ impl Run {
             Err(Trouble::Final(reason)) => Err(reason),
             Ok(stopped) => Ok(stopped),
         };
-        // Replicas leave while the last checkpoint is written.
-        self.announce(&match &ended {
-            Ok(None) => Outcome::Completed,
-            Ok(Some(reason)) => Outcome::Interrupted(reason.clone()),
-            Err(reason) => Outcome::Failed(reason.clone()),
-        });
+        // A complete job needs its last checkpoint: replicas stay until it is written, so that the steps can be made again if a
+        // server is lost meanwhile. From others they leave while it is written.
+        match &ended {
+            Ok(None) => {}
+            Ok(Some(reason)) => self.announce(&Outcome::Interrupted(reason.clone())),
+            Err(reason) => self.announce(&Outcome::Failed(reason.clone())),
+        }
         let saved = self.save(servers).await;
+        if ended == Ok(None) {
+            if saved.is_err()
+                && let Some(lost) = self.lost_server(servers).await
+            {
+                return Term::ServersLost(lost);
+            }
+            self.announce(&Outcome::Completed);
+        }
         Term::Over(match (ended, saved) {
             (Err(reason), Ok(())) => Outcome::Failed(reason),
             (Err(reason), Err(error)) => Outcome::Failed(format!(
@@ -327,6 +336,25 @@ impl Run {
             (Ok(None), Ok(())) => Outcome::Completed,
             (Ok(Some(reason)), Ok(())) => Outcome::Interrupted(reason),
         })
+    }
+
+    /// A server that holds the variables no more, or does not answer.
+    async fn lost_server(&self, servers: &PsGroup) -> Option<String> {
+        let (job, lost) = {
+            let inner = self.state.lock();
+            (inner.job.clone(), inner.servers_lost.clone())
+        };
+        if lost.is_some() {
+            return lost;
+        }
+        for client in servers.clients() {
+            match client.status(self.options.limits.heartbeat_timeout).await {
+                Ok(status) if status.job.as_ref() == Some(&job) => {}
+                Ok(_) => return Some(format!("{} was started again and holds no variables", client.peer())),
+                Err(error) => return Some(error.to_string()),
+            }
+        }
+        None
     }
 
     /// Whether this incarnation made a step.

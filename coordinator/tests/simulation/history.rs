@@ -348,6 +348,11 @@ impl History {
         }
     }
 
+    /// Whether any step was made.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.newest_incarnation > 0
+    }
+
     /// The job is complete: its last checkpoint is of this step.
     pub(crate) fn ended(&mut self, step: u64) {
         let (name, servers) = (self.saved.get(&step).map(|saved| saved.life), self.scenario.servers);

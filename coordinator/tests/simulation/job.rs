@@ -1,7 +1,7 @@
 //! A whole job on the simulated network, with its launcher, from beginning to end.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use coati_checkpoint::state;
 use coati_coordinator::run::{Limits, Options};
 use coati_coordinator::{Event, Init, Outcome, cadence};
 use coati_param_server::{Consistency, Layout, Store, Strategy, plan, service, store};
-use coati_proto::coati::v1::JobRef;
+use coati_proto::coati::v1::{self, JobRef};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -87,7 +87,6 @@ struct Job<'a> {
     starts: u64,
     coordinators: u64,
     exits: UnboundedSender<Exit>,
-    events: UnboundedReceiver<Event>,
     seed: u64,
 }
 
@@ -117,7 +116,6 @@ pub(crate) async fn run(seed: u64, scenario: &Scenario, folder: &Path, tracing: 
         starts: 0,
         coordinators: 0,
         exits,
-        events: mpsc::unbounded_channel().1,
         seed,
     };
     job.run(exited).await;
@@ -167,7 +165,6 @@ impl Job<'_> {
             acts.sort_by_key(|(at, _)| *at);
             let next = acts.first().map_or(calm + BOUND, |(at, _)| *at);
             let exit = tokio::time::timeout_at(next, exited.recv()).await;
-            self.look();
             if self.history.held().broken.is_some() {
                 return;
             }
@@ -339,7 +336,6 @@ impl Job<'_> {
     }
 
     fn start_coordinator(&mut self, life: u64) -> bool {
-        self.look();
         self.coordinators += 1;
         let latest = state::latest(self.folder).unwrap();
         if let Some(latest) = &latest
@@ -386,6 +382,7 @@ impl Job<'_> {
                 delay_compensation: None,
             },
             on_nan: coati_common::cluster::OnNan::Stop,
+            compression: v1::Compression::default(),
             cadence: cadence::Options {
                 every: Duration::from_secs(3600),
                 every_steps: Some(scenario.save_every),
@@ -394,7 +391,12 @@ impl Job<'_> {
             limits: limits(),
         };
         let (sender, events) = mpsc::unbounded_channel();
-        self.events = events;
+        let told = Told {
+            folder: self.folder.to_owned(),
+            network: self.network.clone(),
+            history: Arc::clone(&self.history),
+        };
+        let listening = tokio::spawn(told.listen(events));
         let (handle, service) = coati_coordinator::start_in_process(options, sender);
         self.network.start(MASTER, service);
         let running = handle.abort_handle();
@@ -405,24 +407,44 @@ impl Job<'_> {
         let replica = self.start_replica(0, MASTER, life, Some(handle));
         let process = Process {
             life,
-            tasks: vec![ends_with_the_process, replica],
+            tasks: vec![ends_with_the_process, listening, replica],
         };
         self.processes.insert(MASTER.to_owned(), process);
         false
     }
 
-    /// Hears what the coordinator has told.
-    fn look(&mut self) {
-        while let Ok(event) = self.events.try_recv() {
+    fn ended(&mut self, outcome: &Outcome) {
+        self.network.note(format!("the job ends: {outcome:?}"));
+        match outcome {
+            Outcome::Completed => self.history.held().ended(self.scenario.num_steps),
+            // Before it ever formed, a cluster may find that it cannot, and say so.
+            Outcome::Failed(why)
+                if why.starts_with("the cluster could not form") && !self.history.held().has_begun() => {}
+            other => self.history.held().fail(format!("the job ended with {other:?}")),
+        }
+    }
+}
+
+/// Hears what a coordinator tells.
+struct Told {
+    folder: PathBuf,
+    network: SimNet,
+    history: Arc<Mutex<History>>,
+}
+
+impl Told {
+    async fn listen(self, mut events: UnboundedReceiver<Event>) {
+        while let Some(event) = events.recv().await {
             match event {
                 Event::Saved { step, .. } => {
                     self.network.note(format!("checkpoint of step {step}"));
-                    // A later one may have replaced it.
-                    if let Ok(Some(latest)) = state::latest(self.folder)
-                        && latest.step == step
-                        && let Some(manifest) = latest.manifest
+                    let latest = state::latest(&self.folder).ok().flatten();
+                    match latest
+                        .filter(|latest| latest.step == step)
+                        .and_then(|latest| latest.manifest)
                     {
-                        self.history.held().published(step, &manifest.data);
+                        Some(manifest) => self.history.held().published(step, &manifest.data),
+                        None => self.history.held().fail(format!("checkpoint {step} is not the newest")),
                     }
                 }
                 Event::Step { version, staleness, .. } => {
@@ -432,14 +454,6 @@ impl Job<'_> {
                 Event::Warning(text) => self.network.note(format!("warning: {text}")),
                 Event::Formed { replicas } => self.network.note(format!("formed with {replicas}")),
             }
-        }
-    }
-
-    fn ended(&mut self, outcome: &Outcome) {
-        self.network.note(format!("the job ends: {outcome:?}"));
-        match outcome {
-            Outcome::Completed => self.history.held().ended(self.scenario.num_steps),
-            other => self.history.held().fail(format!("the job ended with {other:?}")),
         }
     }
 }

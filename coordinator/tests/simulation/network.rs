@@ -48,7 +48,6 @@ const SILENCE_MS: u64 = 3000;
 
 /// A call that was answered, for those who look on.
 pub(crate) struct Answered<'a> {
-    pub(crate) from: &'a str,
     pub(crate) to: &'a str,
     pub(crate) method: &'a str,
     /// The request as it was framed.
@@ -65,11 +64,14 @@ struct Host {
     handling: Vec<AbortHandle>,
 }
 
+/// Sender, receiver and method: two tasks of one process that call another one use methods of their own.
+type Link = (String, String, String);
+
 /// Comes about at an instant, in the order of these fields.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Moment {
     at: Instant,
-    link: (String, String),
+    link: Link,
     number: u64,
     leg: u8,
 }
@@ -105,7 +107,7 @@ struct Inner {
     cut: BTreeSet<String>,
     /// Stopped hosts, and who waits for them to go on.
     stopped: BTreeMap<String, Vec<oneshot::Sender<()>>>,
-    numbers: BTreeMap<(String, String), u64>,
+    numbers: BTreeMap<Link, u64>,
     queue: BinaryHeap<Waiting>,
     digest: DefaultHasher,
     trace: Option<Vec<String>>,
@@ -262,7 +264,7 @@ impl SimNet {
         }
     }
 
-    async fn wait(&self, link: &(String, String), number: u64, leg: u8, millis: u64) {
+    async fn wait(&self, link: &Link, number: u64, leg: u8, millis: u64) {
         let (wake, woken) = oneshot::channel();
         let moment = Moment {
             at: Instant::now() + Duration::from_millis(millis.max(1)),
@@ -295,12 +297,12 @@ impl SimNet {
     }
 
     /// Lets `to` answer, unless there is no such host; no answer comes if it dies meanwhile.
-    fn handle(&self, from: &str, to: &str, head: &request::Parts, data: &Bytes) -> Option<oneshot::Receiver<Answer>> {
+    fn handle(&self, to: &str, head: &request::Parts, data: &Bytes) -> Option<oneshot::Receiver<Answer>> {
         let (done, answer) = oneshot::channel();
         let request = Request::from_parts(head.clone(), Body::new(Full::new(data.clone())));
         let method = method(head.uri.path()).to_owned();
         let (network, data) = (self.clone(), data.clone());
-        let (caller, name) = (from.to_owned(), to.to_owned());
+        let name = to.to_owned();
         let mut inner = self.lock();
         let host = inner.hosts.get_mut(to)?;
         let call = host.service.call(request);
@@ -315,7 +317,6 @@ impl SimNet {
                 trailers,
             };
             (network.witness)(&Answered {
-                from: &caller,
                 to: &name,
                 method: &method,
                 request: &data,
@@ -328,7 +329,7 @@ impl SimNet {
         Some(answer)
     }
 
-    async fn carry(self, link: (String, String), request: Request<Body>) -> Result<Response<Body>, StdError> {
+    async fn carry(self, link: Link, request: Request<Body>) -> Result<Response<Body>, StdError> {
         let (head, body) = request.into_parts();
         let data = body.collect().await?.to_bytes();
         let (from, to) = (link.0.as_str(), link.1.as_str());
@@ -337,10 +338,15 @@ impl SimNet {
             inner.calls += 1;
             let number = inner.numbers.entry(link.clone()).or_default();
             *number += 1;
-            (*number, inner.weather)
+            // Within a host, messages are in good hands.
+            let fair = Weather {
+                quick: 1,
+                ..Weather::default()
+            };
+            (*number, if from == to { fair } else { inner.weather })
         };
         let mut hasher = DefaultHasher::new();
-        (self.seed, from, to, number).hash(&mut hasher);
+        (self.seed, &link, number).hash(&mut hasher);
         let mut random = Random(hasher.finish());
         let mut chance = |of: u64| random.below(1000) < of;
         let (lost, unanswered, twice) = (
@@ -358,7 +364,7 @@ impl SimNet {
         };
         let (there, back, again) = (takes(slow[0]), takes(slow[1]), takes(true));
         let (noticed, given_up) = (random.below(NOTICED_MS), random.below(SILENCE_MS));
-        let method = method(head.uri.path()).to_owned();
+        let method = link.2.clone();
         let name = |what: &str| format!("{from} > {to} {method} #{number} {what}");
 
         self.wait(&link, number, 0, there).await;
@@ -380,11 +386,11 @@ impl SimNet {
                 network.wait(&link, number, 2, again).await;
                 if network.passes(&link.0, &link.1).await {
                     network.note(arrives);
-                    network.handle(&link.0, &link.1, &head, &data);
+                    network.handle(&link.1, &head, &data);
                 }
             });
         }
-        let answering = self.handle(from, to, &head, &data);
+        let answering = self.handle(to, &head, &data);
         let answer = match answering {
             Some(answering) => answering.await.ok(),
             None => None,
@@ -434,9 +440,10 @@ impl Network for SimNet {
             return Err(Unreachable::Refused);
         }
         drop(inner);
-        let (network, link) = (self.clone(), (from.to_owned(), to.to_owned()));
-        Ok(InProcess::through(move |request| {
-            network.clone().carry(link.clone(), request)
+        let (network, from, to) = (self.clone(), from.to_owned(), to.to_owned());
+        Ok(InProcess::through(move |request: Request<Body>| {
+            let method = method(request.uri().path()).to_owned();
+            network.clone().carry((from.clone(), to.clone(), method), request)
         }))
     }
 }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
 use coati_coordinator::client::{Directive, Error, calls_for_rejoining};
 use coati_param_server::{PsGroup, Tag};
@@ -103,6 +102,11 @@ impl Replica {
     async fn life(&mut self, again: bool, reached: &mut bool) -> Stop {
         let limits = limits();
         let limit = if again { limits.rejoin } else { limits.formation };
+        // At the first attempt, this is a failure; the launcher sees to the next one.
+        let found = |stop| match stop {
+            Stop::CutOff(why) if !again => Stop::Failed(why),
+            stop => stop,
+        };
         let joined = async {
             let master = address(&self.host, MASTER);
             let mut client = Client::join(
@@ -114,21 +118,21 @@ impl Replica {
                 limit,
                 limits.heartbeat_timeout,
             )
-            .await?;
+            .await
+            .map_err(|error| found(error.into()))?;
             let plan = client.plan(limit * 2, |_| ()).await?;
             let servers: Vec<String> = (0..self.scenario.servers)
                 .map(|index| address(&self.host, &server(index)))
                 .collect();
             let placement = plan.placement.clone().unwrap_or_default();
             let servers = PsGroup::connect(placement, &servers, client.job(), limits.formation)
-                .await?
+                .await
+                .map_err(|error| found(error.into()))?
                 .for_replica(plan.replica);
             Ok::<_, Stop>((client, plan, servers))
         };
         let (mut client, plan, servers) = match joined.await {
             Ok(joined) => joined,
-            // As a first attempt, this is a failure; the launcher sees to the next one.
-            Err(Stop::CutOff(why)) if !again => return Stop::Failed(why),
             Err(stop) => return stop,
         };
         match self.steps(&mut client, &plan, &servers, reached).await {
@@ -216,9 +220,4 @@ fn report(client: &Client, tag: Tag, lease: &v1::BatchLease) -> v1::ReportReques
         samples: lease.count,
         ..v1::ReportRequest::default()
     }
-}
-
-/// Whether this failure of a replica only says that another process has its place, or that the job is over.
-pub(crate) fn is_superseded(error: &Error) -> bool {
-    matches!(error, Error::Rpc(error) if error.code() == Some(ErrorCode::Superseded))
 }

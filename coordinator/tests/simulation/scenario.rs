@@ -167,7 +167,15 @@ impl Scenario {
         };
         match random.below(12) {
             0..5 => Fault::Kill(anybody(random), millis(random, 3000)),
-            5 | 6 => Fault::Stop(anybody(random), millis(random, 6000)),
+            5 | 6 => {
+                let (name, pause) = (anybody(random), millis(random, 6000));
+                // Nobody else hears whether a server is there.
+                if name == MASTER && !self.servers_suffer {
+                    Fault::Kill(name, pause)
+                } else {
+                    Fault::Stop(name, pause)
+                }
+            }
             7 | 8 => {
                 let mut side = BTreeSet::new();
                 for _ in 0..=random.below(2) {
