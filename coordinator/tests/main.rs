@@ -15,5 +15,6 @@ mod repeats;
 mod replica;
 mod replication;
 mod saving;
+mod simulation;
 mod slow_net;
 mod synchronous;

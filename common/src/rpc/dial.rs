@@ -1,20 +1,22 @@
 use std::fmt;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Endpoint, Uri};
 
 use super::incoming::READ_AHEAD_BYTES;
+use super::line::{self, Line};
 use super::security::{Attach, Breach};
 use super::settings::KeepAlive;
 use super::{CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, Peer, STREAM_WINDOW_BYTES, Security, settings};
 
 /// A connection to a task; each call on it carries the job's token.
-pub type Channel = InterceptedService<tonic::transport::Channel, Attach>;
+pub type Channel = InterceptedService<Line, Attach>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -93,7 +95,7 @@ pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) ->
         // Even with no time left one attempt is made, short as it is.
         let limit = left.clamp(Duration::from_millis(10), LONGEST_ATTEMPT);
         let reason = match within(limit, attempt(&peer.address, &endpoint)).await {
-            Ok(channel) => return Ok(InterceptedService::new(channel, security.attach())),
+            Ok(line) => return Ok(InterceptedService::new(line, security.attach())),
             Err(reason) if reason.is_final() => return Err(unreachable(reason, start)),
             Err(reason) => reason,
         };
@@ -121,12 +123,12 @@ pub async fn connect_once(peer: &Peer, limit: Duration) -> Result<Channel, Error
         Ok(endpoint) => within(limit, attempt(&peer.address, &endpoint)).await,
         Err(reason) => Err(reason),
     };
-    let channel = dialled.map_err(|reason| Error::Unreachable {
+    let line = dialled.map_err(|reason| Error::Unreachable {
         peer: peer.clone(),
         reason,
         waited: start.elapsed(),
     })?;
-    Ok(InterceptedService::new(channel, security.attach()))
+    Ok(InterceptedService::new(line, security.attach()))
 }
 
 async fn within<T>(limit: Duration, dialling: impl Future<Output = Result<T, Unreachable>>) -> Result<T, Unreachable> {
@@ -157,7 +159,10 @@ fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable>
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }
 
-async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport::Channel, Unreachable> {
+async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Line, Unreachable> {
+    if let Some(network) = line::network() {
+        return network.dial(address).map(Line::InProcess);
+    }
     // Resolved apart, so that a wrong name is told from a host that does not answer.
     let found = tokio::net::lookup_host(address)
         .await
@@ -181,6 +186,7 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport:
     endpoint
         .connect_with_connector(connector)
         .await
+        .map(Line::Socket)
         .map_err(|error| reason(&error))
 }
 

@@ -2,13 +2,15 @@
 //! only the coordinator was away.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
+use coati_common::work;
 use coati_param_server::{Contributor, PsGroup};
 use coati_proto::coati::v1::JobRef;
 use futures::future::try_join_all;
+use tokio::time::Instant;
 
 use super::shards::{fits, shard_of};
 use super::{Event, Init, Run, TAKEN_OVER, Trouble, claim, incarnation};
@@ -49,6 +51,11 @@ impl Source {
     pub(super) fn is_first(&self) -> bool {
         self.awaited.is_none()
     }
+
+    /// Whether all of the cluster must be there: a job that ran before goes on without those who do not come back.
+    pub(super) fn needs_all(&self) -> bool {
+        self.is_first() && self.log.is_none()
+    }
 }
 
 /// Gives up when losses follow each other without a step in between for too long.
@@ -82,13 +89,13 @@ impl Progress {
 
 impl Run {
     /// Ends this incarnation and prepares the next one: from the newest checkpoint, unless there are copies.
-    pub(super) async fn go_back(&self, reason: &str) -> Result<Source, String> {
+    pub(super) async fn go_back(&self, ended: &Source, reason: &str) -> Result<Source, String> {
         let ending = self.state.lock().job.incarnation;
         // Whoever writes a checkpoint of this incarnation gives it up, or completes it: then it is the newest.
         self.state.servers_lost(ending, reason);
         self.saved().await;
         let folder = self.options.model_dir.clone();
-        let latest = tokio::task::spawn_blocking(move || state::latest(&folder))
+        let latest = work::blocking(move || state::latest(&folder))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("{reason}; and going on is not possible: {error}"))?;
@@ -106,8 +113,13 @@ impl Run {
             if let Phase::Failed(reason) = &inner.phase {
                 return Err(reason.clone());
             }
-            let awaited = inner.membership.present_until_lately(Instant::now());
-            let awaited = awaited.into_iter().map(str::to_owned).collect();
+            // Who was there takes part again. An incarnation that did not form has seen only some of those it waited for.
+            let present = inner.membership.present_until_lately(Instant::now());
+            let present = present.into_iter().map(str::to_owned);
+            let awaited = match inner.plan {
+                Some(_) => Some(present.collect()),
+                None => ended.awaited.clone(),
+            };
             let from = inner.clock.version();
             let job = JobRef {
                 incarnation: next_incarnation(&self.options.model_dir, inner.job.incarnation)?,
@@ -125,10 +137,10 @@ impl Run {
             reason: reason.to_owned(),
             from,
         };
-        // Of the incarnation that ends, and with every step that it decided.
+        // With every step that was decided: those that servers hold must go with it.
         let log = Some(&self.options.model_dir).filter(|_| self.options.replication);
         let log = log.and_then(|folder| step_log::read(folder));
-        let log = log.filter(|log| log.job.incarnation == ending && log.end() >= from);
+        let log = log.filter(|log| log.job.job_id == self.options.job.job_id && log.end() >= from);
         if log.is_none() {
             self.went_back(&lost, to);
         }
@@ -136,7 +148,7 @@ impl Run {
             init,
             lost: log.is_some().then_some(lost),
             log,
-            awaited: Some(awaited),
+            awaited,
         })
     }
 
@@ -180,6 +192,13 @@ impl Run {
             }
             return Ok(None);
         }
+        let job = self.state.lock().job.clone();
+        if let Err(error) = self.steps().take_over(&job, log) {
+            self.state.warn(format!(
+                "{} cannot be written: {error}; if the master dies now, the job goes back to its last checkpoint",
+                crate::step_log::FILE
+            ));
+        }
         servers.adopt(limit).await?;
         if let Some(step) = log.steps.last() {
             let contributors = contributors(step);
@@ -188,7 +207,6 @@ impl Run {
                 .await?;
         }
         let mut inner = self.state.lock();
-        let job = inner.job.clone();
         let mut fresh = incarnation(&self.options, job, log.end(), &log.data, Vec::new());
         for (_, first, count) in log.steps.iter().flat_map(|step| &step.contributors) {
             fresh.ledger.replay(*first, *count);
@@ -226,7 +244,7 @@ fn next_incarnation(folder: &Path, own: u64) -> Result<u64, String> {
 pub(crate) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
     let (job_dir, pid) = (job_dir.to_owned(), i32::try_from(pid).ok());
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(work::blocking(move || {
         let request = Request::Restart {
             task,
             pid: Some(pid),
@@ -236,7 +254,7 @@ pub(crate) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
             Ok(reply) => tracing::info!(?reply, "the launcher was asked for another process"),
             Err(error) => tracing::info!(%error, "no launcher replaces the process"),
         }
-    });
+    }));
 }
 
 /// As the servers want them.

@@ -1,20 +1,21 @@
 //! `coati.replication`: every server's variables have a copy in another process, and come home when that was lost.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc;
 use coati_param_server::client::Configuration;
 use coati_param_server::{PsClient, PsGroup};
 use coati_proto::coati::v1::{JobRef, PsStatusReply};
 use futures::future::join_all;
-use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::recovery::Source;
 use super::shards::{self, Wanted};
 use super::{Event, Run};
 use crate::state::State;
 use crate::step_log::Log;
+use crate::task::Task;
 
 /// All parameter server processes, whoever's variables lie in them. Connections are made when they are needed, since a process
 /// may come back.
@@ -81,7 +82,7 @@ impl Run {
     }
 
     /// Begins to look after the copies.
-    pub(super) fn tend(&self, group: &PsGroup, job: &JobRef) -> JoinHandle<()> {
+    pub(super) fn tend(&self, group: &PsGroup, job: &JobRef) -> Task {
         let (options, limits) = (&self.options, &self.options.limits);
         let tending = Tending {
             state: Arc::clone(&self.state),
@@ -139,8 +140,8 @@ pub(super) struct Tending {
 
 impl Tending {
     /// Sees to it that every server has a copy, until it is aborted.
-    pub(super) fn start(self) -> JoinHandle<()> {
-        tokio::spawn(self.run())
+    pub(super) fn start(self) -> Task {
+        Task::spawn(self.run())
     }
 
     async fn run(self) {

@@ -1,8 +1,10 @@
 //! Whose variables lie in which process, and where their copies should be: decisions, from what the processes say.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_proto::coati::v1::{JobRef, PsStatusReply, ShardStatus};
+
+use tokio::time::Instant;
 
 use crate::step_log::Log;
 
@@ -12,7 +14,9 @@ pub(super) type Answers = [Option<PsStatusReply>];
 /// Whether these variables can go on where the log ends: of its incarnation, at its end, or one step before with that step in
 /// hand.
 pub(super) fn fits(log: &Log, shard: &ShardStatus) -> bool {
-    if shard.job.as_ref() != Some(&log.job) {
+    let job = shard.job.as_ref().filter(|job| job.job_id == log.job.job_id);
+    // Or of one that was taking over from it.
+    if !job.is_some_and(|job| (log.since..=log.job.incarnation).contains(&job.incarnation)) {
         return false;
     }
     let before = !log.steps.is_empty() && shard.version + 1 == log.end();
@@ -147,6 +151,7 @@ mod tests {
         };
         Log {
             job: job(4),
+            since: 4,
             version: 10,
             data: DataPosition::default(),
             steps: steps.iter().map(step).collect(),
@@ -170,6 +175,18 @@ mod tests {
         let begun = log(&[]);
         assert!(fits(&begun, &serving(10)));
         assert!(!fits(&begun, &serving(9)));
+        let taken_over = Log {
+            job: job(6),
+            ..long.clone()
+        };
+        let of = |incarnation| ShardStatus {
+            job: Some(job(incarnation)),
+            ..serving(12)
+        };
+        let found: Vec<u64> = (2..8)
+            .filter(|&incarnation| fits(&taken_over, &of(incarnation)))
+            .collect();
+        assert_eq!(found, [4, 5, 6], "coordinators died before they had told all servers");
         // A copy that is behind needs the step in hand.
         assert!(fits(&long, &shard(0, "copy", 12)));
         assert!(!fits(&long, &shard(0, "copy", 11)));

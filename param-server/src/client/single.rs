@@ -1,9 +1,10 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{self, Channel, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, Security};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
 use futures::stream;
+use tokio::time::Instant;
 use tonic::Request;
 
 use crate::SHARD_KEY;

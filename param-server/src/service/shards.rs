@@ -20,6 +20,15 @@ pub(super) struct Shard {
     pub(super) follower: Mutex<Option<Arc<Follower>>>,
 }
 
+impl Shard {
+    fn of(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            follower: Mutex::default(),
+        }
+    }
+}
+
 /// All of a process.
 #[derive(Debug)]
 pub(super) struct Shards {
@@ -35,6 +44,13 @@ impl Shards {
             options,
             held: Mutex::default(),
         }
+    }
+
+    /// With what this store holds of its own.
+    pub(super) fn with(own: u32, store: Arc<Store>) -> Self {
+        let shards = Self::new(own, store::Options::default());
+        lock(&shards.held).insert(own, Arc::new(Shard::of(store)));
+        shards
     }
 
     /// Those that a request means by its [`SHARD_KEY`], with their index; empty ones where this process holds none yet.
@@ -53,10 +69,7 @@ impl Shards {
         let mut held = lock(&self.held);
         let shard = held.get(&index).map(Arc::clone);
         let shard = shard.unwrap_or_else(|| {
-            let shard = Arc::new(Shard {
-                store: Arc::new(Store::new(self.options)),
-                follower: Mutex::default(),
-            });
+            let shard = Arc::new(Shard::of(Arc::new(Store::new(self.options))));
             if held.len() < MOST {
                 held.insert(index, Arc::clone(&shard));
             }
