@@ -372,6 +372,7 @@ impl Job<'_> {
             data_seed: 7,
             strategy: Strategy::Balanced,
             synchronous: scenario.mode.is_synchronous(),
+            replication: false,
             replicas_to_aggregate: match scenario.mode {
                 Mode::Backup { aggregate } => aggregate,
                 _ => 0,
@@ -452,6 +453,7 @@ impl Told {
                 }
                 Event::WentBack { from, to } => self.network.note(format!("back from {from} to {to}")),
                 Event::Warning(text) => self.network.note(format!("warning: {text}")),
+                Event::Copies { without } => self.network.note(format!("without a copy: {without:?}")),
                 Event::Formed { replicas } => self.network.note(format!("formed with {replicas}")),
             }
         }
