@@ -7,6 +7,7 @@ use coati_proto::coati::v1::parameter_server_server::ParameterServer;
 use http::HeaderMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::background::background;
 use super::life::{Contact, Ended, Life};
 use crate::optimizer::OptimizerConfig;
 use crate::store::{Consistency, Contributor, Store};
@@ -202,17 +203,17 @@ impl ParameterServer for Service {
         let _contact = self.contact()?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        let saved = self
-            .blocking(move |store| {
-                store.save(
-                    &job,
-                    &request.prefix,
-                    request.shard,
-                    request.shard_count,
-                    request.version,
-                )
-            })
-            .await?;
+        let store = Arc::clone(&self.store);
+        let save = move || {
+            store.save(
+                &job,
+                &request.prefix,
+                request.shard,
+                request.shard_count,
+                request.version,
+            )
+        };
+        let saved = background(save).await?;
         Ok(Response::new(v1::SaveReply {
             tensors: saved.tensors,
             bytes: saved.bytes,
