@@ -91,18 +91,14 @@ pub(crate) struct Shelf {
 const SHELVED: usize = 2;
 
 impl Shelf {
-    /// The vector, to be written to: in place when nobody reads it, else a copy takes its place.
-    pub(crate) fn writable<'a>(&mut self, vector: &'a mut Arc<Vec<f32>>) -> &'a mut Vec<f32> {
-        if Arc::get_mut(vector).is_none() {
-            let mut copy = self.take().unwrap_or_default();
-            copy.clear();
-            copy.extend_from_slice(vector);
-            let read = std::mem::replace(vector, Arc::new(copy));
-            if self.retired.len() < SHELVED {
-                self.retired.push(read);
-            }
+    /// Makes the vector one to be written to. When readers hold it, another of the same length, whose elements mean nothing
+    /// yet, takes its place, and the one that they hold is returned.
+    pub(crate) fn writable(&mut self, vector: &mut Arc<Vec<f32>>) -> Option<Arc<Vec<f32>>> {
+        let read = replaced(vector, || self.take())?;
+        if self.retired.len() < SHELVED {
+            self.retired.push(Arc::clone(&read));
         }
-        Arc::<Vec<f32>>::make_mut(vector)
+        Some(read)
     }
 
     fn take(&mut self) -> Option<Vec<f32>> {
@@ -114,6 +110,18 @@ impl Shelf {
     }
 }
 
+/// As [`Shelf::writable`], without keeping anything for later use.
+pub(crate) fn replaced(vector: &mut Arc<Vec<f32>>, spare: impl FnOnce() -> Option<Vec<f32>>) -> Option<Arc<Vec<f32>>> {
+    if Arc::get_mut(vector).is_some() {
+        return None;
+    }
+    let length = vector.len();
+    // Fresh zeros cost nothing until they are written over.
+    let mut next = spare().unwrap_or_else(|| vec![0.0; length]);
+    next.resize(length, 0.0);
+    Some(std::mem::replace(vector, Arc::new(next)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,23 +131,18 @@ mod tests {
         let mut shelf = Shelf::default();
         let mut vector = Arc::new(vec![1.0, 2.0]);
         let first = vector.as_ptr();
+        assert_eq!(shelf.writable(&mut vector), None, "in place when nobody reads");
         let reader = Arc::clone(&vector);
-        shelf.writable(&mut vector)[0] = 5.0;
-        assert_eq!(
-            (reader.as_slice(), vector.as_slice()),
-            (&[1.0, 2.0][..], &[5.0, 2.0][..])
-        );
-        drop(reader);
+        let read = shelf.writable(&mut vector);
+        assert_eq!(read.as_ref(), Some(&reader));
+        assert_eq!((reader[0], reader[1], vector.len()), (1.0, 2.0, 2));
+        drop((reader, read));
         let reader = Arc::clone(&vector);
-        shelf.writable(&mut vector)[1] = 7.0;
-        assert_eq!(
-            (reader.as_slice(), vector.as_slice()),
-            (&[5.0, 2.0][..], &[5.0, 7.0][..])
-        );
+        assert!(shelf.writable(&mut vector).is_some());
         assert_eq!(vector.as_ptr(), first);
         let second = vector.as_ptr();
         drop(reader);
-        shelf.writable(&mut vector)[1] = 8.0;
-        assert_eq!(vector.as_ptr(), second, "in place when nobody reads");
+        assert_eq!(shelf.writable(&mut vector), None);
+        assert_eq!(vector.as_ptr(), second);
     }
 }

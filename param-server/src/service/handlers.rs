@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::background::background;
 use super::follower::Follower;
 use super::life::{Contact, Ended, Life};
 use super::shards::{self, Shard, Shards};
@@ -287,7 +288,7 @@ impl ParameterServer for Service {
         let store = self.store(&request)?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        let saved = blocking(store, move |store| {
+        let save = move || {
             store.save(
                 &job,
                 &request.prefix,
@@ -295,8 +296,8 @@ impl ParameterServer for Service {
                 request.shard_count,
                 request.version,
             )
-        })
-        .await?;
+        };
+        let saved = background(save).await?;
         Ok(Response::new(v1::SaveReply {
             tensors: saved.tensors,
             bytes: saved.bytes,

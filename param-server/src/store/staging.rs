@@ -104,8 +104,12 @@ impl Staging {
             return Err(self.refused("data that belongs to no chunk"));
         };
         if open.encoding == Encoding::Float32 {
-            let place = bytemuck::cast_slice_mut::<f32, u8>(&mut self.buffer.data[open.elements.clone()]);
-            place[open.done..open.done + bytes.len()].copy_from_slice(bytes);
+            let place = &mut self.buffer.data[open.elements.clone()];
+            let broken = place_and_check(place, open.done, bytes);
+            if let Some(index) = broken.filter(|_| !self.engine.accepts_non_finite()) {
+                let index = open.elements.start + index;
+                return Err(self.non_finite(index));
+            }
         } else {
             open.held.extend_from_slice(bytes);
         }
@@ -117,11 +121,11 @@ impl Staging {
         }
     }
 
-    /// Puts the chunk in its place, where it is not yet, and checks it while it is in the cache.
+    /// Puts the chunk in its place and checks it, where that is not done yet.
     fn close(&mut self, open: Open) -> Result<(), ServiceError> {
         let place = &mut self.buffer.data[open.elements.clone()];
         match open.encoding {
-            Encoding::Float32 => {}
+            Encoding::Float32 => return Ok(()),
             Encoding::Bfloat16 => from_bf16(&open.held, place),
             Encoding::Topk => {
                 if let Err(what) = unpack_topk(&open.held, place) {
@@ -129,11 +133,10 @@ impl Staging {
                 }
             }
         }
-        if self.engine.accepts_non_finite() || place.iter().fold(true, |finite, value| finite & value.is_finite()) {
-            return Ok(());
+        match not_finite(place).filter(|_| !self.engine.accepts_non_finite()) {
+            None => Ok(()),
+            Some(index) => Err(self.non_finite(open.elements.start + index)),
         }
-        let index = place.iter().position(|value| !value.is_finite()).unwrap_or(0);
-        Err(self.non_finite(open.elements.start + index))
     }
 
     /// Takes a chunk of float32 as a whole.
@@ -189,6 +192,33 @@ impl Staging {
         }
         self.engine.stage(self.tag, self.buffer)
     }
+}
+
+/// Bytes that are copied and looked at before the next ones: both sides of the copy stay in the first cache.
+const AT_ONCE: usize = 8 << 10;
+
+/// Copies `bytes` to `place`, of which `done` bytes have come before. Returns the first element that is complete now and not
+/// finite.
+fn place_and_check(place: &mut [f32], done: usize, bytes: &[u8]) -> Option<usize> {
+    let mut at = done;
+    let mut broken = None;
+    for block in bytes.chunks(AT_ONCE) {
+        let end = at + block.len();
+        bytemuck::cast_slice_mut::<f32, u8>(place)[at..end].copy_from_slice(block);
+        // The first of these may have been cut in two.
+        let complete = at / 4..end / 4;
+        let found = not_finite(&place[complete.clone()]);
+        broken = broken.or(found.map(|index| complete.start + index));
+        at = end;
+    }
+    broken
+}
+
+fn not_finite(values: &[f32]) -> Option<usize> {
+    if values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        return None;
+    }
+    values.iter().position(|value| !value.is_finite())
 }
 
 /// Number of arena elements that a chunk stands for.
@@ -367,5 +397,24 @@ mod tests {
         assert!(within(u64::MAX, 2, 10).is_err());
         assert!(within(8, 3, 10).is_err());
         assert_eq!(within(8, 2, 10), Ok(8..10));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found_however_its_bytes_are_cut() {
+        for broken in [None, Some(0), Some(2500), Some(4999)] {
+            let mut values: Vec<f32> = (0..5000).map(|i| i as f32).collect();
+            if let Some(broken) = broken {
+                values[broken] = f32::NEG_INFINITY;
+            }
+            let bytes: &[u8] = bytemuck::cast_slice(&values);
+            for piece in [1, 3, 4, 1001, AT_ONCE + 2, bytes.len()] {
+                let mut place = vec![f32::NAN; values.len()];
+                let mut found = None;
+                for (start, piece) in (0..).step_by(piece).zip(bytes.chunks(piece)) {
+                    found = found.or(place_and_check(&mut place, start, piece));
+                }
+                assert_eq!((found, &place), (broken, &values), "in pieces of {piece} bytes");
+            }
+        }
     }
 }
