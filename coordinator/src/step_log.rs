@@ -35,6 +35,8 @@ pub struct Step {
 pub struct Log {
     /// Whose it is.
     pub job: v1::JobRef,
+    /// The first incarnation whose servers hold what this says; the others, up to the job's own, took them over.
+    pub oldest: u64,
     /// Where it begins.
     pub version: u64,
     /// What was used of the data until there.
@@ -47,6 +49,11 @@ impl Log {
     /// The version that the last step makes.
     pub fn end(&self) -> u64 {
         self.version + self.steps.len() as u64
+    }
+
+    /// Whether it goes for servers of this incarnation.
+    pub fn covers(&self, job: &v1::JobRef) -> bool {
+        job.job_id == self.job.job_id && (self.oldest..=self.job.incarnation).contains(&job.incarnation)
     }
 }
 
@@ -66,8 +73,26 @@ impl StepLog {
         }
     }
 
-    /// Replaces what there is by a log that goes on from here.
+    /// Replaces what there is by a log that goes on from here. Must be done before anybody hears of a new incarnation, so
+    /// that no number is taken twice.
     pub fn begin(&mut self, job: &v1::JobRef, version: u64, data: &DataPosition) -> io::Result<()> {
+        let log = Log {
+            job: job.clone(),
+            oldest: job.incarnation,
+            version,
+            data: data.clone(),
+            steps: Vec::new(),
+        };
+        self.replace(&log)
+    }
+
+    /// A coordinator of this incarnation is going to take over the servers that `log` tells of.
+    pub fn take_over(&mut self, job: &v1::JobRef, log: &Log) -> io::Result<()> {
+        let job = job.clone();
+        self.replace(&Log { job, ..log.clone() })
+    }
+
+    fn replace(&mut self, log: &Log) -> io::Result<()> {
         self.writer = None;
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder)?;
@@ -76,12 +101,21 @@ impl StepLog {
         let mut writer = Writer::new(BufWriter::new(File::create(&temporary)?));
         let begin = v1::LogBegin {
             format: FORMAT,
-            job: Some(job.clone()),
-            version,
-            position: data.position,
-            open: data.open.iter().map(|range| wire(range.start, range.count)).collect(),
+            job: Some(log.job.clone()),
+            version: log.version,
+            position: log.data.position,
+            open: log
+                .data
+                .open
+                .iter()
+                .map(|range| wire(range.start, range.count))
+                .collect(),
+            oldest_incarnation: log.oldest,
         };
         put(&mut writer, Record::Begin(begin))?;
+        for step in &log.steps {
+            put(&mut writer, record(step))?;
+        }
         fs::rename(&temporary, &self.path)?;
         self.writer = Some(writer);
         Ok(())
@@ -90,19 +124,7 @@ impl StepLog {
     /// Takes a decision, before anybody acts on it. After an error the log takes no further steps until it begins anew.
     pub fn step(&mut self, step: &Step) -> io::Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        let contributors = step.contributors.iter().map(|(by, first, count)| v1::LogContributor {
-            contributor: Some(v1::Contributor {
-                replica: by.replica,
-                sequence: by.sequence,
-                samples: by.samples,
-            }),
-            records: Some(wire(*first, *count)),
-        });
-        let record = v1::LogStep {
-            version: step.version,
-            contributors: contributors.collect(),
-        };
-        put(writer, Record::Step(record)).inspect_err(|_| self.writer = None)
+        put(writer, record(step)).inspect_err(|_| self.writer = None)
     }
 
     /// The job is over: there is nothing to go on with.
@@ -114,6 +136,21 @@ impl StepLog {
 
 fn wire(first: u64, count: u64) -> v1::LogRange {
     v1::LogRange { first, count }
+}
+
+fn record(step: &Step) -> Record {
+    let contributors = step.contributors.iter().map(|(by, first, count)| v1::LogContributor {
+        contributor: Some(v1::Contributor {
+            replica: by.replica,
+            sequence: by.sequence,
+            samples: by.samples,
+        }),
+        records: Some(wire(*first, *count)),
+    });
+    Record::Step(v1::LogStep {
+        version: step.version,
+        contributors: contributors.collect(),
+    })
 }
 
 fn put(writer: &mut Writer<BufWriter<File>>, record: Record) -> io::Result<()> {
@@ -143,8 +180,13 @@ pub fn read(folder: &Path) -> Option<Log> {
         );
         return None;
     }
+    let job = begin.job?;
     let mut log = Log {
-        job: begin.job?,
+        oldest: match begin.oldest_incarnation {
+            0 => job.incarnation,
+            oldest => oldest,
+        },
+        job,
         version: begin.version,
         data: DataPosition {
             position: begin.position,
@@ -231,6 +273,30 @@ mod tests {
         assert_eq!((found.end(), found.steps.len()), (9, 0));
         log.end();
         assert_eq!(read(folder.path()), None);
+    }
+
+    #[test]
+    fn a_log_that_is_taken_over_says_the_same_under_a_further_incarnation() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(written(folder.path()));
+        let before = read(folder.path()).unwrap();
+        let later = |incarnation| v1::JobRef { incarnation, ..job() };
+        // Twice: the first one died on the way.
+        for incarnation in [4, 5] {
+            let found = read(folder.path()).unwrap();
+            StepLog::new(folder.path())
+                .take_over(&later(incarnation), &found)
+                .unwrap();
+        }
+        let found = read(folder.path()).unwrap();
+        assert_eq!((&found.steps, &found.data), (&before.steps, &before.data));
+        let covered: Vec<u64> = (0..10).filter(|&at| found.covers(&later(at))).collect();
+        assert_eq!(covered, [3, 4, 5]);
+        let other = v1::JobRef {
+            job_id: "k".into(),
+            incarnation: 4,
+        };
+        assert!(!found.covers(&other));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The beginning: servers are loaded, replicas join.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use coati_checkpoint::manifest::DataPosition;
@@ -8,9 +9,9 @@ use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
 
 use super::recovery::Source;
-use super::{Init, Outcome, Run, Trouble};
+use super::{Event, Init, Outcome, Run, Trouble};
 use crate::state::Phase;
-use crate::step_log::FILE;
+use crate::step_log::{FILE, Log};
 
 /// While lost servers are waited for, that is said so often.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -28,12 +29,14 @@ impl Run {
         self.check_software(group).await?;
         let adopted = match &source.log {
             Some(log) => self.adopt(group, log).await?,
-            None => None,
+            None => false,
         };
-        let (version, data) = match adopted {
-            Some(adopted) => adopted,
-            None => self.load(group, &source.init).await?,
-        };
+        if !adopted {
+            if let Some(log) = &source.log {
+                self.give_up(log, &source.init);
+            }
+            self.load(group, &source.init).await?;
+        }
         self.await_members(source, begun).await?;
         let mut inner = self.state.lock();
         inner.plan = Some(v1::JobPlan {
@@ -51,7 +54,6 @@ impl Run {
         if let Phase::Failed(reason) = &inner.phase {
             return Err(Trouble::Final(reason.clone()));
         }
-        self.begin_log(&inner.job, version, &data);
         inner.phase = Phase::Training;
         drop(inner);
         self.state.changed();
@@ -112,8 +114,8 @@ impl Run {
         Ok(())
     }
 
-    /// Gives the servers their variables; returns the version that training goes on from, and what of the data was used.
-    async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(u64, DataPosition), Trouble> {
+    /// Gives the servers their variables.
+    async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(), Trouble> {
         let options = &self.options;
         let limits = &options.limits;
         // Synchronous gradients are never stale: nothing to make up for.
@@ -134,7 +136,7 @@ impl Run {
                 servers.restore(&prefix, *step, false, limits.save).await?;
             }
         }
-        Ok(init.position())
+        Ok(())
     }
 
     /// Waits for the replicas: the first time for all of them, later on for those that were there before, and not for long.
@@ -200,9 +202,44 @@ impl Run {
         }
     }
 
+    /// The servers do not hold what the log tells of: it begins anew, from the last checkpoint.
+    fn give_up(&self, log: &Log, init: &Init) {
+        let (to, data) = init.position();
+        self.begin_log(&self.job(), to, &data);
+        let from = log.end();
+        if from > to {
+            self.state.tell(Event::WentBack { from, to });
+            self.state.warn(format!(
+                "the parameter servers do not hold the newest step: going back from step {from} to step {to}; {} step(s) are lost and made again",
+                from - to
+            ));
+        }
+    }
+
+    /// This incarnation of the job.
+    fn job(&self) -> v1::JobRef {
+        self.state.lock().job.clone()
+    }
+
     /// From here on the log tells what was decided. Without it, a restarted coordinator goes back to the last checkpoint.
     pub(super) fn begin_log(&self, job: &v1::JobRef, version: u64, data: &DataPosition) {
-        if let Err(error) = self.steps().begin(job, version, data) {
+        let begun = self.steps().begin(job, version, data);
+        self.warn_of_log(begun);
+    }
+
+    /// The first incarnation of this coordinator: what an earlier one wrote down stays, under the new number.
+    pub(super) fn open_log(&self, log: Option<&Log>) {
+        let job = self.job();
+        let (version, data) = self.options.init.position();
+        let opened = match log {
+            Some(log) => self.steps().take_over(&job, log),
+            None => self.steps().begin(&job, version, &data),
+        };
+        self.warn_of_log(opened);
+    }
+
+    fn warn_of_log(&self, written: io::Result<()>) {
+        if let Err(error) = written {
             self.state.warn(format!(
                 "{} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint",
                 self.options.model_dir.join(FILE).display()

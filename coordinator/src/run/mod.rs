@@ -101,9 +101,16 @@ pub async fn start_as(
     let expected = (0..=options.workers).map(task_of).collect();
     let inner = incarnation(&options, options.job.clone(), version, &data, expected);
     let state = Arc::new(State::new(inner, events));
+    let run = Run {
+        state: Arc::clone(&state),
+        steps: Mutex::new(StepLog::new(&options.model_dir)),
+        options,
+    };
+    // Before anybody hears of this incarnation.
+    run.open_log(log.as_ref());
     let service = Service {
         state: Arc::clone(&state),
-        heartbeat_interval: options.limits.heartbeat_interval,
+        heartbeat_interval: run.options.limits.heartbeat_interval,
     };
     let service = CoordinatorServer::new(service).max_decoding_message_size(SMALL_MESSAGE_LIMIT_BYTES);
     let (close, mut closed) = watch::channel(false);
@@ -113,11 +120,6 @@ pub async fn start_as(
             let _ = closed.wait_for(|closed| *closed).await;
         },
     ));
-    let run = Run {
-        state: Arc::clone(&state),
-        steps: Mutex::new(StepLog::new(&options.model_dir)),
-        options,
-    };
     let outcome = tokio::spawn(run.run(log));
     Ok(Handle {
         state,

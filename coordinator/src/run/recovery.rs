@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
 use coati_param_server::{Contributor, PsGroup};
 use coati_proto::coati::v1::{JobRef, PsStatusReply};
@@ -69,12 +68,12 @@ impl Progress {
     }
 }
 
-/// Whether servers in these states can go on where the log ends: all of them hold the variables of the log's incarnation, at
-/// its end or one step before.
+/// Whether servers in these states can go on where the log ends: all of them hold the variables of an incarnation that the log
+/// goes for, at its end or one step before.
 pub(super) fn go_on(log: &Log, servers: &[PsStatusReply]) -> bool {
     let one_before = if log.steps.is_empty() { log.end() } else { log.end() - 1 };
     servers.iter().all(|server| {
-        server.job.as_ref() == Some(&log.job)
+        server.job.as_ref().is_some_and(|job| log.covers(job))
             && server.state == "serving"
             && (one_before..=log.end()).contains(&server.version)
     })
@@ -108,6 +107,8 @@ impl Run {
                 incarnation: inner.job.incarnation + 1,
                 ..inner.job.clone()
             };
+            // Before anybody hears of it.
+            self.begin_log(&job, to, &data);
             let expected = inner.membership.expected().to_vec();
             *inner = Inner {
                 stop: inner.stop.take(),
@@ -129,8 +130,8 @@ impl Run {
     }
 
     /// Takes the servers over from an earlier coordinator of this job, if they and its log agree; finishes the step that it
-    /// decided last. Returns the version and what of the data was used.
-    pub(super) async fn adopt(&self, servers: &PsGroup, log: &Log) -> Result<Option<(u64, DataPosition)>, Trouble> {
+    /// decided last. Whether they do.
+    pub(super) async fn adopt(&self, servers: &PsGroup, log: &Log) -> Result<bool, Trouble> {
         let limit = self.options.limits.commit;
         let states = try_join_all(servers.clients().iter().map(|client| client.status(limit)))
             .await
@@ -142,12 +143,12 @@ impl Run {
                 .map(|server| server.version);
             if let Some(newest) = newest.max() {
                 self.state.warn(format!(
-                    "the parameter servers hold variables of step {newest} that do not go with {} (which ends at step {}): the job goes on from its last checkpoint",
+                    "the parameter servers hold variables of step {newest} that do not go with {} (which ends at step {})",
                     crate::step_log::FILE,
                     log.end()
                 ));
             }
-            return Ok(None);
+            return Ok(false);
         }
         servers.adopt(limit).await?;
         if let Some(step) = log.steps.last() {
@@ -171,7 +172,9 @@ impl Run {
             "the coordinator was away: the parameter servers still hold step {}, training goes on from there",
             log.end()
         ));
-        Ok(Some((log.end(), data)))
+        let job = self.state.lock().job.clone();
+        self.begin_log(&job, log.end(), &data);
+        Ok(true)
     }
 }
 
@@ -199,6 +202,8 @@ pub(super) fn contributors(step: &Step) -> Vec<Contributor> {
 
 #[cfg(test)]
 mod tests {
+    use coati_checkpoint::manifest::DataPosition;
+
     use super::*;
 
     fn job(incarnation: u64) -> JobRef {
@@ -225,6 +230,7 @@ mod tests {
         };
         let log = Log {
             job: job(4),
+            oldest: 3,
             version: 10,
             data: DataPosition::default(),
             steps: vec![step(10), step(11)],
@@ -242,7 +248,12 @@ mod tests {
             !go_on(&log, &[server(4, 10), server(4, 12)]),
             "one lacks an earlier step"
         );
-        assert!(!go_on(&log, &[server(3, 12), server(4, 12)]), "another incarnation's");
+        assert!(
+            go_on(&log, &[server(3, 12), server(4, 12)]),
+            "who took them over died before it had the first one"
+        );
+        assert!(!go_on(&log, &[server(2, 12), server(4, 12)]), "another incarnation's");
+        assert!(!go_on(&log, &[server(5, 12), server(4, 12)]), "of a later coordinator");
         assert!(
             !go_on(&log, &[server(4, 12), PsStatusReply::default()]),
             "one was started again"
