@@ -97,7 +97,10 @@ fn main() -> ExitCode {
     };
     // The library that starts jobs panics when it cannot go on; its words are for people.
     panic::set_hook(Box::new(|panic| {
-        let words = panic.payload_as_str().unwrap_or("something went wrong");
+        let payload = panic.payload();
+        let words = payload.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| payload.downcast_ref().copied());
+        let words = words.unwrap_or("something went wrong");
         say(&format!("error: {words}"));
     }));
     let Ok(report) = panic::catch_unwind(|| chaos::run(&options, &mut say)) else {

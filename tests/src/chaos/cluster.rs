@@ -99,7 +99,7 @@ impl Watch<'_> {
         let deadline = Instant::now() + limit;
         loop {
             let (status, mark) = (self.status(), self.follower.len());
-            let missing = match self.missing(&status, replaced) {
+            let missing = match Self::missing(&status, replaced) {
                 None => match self.everybody(mark, replaced, deadline) {
                     None => return Ok(()),
                     Some(missing) => missing,
@@ -117,7 +117,7 @@ impl Watch<'_> {
     }
 
     /// Who or what a status lacks.
-    fn missing(&self, status: &Value, replaced: Option<(&str, Seen)>) -> Option<String> {
+    fn missing(status: &Value, replaced: Option<(&str, Seen)>) -> Option<String> {
         let tasks = status["tasks"].as_array()?;
         for task in tasks {
             let name = task["task"].as_str().unwrap_or_default();

@@ -76,10 +76,9 @@ pub(super) fn judge(job: &Job, options: &Options, history: &History, report: &mu
     report.final_loss = loss(&mut replay, &prefix);
     report.undisturbed_loss = loss(&mut replay, &tensors::prefix(&job.path(CALM), report.steps));
     report.weights_proven = differ.map(|differ| differ == [0, 0]);
-    if let Some(differ) = differ.filter(|differ| *differ != [0, 0]) {
+    if let Some([weights, averages]) = differ.filter(|differ| *differ != [0, 0]) {
         report.findings.push(format!(
-            "{} values of the weights and {} of their averages are not those that the committed steps give",
-            differ[0], differ[1]
+            "{weights} values of the weights and {averages} of their averages are not those that the committed steps give"
         ));
     }
 }
