@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coati_coordinator::step_log::{self, StepLog};
 use coati_coordinator::{Client, Event, Outcome, cadence};
+use coati_param_server::PsClient;
+use coati_proto::coati::v1::JobRef;
 
 use crate::cluster::{Ended, Job, LIMIT, identity, latest, options, tensors};
 use crate::replica::{Habits, join, uses};
@@ -250,6 +253,32 @@ async fn a_server_that_stays_away_ends_the_job_with_its_name_and_the_last_checkp
 /// calm run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_is_started_again_goes_on_from_what_the_servers_hold() {
+    goes_on_from_what_the_servers_hold(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_died_while_it_took_over_changes_nothing_of_that() {
+    goes_on_from_what_the_servers_hold(true).await;
+}
+
+/// Another coordinator writes down that it goes on, takes over one of the servers, and dies.
+async fn taken_over_by_halves(job: &Job, folder: &std::path::Path) {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while std::net::TcpListener::bind(&job.address).is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the first one is still there");
+        tokio::task::yield_now().await;
+    }
+    let log = step_log::read(folder).unwrap();
+    let next = JobRef {
+        incarnation: log.job.incarnation + 1,
+        ..log.job.clone()
+    };
+    StepLog::new(folder).take_over(&next, &log).unwrap();
+    let server = PsClient::connect(1, &job.ps_addresses[1], next, LIMIT).await.unwrap();
+    assert!(server.adopt(LIMIT).await.unwrap() >= log.end() - 1);
+}
+
+async fn goes_on_from_what_the_servers_hold(by_halves: bool) {
     let calm = tempfile::tempdir().unwrap();
     let mut undisturbed = options(calm.path(), 1);
     undisturbed.num_steps = 40;
@@ -267,6 +296,9 @@ async fn a_coordinator_that_is_started_again_goes_on_from_what_the_servers_hold(
     job.step(7).await;
     dying.shutdown_background();
     let reached = job.newest_step();
+    if by_halves {
+        taken_over_by_halves(&job, folder.path()).await;
+    }
     job.coordinator_again(options(folder.path(), 2)).await;
     let ended = job.end().await;
     assert_eq!(ended.outcome, Outcome::Completed);

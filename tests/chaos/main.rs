@@ -5,12 +5,22 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use coati_tests::chaos::{self, Options};
+use coati_tests::chaos::{self, Mode, Options};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Consistency {
+    /// Each step is of all replicas that are there.
+    Synchronous,
+    /// Each step is of all replicas but the slowest.
+    Backup,
+    /// Each step is of one replica.
+    Asynchronous,
 }
 
 /// Kills (SIGKILL) or stops (SIGSTOP) random processes of a local cluster that trains a small model, and prints what was lost.
@@ -25,6 +35,9 @@ struct Args {
     /// Of the faults, the weights and the data.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// How replicas work together.
+    #[arg(long, value_enum, default_value_t = Consistency::Synchronous)]
+    consistency: Consistency,
     /// Workers beside the master.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=16))]
     workers: u32,
@@ -67,6 +80,11 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let options = Options {
+        mode: match args.consistency {
+            Consistency::Synchronous => Mode::Synchronous,
+            Consistency::Backup => Mode::Backup,
+            Consistency::Asynchronous => Mode::Asynchronous,
+        },
         kills: args.kills,
         seed: args.seed,
         workers: args.workers,
@@ -79,7 +97,10 @@ fn main() -> ExitCode {
     };
     // The library that starts jobs panics when it cannot go on; its words are for people.
     panic::set_hook(Box::new(|panic| {
-        let words = panic.payload_as_str().unwrap_or("something went wrong");
+        let payload = panic.payload();
+        let words = payload.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| payload.downcast_ref().copied());
+        let words = words.unwrap_or("something went wrong");
         say(&format!("error: {words}"));
     }));
     let Ok(report) = panic::catch_unwind(|| chaos::run(&options, &mut say)) else {

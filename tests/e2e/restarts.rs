@@ -44,6 +44,35 @@ fn the_job_ends_and_keeps_its_checkpoints(task: &str) {
 }
 
 #[test]
+fn nobody_outlives_the_launcher_whatever_state_they_are_in() {
+    let job = Job::new();
+    let cluster = job.cluster("cluster.yaml", &Cluster::new());
+    let running = job
+        .train("model", 1_000_000)
+        .with("--save_checkpoints_steps 5")
+        .cluster(cluster)
+        .start();
+    running.wait_for("checkpoint model/model.ckpt-5");
+    // One hangs, one has just been started again.
+    kill(pid_of(&job, "ps-1"), Signal::SIGSTOP).unwrap();
+    kill(pid_of(&job, "worker-0"), Signal::SIGKILL).unwrap();
+    running.wait_for("worker-0 was killed by SIGKILL; started again");
+    running.signal(Signal::SIGKILL);
+    let _ = running.finish();
+    let status = job.coati(["status", "--model_dir", "model"]).run().exits(0).stdout;
+    assert!(
+        status.contains("is gone, and its tasks with it; the same `coati train` goes on from the newest checkpoint"),
+        "{status}"
+    );
+    let _ = job
+        .coati(["scale", "--model_dir", "model", "--workers", "3"])
+        .run()
+        .exits(1)
+        .says(&["does not answer on ", "hint: it was killed, and its tasks with it"]);
+    let _ = tensors::read(&job.path("model"), 5);
+}
+
+#[test]
 fn a_worker_that_crashes_too_often_ends_the_job() {
     the_job_ends_and_keeps_its_checkpoints("worker-0");
 }

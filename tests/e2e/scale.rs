@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use coati_checkpoint::manifest::Manifest;
 use coati_dataset::order::Order;
 use coati_tests::chaos::log::{Entry, Follower};
-use coati_tests::chaos::{self, audit};
+use coati_tests::chaos::{self, Mode, audit};
 use coati_tests::{Cluster, Job, Process, tensors};
 use nix::sys::signal::Signal;
 
@@ -26,7 +26,7 @@ fn step_by(follower: &Follower, running: &Process, ranks: &[u32]) {
 #[test]
 fn workers_are_added_and_removed_while_every_record_is_used_once() {
     let job = Job::new();
-    chaos::configure(&job);
+    chaos::configure(&job, Mode::Synchronous, 3);
     let cluster = job.cluster("cluster.yaml", &Cluster::new().workers(1));
     let follower = Follower::start(&job.path("model"));
     let running = job

@@ -34,7 +34,13 @@ impl Run {
         };
         let (version, data) = match adopted {
             Some(adopted) => adopted,
-            None => self.load(group, &source.init).await?,
+            None => {
+                if let (Some(log), None) = (&source.log, &source.lost) {
+                    let why = "the parameter servers do not hold the newest step";
+                    self.went_back(why, log.end(), source.init.position().0);
+                }
+                self.load(group, &source.init).await?
+            }
         };
         self.await_members(source, begun).await?;
         let mut inner = self.state.lock();

@@ -142,7 +142,7 @@ impl Run {
         let log = log.and_then(|folder| step_log::read(folder));
         let log = log.filter(|log| log.job.job_id == self.options.job.job_id && log.end() >= from);
         if log.is_none() {
-            self.went_back(&lost, to);
+            self.went_back(reason, from, to);
         }
         Ok(Source {
             init,
@@ -153,12 +153,14 @@ impl Run {
     }
 
     /// Says how many steps a loss costs.
-    fn went_back(&self, lost: &Lost, to: u64) {
-        let Lost { reason, from } = lost;
-        self.state.tell(Event::WentBack { from: *from, to });
+    pub(super) fn went_back(&self, reason: &str, from: u64, to: u64) {
+        if from <= to {
+            return;
+        }
+        self.state.tell(Event::WentBack { from, to });
         self.state.warn(format!(
             "{reason}: going back from step {from} to step {to}; {} step(s) are lost and made again",
-            from.saturating_sub(to)
+            from - to
         ));
     }
 
@@ -182,10 +184,11 @@ impl Run {
                 .filter(|server| server.state == "serving")
                 .map(|server| server.version);
             if let Some(lost) = lost {
-                self.went_back(lost, self.state.lock().clock.version());
+                let to = self.state.lock().clock.version();
+                self.went_back(&lost.reason, lost.from, to);
             } else if let Some(newest) = newest.max() {
                 self.state.warn(format!(
-                    "the parameter servers hold variables of step {newest} that do not go with {} (which ends at step {}): the job goes on from its last checkpoint",
+                    "the parameter servers hold variables of step {newest} that do not go with {} (which ends at step {})",
                     crate::step_log::FILE,
                     log.end()
                 ));

@@ -1,6 +1,6 @@
 //! Counts what a job lost: a pure function over what its log said while it ran.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_dataset::order::Order;
@@ -34,6 +34,7 @@ pub fn history(entries: &[Entry], announced: &[(usize, u64)]) -> History {
     let mut history = History::default();
     let mut newest_incarnation = None;
     let mut newest_step = 0;
+    let mut behind = Behind::default();
     for (index, entry) in entries.iter().enumerate() {
         let length = history.steps.len() as u64;
         match entry {
@@ -46,6 +47,7 @@ pub fn history(entries: &[Entry], announced: &[(usize, u64)]) -> History {
                     }
                 }
                 newest_incarnation = Some(*incarnation);
+                behind.count(&mut history);
                 if *version > length {
                     let what =
                         format!("the log goes on at step {version}, after step {length}: steps were not written");
@@ -54,14 +56,20 @@ pub fn history(entries: &[Entry], announced: &[(usize, u64)]) -> History {
                 }
                 if *version < length {
                     let said = |&(at, step): &(usize, u64)| step == length && (newest_step..=index).contains(&at);
-                    let certain = length - 1 - version + u64::from(announced.iter().any(said));
-                    history.undone += certain;
-                    history.went_back += u64::from(certain > 0);
-                    history.steps.truncate(*version as usize);
+                    behind = Behind {
+                        steps: history.steps.split_off(*version as usize).into(),
+                        newest: announced.iter().any(said),
+                    };
                 }
             }
             Entry::Step { version, shares } if *version == length => {
                 newest_step = index;
+                if behind.steps.front() == Some(shares) {
+                    // The same decision, by the numbers of its contributions: written once more.
+                    behind.steps.pop_front();
+                } else {
+                    behind.count(&mut history);
+                }
                 history.steps.push(shares.clone());
             }
             Entry::Step { version, .. } => {
@@ -70,7 +78,26 @@ pub fn history(entries: &[Entry], announced: &[(usize, u64)]) -> History {
             }
         }
     }
+    behind.count(&mut history);
     history
+}
+
+/// Steps that a log that begins anew leaves out, until it is known whether they come again.
+#[derive(Default)]
+struct Behind {
+    steps: VecDeque<Step>,
+    /// Whether the newest one was committed for certain.
+    newest: bool,
+}
+
+impl Behind {
+    /// They do not come again.
+    fn count(&mut self, history: &mut History) {
+        let steps = std::mem::take(&mut self.steps).len() as u64;
+        let certain = steps.saturating_sub(u64::from(!self.newest));
+        history.undone += certain;
+        history.went_back += u64::from(certain > 0);
+    }
 }
 
 /// What became of the records.
@@ -159,6 +186,16 @@ mod tests {
         }
     }
 
+    /// With the same records; contributions of a later incarnation have other numbers.
+    fn made_again(version: u64, first: u64) -> Entry {
+        let sequence = 2 << 44;
+        let shares = [share(0, first), share(1, first + 4)].map(|share| Share { sequence, ..share });
+        Entry::Step {
+            version,
+            shares: shares.to_vec(),
+        }
+    }
+
     fn position(position: u64, open: &[(u64, u64)]) -> DataPosition {
         let range = |&(start, count): &(u64, u64)| OpenRange { start, count };
         DataPosition {
@@ -203,7 +240,7 @@ mod tests {
             step(1, 8),
             step(2, 16),
             begin(2, 1),
-            step(1, 8),
+            made_again(1, 8),
         ];
         let told = |announced: &[(usize, u64)]| {
             let history = history(&entries, announced);
@@ -219,6 +256,34 @@ mod tests {
         let history = history(&entries, &[]);
         assert_eq!((history.undone, history.went_back), (0, 0));
         assert_eq!(history.steps[1][0].first, 16);
+    }
+
+    #[test]
+    fn a_log_that_is_written_once_more_undoes_nothing() {
+        let again = [
+            begin(1, 0),
+            step(0, 0),
+            step(1, 8),
+            begin(2, 0),
+            step(0, 0),
+            step(1, 8),
+            begin(2, 2),
+            step(2, 16),
+        ];
+        let told = history(&again, &[]);
+        assert_eq!((told.undone, told.went_back, told.steps.len()), (0, 0, 3));
+        // Only the first of three comes again: of the others, one was committed for certain.
+        let other = [
+            begin(1, 0),
+            step(0, 0),
+            step(1, 8),
+            step(2, 16),
+            begin(2, 0),
+            step(0, 0),
+            step(1, 24),
+        ];
+        let told = history(&other, &[]);
+        assert_eq!((told.undone, told.went_back, told.steps.len()), (1, 1, 2));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A running job as `coati status` shows it, and whether everybody takes part.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -80,14 +81,26 @@ impl Watch<'_> {
         })
     }
 
+    /// Waits for the process that takes the place of `old`.
+    pub(super) fn successor(&mut self, task: &str, old: Seen, limit: Duration) -> Result<Seen, String> {
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline {
+            if let Some(new) = self.process(task).filter(|new| new.pid != old.pid) {
+                return Ok(new);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Err(format!("{task} has no new process after {:.0} s", limit.as_secs_f64()))
+    }
+
     /// Waits until every process runs and every replica takes part again; says what is missing if that takes too long.
     /// `replaced` is a process that must have a successor by then.
     pub(super) fn until_whole(&mut self, replaced: Option<(&str, Seen)>, limit: Duration) -> Result<(), String> {
         let deadline = Instant::now() + limit;
         loop {
             let (status, mark) = (self.status(), self.follower.len());
-            let missing = match self.missing(&status, replaced) {
-                None => match self.full_step(mark, replaced, deadline) {
+            let missing = match Self::missing(&status, replaced) {
+                None => match self.everybody(mark, replaced, deadline) {
                     None => return Ok(()),
                     Some(missing) => missing,
                 },
@@ -104,7 +117,7 @@ impl Watch<'_> {
     }
 
     /// Who or what a status lacks.
-    fn missing(&self, status: &Value, replaced: Option<(&str, Seen)>) -> Option<String> {
+    fn missing(status: &Value, replaced: Option<(&str, Seen)>) -> Option<String> {
         let tasks = status["tasks"].as_array()?;
         for task in tasks {
             let name = task["task"].as_str().unwrap_or_default();
@@ -127,32 +140,31 @@ impl Watch<'_> {
         None
     }
 
-    /// Waits for a step that all replicas contribute to, written after `mark`; what is missing if it does not come.
-    fn full_step(&self, mark: usize, replaced: Option<(&str, Seen)>, deadline: Instant) -> Option<String> {
+    /// Waits until all replicas have contributed after `mark`; what is missing if they do not.
+    fn everybody(&self, mark: usize, replaced: Option<(&str, Seen)>, deadline: Instant) -> Option<String> {
         let old = replaced.and_then(|(task, seen)| Some((rank(task)?, seen.generation?)));
-        let is_full = |entry: &Entry| match entry {
-            Entry::Step { shares, .. } => {
-                let is_new = |share: &&Share| old != Some((share.replica, generation_of(share)));
-                shares.iter().filter(is_new).count() as u32 == self.replicas
-            }
-            Entry::Begin { .. } => false,
+        let contributors = |entries: &[Entry]| {
+            let steps = entries.iter().filter_map(|entry| match entry {
+                Entry::Step { shares, .. } => Some(shares),
+                Entry::Begin { .. } => None,
+            });
+            let fresh = steps
+                .flatten()
+                .filter(|share| old != Some((share.replica, generation_of(share))));
+            fresh.map(|share| share.replica).collect::<BTreeSet<u32>>()
         };
         // Not for long: the status tells more when there is something to tell.
         let soon = deadline.min(Instant::now() + Duration::from_secs(1));
-        let found = self
-            .follower
-            .find(mark, soon, |entries| entries.iter().any(is_full).then_some(()));
+        let found = self.follower.find(mark, soon, |entries| {
+            (contributors(entries).len() as u32 == self.replicas).then_some(())
+        });
         if found.is_some() {
             return None;
         }
         let entries = self.follower.entries();
-        let newest = entries.iter().rev().find_map(|entry| match entry {
-            Entry::Step { version, shares } => Some((version + 1, shares.len())),
-            Entry::Begin { .. } => None,
-        });
-        let (step, contributors) = newest.unwrap_or_default();
+        let there = contributors(entries.get(mark..).unwrap_or_default());
         Some(format!(
-            "no step by all {} replicas: the newest is step {step}, by {contributors}",
+            "of {} replicas only those of ranks {there:?} have contributed lately",
             self.replicas
         ))
     }

@@ -9,8 +9,11 @@ use rand::seq::IndexedRandom as _;
 /// What happens to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// SIGKILL.
-    Kill,
+    /// SIGKILL; and so many times more for the successor, as soon as it is there.
+    Kill {
+        /// How often.
+        again: u32,
+    },
     /// SIGSTOP, and SIGCONT after a while.
     Pause(Duration),
     /// SIGSTOP, until somebody finds out.
@@ -20,7 +23,8 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Kill => f.write_str("killed"),
+            Self::Kill { again: 0 } => f.write_str("killed"),
+            Self::Kill { again } => write!(f, "killed {} times", again + 1),
             Self::Pause(time) => write!(f, "stopped for {:.1} s", time.as_secs_f64()),
             Self::Hang => f.write_str("stopped for good"),
         }
@@ -45,7 +49,9 @@ pub fn next(random: &mut impl Rng, victims: &[String], silence: Duration) -> Opt
     let kind = match random.random_range(0..4) {
         0 => Kind::Pause(silence.mul_f64(random.random_range(0.05..1.5))),
         1 => Kind::Hang,
-        _ => Kind::Kill,
+        _ => Kind::Kill {
+            again: random.random_range(0_u32..8).saturating_sub(5),
+        },
     };
     // Every draw is made, whatever comes of it: faults depend on the seed alone.
     let steps = random.random_range(1..8);
@@ -70,7 +76,7 @@ mod tests {
         let victims = ["master", "worker-0", "ps-0"].map(str::to_owned);
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let silence = Duration::from_secs(3);
-        (0..100).filter_map(|_| next(&mut random, &victims, silence)).collect()
+        (0..400).filter_map(|_| next(&mut random, &victims, silence)).collect()
     }
 
     #[test]
@@ -79,7 +85,7 @@ mod tests {
         assert_ne!(some(1), some(2));
         let faults = some(3);
         for victim in ["master", "worker-0", "ps-0"] {
-            for kind in ["killed", "stopped for good", "stopped for 1"] {
+            for kind in ["killed", "killed 2 times", "stopped for good", "stopped for 1"] {
                 let done = |fault: &&Fault| fault.victim == victim && fault.kind.to_string().starts_with(kind);
                 assert!(faults.iter().any(|fault| done(&fault)), "no {victim} is {kind}");
             }

@@ -38,9 +38,22 @@ const WHOLE_LIMIT: Duration = Duration::from_secs(120);
 /// Steps without a fault at the end: whatever came back from the dead is used by then.
 const CALM_STEPS: u64 = 12;
 
+/// How replicas work together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Each step is of all replicas that are there.
+    Synchronous,
+    /// Each step is of all replicas but the slowest.
+    Backup,
+    /// Each step is of one replica.
+    Asynchronous,
+}
+
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// `sync_replicas` and `replicas_to_aggregate`
+    pub mode: Mode,
     /// Faults.
     pub kills: u64,
     /// Of faults, weights and data.
@@ -64,6 +77,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            mode: Mode::Synchronous,
             kills: 100,
             seed: 1,
             workers: 2,
@@ -112,7 +126,11 @@ impl Options {
 pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Report {
     let begun = Instant::now();
     let mut job = Job::new();
-    configure(&job);
+    let aggregate = match options.mode {
+        Mode::Backup => options.workers.max(1),
+        Mode::Synchronous | Mode::Asynchronous => options.workers + 1,
+    };
+    configure(&job, options.mode, aggregate);
     job.cluster("cluster.yaml", &options.cluster());
 
     let mut report = Report {
@@ -155,11 +173,15 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Report {
 
 /// A configuration for [`prove`], which reads the records in another folder than the job's, and for jobs whose length nobody
 /// knows beforehand.
-pub fn configure(job: &Job) {
+pub fn configure(job: &Job, mode: Mode, aggregate: u32) {
     let records = format!("\"{}/train", job.path("").display());
     let labels = format!("\"{}", job.path("shapes/label_map.pbtxt").display());
     let schedule = "cosine_decay_learning_rate { learning_rate_base: 0.04 total_steps: 100 warmup_learning_rate: 0.01 warmup_steps: 20 }";
+    let synchronous = format!("sync_replicas: {}", mode != Mode::Asynchronous);
+    let aggregate = format!("replicas_to_aggregate: {aggregate}");
     let changes = [
+        ("sync_replicas: true", synchronous.as_str()),
+        ("replicas_to_aggregate: 3", aggregate.as_str()),
         ("\"train", records.as_str()),
         ("\"shapes/label_map.pbtxt", labels.as_str()),
         (schedule, "constant_learning_rate { learning_rate: 0.01 }"),
@@ -210,7 +232,7 @@ fn disturb(
         say(&format!("{name}; whole again after {:.1} s", took.as_secs_f64()));
         *victims.entry(fault.victim).or_default() += 1;
         report.faults[match fault.kind {
-            Kind::Kill => 0,
+            Kind::Kill { .. } => 0,
             Kind::Pause(_) => 1,
             Kind::Hang => 2,
         }] += 1;
@@ -223,13 +245,12 @@ fn disturb(
 
 /// Does it, and waits until nothing is to be seen of it any more; how long that took.
 fn inflict(fault: &Fault, watch: &mut Watch<'_>) -> Result<Duration, String> {
-    let victim = watch
-        .process(&fault.victim)
-        .ok_or_else(|| format!("{} has no process", fault.victim))?;
+    let name = fault.victim.as_str();
+    let mut victim = watch.process(name).ok_or_else(|| format!("{name} has no process"))?;
     std::thread::sleep(fault.delay);
     let begun = Instant::now();
     let (signal, replaced) = match fault.kind {
-        Kind::Kill => (Signal::SIGKILL, true),
+        Kind::Kill { .. } => (Signal::SIGKILL, true),
         Kind::Hang => (Signal::SIGSTOP, true),
         Kind::Pause(_) => (Signal::SIGSTOP, false),
     };
@@ -241,7 +262,15 @@ fn inflict(fault: &Fault, watch: &mut Watch<'_>) -> Result<Duration, String> {
         // It may have been found and replaced by now.
         let _ = send(victim, Signal::SIGCONT);
     }
-    let replaced = replaced.then_some((fault.victim.as_str(), victim));
+    if let Kind::Kill { again } = fault.kind {
+        for _ in 0..again {
+            victim = watch.successor(name, victim, WHOLE_LIMIT)?;
+            // It may be anywhere between its first instruction and its first step.
+            std::thread::sleep(fault.delay);
+            send(victim, Signal::SIGKILL);
+        }
+    }
+    let replaced = replaced.then_some((name, victim));
     watch.until_whole(replaced, WHOLE_LIMIT)?;
     Ok(begun.elapsed())
 }
