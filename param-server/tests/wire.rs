@@ -25,6 +25,18 @@ fn large() -> Vec<VariableSpec> {
     all
 }
 
+/// From zeros, the sum of the gradients was taken.
+fn assert_taken_away(values: &[f32], gradient: &[f32]) {
+    let mut at = 0;
+    for spec in large() {
+        let range = at..at + spec.elements();
+        at = range.end;
+        if spec.kind == VariableKind::Trainable {
+            assert!(range.clone().all(|i| values[i] == -gradient[i]), "{}", spec.name);
+        }
+    }
+}
+
 /// Values after one step with this gradient, which takes the gradient from each value; and the bytes moved by push and pull.
 async fn step(compression: Compression, gradient: &Arc<Vec<f32>>) -> (Vec<f32>, u64, u64) {
     let cluster = Cluster::start(&large(), 3, COUNTING, 0).await;
@@ -133,14 +145,7 @@ async fn topk_sends_little_and_loses_nothing() {
         "{pushed} bytes of {elements} elements"
     );
     let values = cluster.values(5).await;
-    let mut at = 0;
-    for spec in large() {
-        let range = at..at + spec.elements();
-        at = range.end;
-        if spec.kind == VariableKind::Trainable {
-            assert!(range.clone().all(|i| values[i] == -gradient[i]), "{}", spec.name);
-        }
-    }
+    assert_taken_away(&values, &gradient);
     cluster.end().await;
 }
 
@@ -177,14 +182,7 @@ async fn parts_that_are_ready_leave_at_once_and_make_the_same_contribution() {
     );
     cluster.commit(0, &[by(0, 0, 1), by(2, 0, 1)]).await;
     let values = cluster.values(1).await;
-    let mut at = 0;
-    for spec in large() {
-        let range = at..at + spec.elements();
-        at = range.end;
-        if spec.kind == VariableKind::Trainable {
-            assert!(range.clone().all(|i| values[i] == -gradient[i]), "{}", spec.name);
-        }
-    }
+    assert_taken_away(&values, &gradient);
     cluster.end().await;
 }
 
