@@ -338,6 +338,15 @@ impl History {
             let mut open = data.open.iter();
             open.any(|range| (range.start..range.start + range.count).contains(&position))
         };
+        // What comes back goes out before anything else, so that little is ever open.
+        let batches = if self.scenario.mode.is_synchronous() { 9 } else { 1 };
+        let most = 2 * u64::from(self.scenario.replicas) * batches * 4;
+        let waiting: u64 = data.open.iter().map(|range| range.count).sum();
+        if waiting > most {
+            return self.fail(format!(
+                "checkpoint {step}: {waiting} records below the newest are not used, at most {most} can be under way"
+            ));
+        }
         let said: BTreeSet<u64> = (0..data.position).filter(|&position| !open(position)).collect();
         if said != saved.used {
             let lost: Vec<&u64> = said.difference(&saved.used).collect();
