@@ -291,6 +291,8 @@ pub(crate) enum BenchCommand {
     Ps(BenchPsArgs),
     /// How evenly variables are spread.
     Placement(BenchPlacementArgs),
+    /// What the control plane costs as the number of replicas grows.
+    Scale(BenchScaleArgs),
     /// Internal: a process of `ps`.
     #[command(hide = true)]
     Task(BenchTaskArgs),
@@ -326,6 +328,21 @@ pub(crate) struct BenchPlacementArgs {
     /// Of ssd_mobilenet_v1.
     #[arg(long, value_name = "FILE")]
     pub pipeline_config_path: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct BenchScaleArgs {
+    /// Numbers of replicas, the master's counted.
+    #[arg(long, value_delimiter = ',', default_value = "4,8,16,32,64", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: Vec<u32>,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub servers: u32,
+    /// Steps that are measured.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
 }
 
 /// What a process of `bench ps` is.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{self, Channel, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, call, call_headroom};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::membership::Identity;
 

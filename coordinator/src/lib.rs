@@ -15,7 +15,8 @@ pub mod run;
 mod service;
 mod state;
 pub mod step_log;
+mod task;
 pub mod timing;
 
 pub use client::Client;
-pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start, start_as};
+pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start, start_as, start_in_process};

@@ -1,7 +1,9 @@
 //! Who takes part: registrations, signs of life, and who is being waited for.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// What a task says of itself when it joins; all but the address must agree with the master's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,6 +232,13 @@ impl Membership {
             activity.clone_into(&mut member.activity);
         }
         Ok(())
+    }
+
+    /// All count as seen now: nobody was there to hear them.
+    pub fn all_seen(&mut self, now: Instant) {
+        for member in self.members.values_mut() {
+            member.seen = now;
+        }
     }
 
     /// Changes whether a member takes part. False where that is what it was, or nobody of that name joined.

@@ -1,12 +1,13 @@
 //! Answers replicas: the gRPC side of the coordinator.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_server::Coordinator;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::clock::Reported;
@@ -22,12 +23,6 @@ const MOST_WORKERS: u32 = 4096;
 pub(crate) struct Service {
     pub state: Arc<State>,
     pub heartbeat_interval: Duration,
-}
-
-/// What a waiting call finds.
-enum Look<T> {
-    Answer(T),
-    NotYet(T),
 }
 
 fn task_name(task: Option<&v1::Task>) -> Result<String, ServiceError> {
@@ -77,20 +72,25 @@ impl Service {
         }
     }
 
-    /// Looks at the state until there is an answer or the time is up; then what the last look gave instead.
-    async fn wait<T>(&self, wait_ms: u32, mut look: impl FnMut(&mut Inner) -> Look<T>) -> T {
+    /// Looks at the state until there is an answer or the time is up; then answers what `late` says. That is made once and not
+    /// with each look, of which there are as many as replicas.
+    async fn wait<T>(
+        &self,
+        wait_ms: u32,
+        mut look: impl FnMut(&mut Inner) -> Option<T>,
+        late: impl FnOnce(&Inner) -> T,
+    ) -> T {
         let limit = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_POLL);
-        let deadline = tokio::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
-            let fallback = match look(&mut self.state.lock()) {
-                Look::Answer(answer) => return answer,
-                Look::NotYet(fallback) => fallback,
-            };
+            if let Some(answer) = look(&mut self.state.lock()) {
+                return answer;
+            }
             match tokio::time::timeout_at(deadline, changes.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return fallback,
+                Ok(Err(_)) | Err(_) => return late(&self.state.lock()),
             }
         }
     }
@@ -187,38 +187,44 @@ impl Coordinator for Service {
         let request = request.into_inner();
         let task = task_name(request.task.as_ref())?;
         let (job, generation) = (request.job, request.generation);
-        let reply = self
-            .wait(request.wait_ms, |inner| {
-                if let Err(error) = Self::admit(inner, job.as_ref(), &task, generation) {
-                    return Look::Answer(Err(error));
+        let look = |inner: &mut Inner| {
+            if let Err(error) = Self::admit(inner, job.as_ref(), &task, generation) {
+                return Some(Err(error));
+            }
+            let ended = |inner: &mut Inner, error| {
+                inner.told.insert(task.clone());
+                Some(Err(error))
+            };
+            match &inner.phase {
+                Phase::Forming(_) => None,
+                Phase::Failed(reason) => {
+                    let error = ServiceError::new(ErrorCode::JobFailed, reason.clone());
+                    ended(inner, error)
                 }
-                let ended = |inner: &mut Inner, error| {
-                    inner.told.insert(task.clone());
-                    Look::Answer(Err(error))
-                };
-                match &inner.phase {
-                    Phase::Forming(waiting_for) => Look::NotYet(Ok(v1::GetPlanReply {
-                        ready: false,
-                        waiting_for: waiting_for.clone(),
-                        plan: None,
-                    })),
-                    Phase::Failed(reason) => {
-                        let error = ServiceError::new(ErrorCode::JobFailed, reason.clone());
-                        ended(inner, error)
-                    }
-                    // Its servers may be gone already.
-                    Phase::Draining(reason) => {
-                        let message = format!("the job ended before this replica began: {reason}");
-                        ended(inner, ServiceError::new(ErrorCode::JobEnded, message))
-                    }
-                    Phase::Training => Look::Answer(Ok(v1::GetPlanReply {
-                        ready: true,
-                        waiting_for: String::new(),
-                        plan: inner.plan_for(&task, generation),
-                    })),
+                // Its servers may be gone already.
+                Phase::Draining(reason) => {
+                    let message = format!("the job ended before this replica began: {reason}");
+                    ended(inner, ServiceError::new(ErrorCode::JobEnded, message))
                 }
+                Phase::Training => Some(Ok(v1::GetPlanReply {
+                    ready: true,
+                    waiting_for: String::new(),
+                    plan: inner.plan_for(&task, generation),
+                })),
+            }
+        };
+        let late = |inner: &Inner| {
+            let waiting_for = match &inner.phase {
+                Phase::Forming(waiting_for) => waiting_for.clone(),
+                _ => String::new(),
+            };
+            Ok(v1::GetPlanReply {
+                ready: false,
+                waiting_for,
+                plan: None,
             })
-            .await;
+        };
+        let reply = self.wait(request.wait_ms, look, late).await;
         if reply.is_err() {
             self.state.changed();
         }
@@ -257,15 +263,16 @@ impl Coordinator for Service {
             .tag
             .ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the report has no tag"))?;
         let task = task_of(tag.replica);
-        {
+        // Who commits is not woken for each report, but for the one that makes a decision possible.
+        let decidable = {
             let mut inner = self.state.lock();
             Self::admit(&inner, tag.job.as_ref(), &task, request.generation)?;
-            if tag.version > inner.clock.version() {
+            if tag.version > inner.clock.newest() {
                 let message = format!(
                     "replica {} reports a gradient of version {}, the newest is {}",
                     tag.replica,
                     tag.version,
-                    inner.clock.version()
+                    inner.clock.newest()
                 );
                 return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
             }
@@ -315,47 +322,53 @@ impl Coordinator for Service {
                     inner.details.insert(tag.replica, details);
                 }
             }
+            inner.clock.is_decidable()
+        };
+        if decidable {
+            self.state.work.notify_one();
         }
-        self.state.work.notify_one();
-        let reply = self
-            .wait(request.wait_ms, |inner| {
-                if let Err(error) = Self::admit(inner, tag.job.as_ref(), &task, request.generation) {
-                    return Look::Answer(Err(error));
+        let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
+            outcome: outcome.into(),
+            version,
+            waiting_for,
+            last,
+        };
+        let look = |inner: &mut Inner| {
+            if let Err(error) = Self::admit(inner, tag.job.as_ref(), &task, request.generation) {
+                return Some(Err(error));
+            }
+            let version = inner.clock.version();
+            if let Some(decided) = inner
+                .decided
+                .get(&tag.replica)
+                .copied()
+                .filter(|decided| decided.sequence == tag.sequence)
+            {
+                let last = decided.last;
+                if last && inner.needs_last_checkpoint() {
+                    return None;
                 }
-                let version = inner.clock.version();
-                let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
-                    outcome: outcome.into(),
-                    version,
-                    waiting_for,
-                    last,
-                };
-                if let Some(decided) = inner
-                    .decided
-                    .get(&tag.replica)
-                    .copied()
-                    .filter(|decided| decided.sequence == tag.sequence)
-                {
-                    let last = decided.last;
-                    if last {
-                        inner.told.insert(task.clone());
-                    }
-                    return Look::Answer(Ok(reply(decided.fate, decided.version, last, String::new())));
+                if last {
+                    inner.told.insert(task.clone());
                 }
-                match &inner.phase {
-                    Phase::Failed(reason) => {
-                        let reason = reason.clone();
-                        inner.told.insert(task.clone());
-                        Look::Answer(Ok(reply(Fate::Aborted, version, true, reason)))
-                    }
-                    Phase::Draining(reason) => {
-                        let reason = reason.clone();
-                        inner.told.insert(task.clone());
-                        Look::Answer(Ok(reply(Fate::Done, version, true, reason)))
-                    }
-                    _ => Look::NotYet(Ok(reply(Fate::Pending, version, false, inner.waiting_for()))),
+                return Some(Ok(reply(decided.fate, decided.version, last, String::new())));
+            }
+            match &inner.phase {
+                Phase::Failed(reason) => {
+                    let reason = reason.clone();
+                    inner.told.insert(task.clone());
+                    Some(Ok(reply(Fate::Aborted, version, true, reason)))
                 }
-            })
-            .await?;
+                Phase::Draining(reason) => {
+                    let reason = reason.clone();
+                    inner.told.insert(task.clone());
+                    Some(Ok(reply(Fate::Done, version, true, reason)))
+                }
+                _ => None,
+            }
+        };
+        let late = |inner: &Inner| Ok(reply(Fate::Pending, inner.clock.version(), false, inner.waiting_for()));
+        let reply = self.wait(request.wait_ms, look, late).await?;
         if reply.last {
             self.state.changed();
         }

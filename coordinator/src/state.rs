@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_param_server::Contributor;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::clock::{Clock, Reported};
 use crate::ledger::{Lease, Ledger};
@@ -243,11 +244,14 @@ impl Inner {
             self.ledger.rebase(self.clock.active().iter().copied());
         }
         let steps = self.num_steps.saturating_sub(self.clock.version());
-        let exhausted = |inner: &Self| inner.lockstep && inner.ledger.open_of(rank) >= steps;
-        while leases.len() < wanted as usize && !exhausted(self) {
+        let open = self.ledger.open_of(rank);
+        let lockstep = self.lockstep;
+        let exhausted = |leases: &[Lease]| lockstep && open + leases.len() as u64 >= steps;
+        while leases.len() < wanted as usize && !exhausted(&leases) {
             leases.push(self.ledger.lease(rank));
         }
-        (leases, exhausted(self))
+        let exhausted = exhausted(&leases);
+        (leases, exhausted)
     }
 
     /// The replica no longer takes part: its records go back, but for those of a contribution that waits for its fate.
@@ -316,8 +320,17 @@ impl Inner {
         }
     }
 
+    /// Whether the job is complete but for its last checkpoint. If a server is lost before that is written, steps must be made
+    /// again, so nobody leaves.
+    pub(crate) fn needs_last_checkpoint(&self) -> bool {
+        self.phase == Phase::Training && self.clock.version() >= self.num_steps
+    }
+
     /// Who the next step waits for, in words.
     pub(crate) fn waiting_for(&self) -> String {
+        if self.needs_last_checkpoint() {
+            return "the last checkpoint".to_owned();
+        }
         match self.clock.decide() {
             crate::clock::Decision::Wait(ranks) => {
                 let names: Vec<String> = ranks

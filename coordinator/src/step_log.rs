@@ -35,6 +35,8 @@ pub struct Step {
 pub struct Log {
     /// Whose it is.
     pub job: v1::JobRef,
+    /// The incarnation that decided the steps; that of `job`, or an earlier one whose servers `job` is taking over.
+    pub since: u64,
     /// Where it begins.
     pub version: u64,
     /// What was used of the data until there.
@@ -68,6 +70,26 @@ impl StepLog {
 
     /// Replaces what there is by a log that goes on from here.
     pub fn begin(&mut self, job: &v1::JobRef, version: u64, data: &DataPosition) -> io::Result<()> {
+        let writer = self.replace(job, 0, version, data, &[])?;
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// Notes that `job` is about to take over the servers that `log` goes with, so that the next coordinator finds its way if this
+    /// one dies meanwhile. No steps are taken before [`StepLog::begin`].
+    pub fn take_over(&mut self, job: &v1::JobRef, log: &Log) -> io::Result<()> {
+        self.replace(job, log.since, log.version, &log.data, &log.steps)?;
+        Ok(())
+    }
+
+    fn replace(
+        &mut self,
+        job: &v1::JobRef,
+        since: u64,
+        version: u64,
+        data: &DataPosition,
+        steps: &[Step],
+    ) -> io::Result<Writer<BufWriter<File>>> {
         self.writer = None;
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder)?;
@@ -80,29 +102,20 @@ impl StepLog {
             version,
             position: data.position,
             open: data.open.iter().map(|range| wire(range.start, range.count)).collect(),
+            since,
         };
         put(&mut writer, Record::Begin(begin))?;
+        for step in steps {
+            put(&mut writer, record(step))?;
+        }
         fs::rename(&temporary, &self.path)?;
-        self.writer = Some(writer);
-        Ok(())
+        Ok(writer)
     }
 
     /// Takes a decision, before anybody acts on it. After an error the log takes no further steps until it begins anew.
     pub fn step(&mut self, step: &Step) -> io::Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        let contributors = step.contributors.iter().map(|(by, first, count)| v1::LogContributor {
-            contributor: Some(v1::Contributor {
-                replica: by.replica,
-                sequence: by.sequence,
-                samples: by.samples,
-            }),
-            records: Some(wire(*first, *count)),
-        });
-        let record = v1::LogStep {
-            version: step.version,
-            contributors: contributors.collect(),
-        };
-        put(writer, Record::Step(record)).inspect_err(|_| self.writer = None)
+        put(writer, record(step)).inspect_err(|_| self.writer = None)
     }
 
     /// The job is over: there is nothing to go on with.
@@ -114,6 +127,21 @@ impl StepLog {
 
 fn wire(first: u64, count: u64) -> v1::LogRange {
     v1::LogRange { first, count }
+}
+
+fn record(step: &Step) -> Record {
+    let contributors = step.contributors.iter().map(|(by, first, count)| v1::LogContributor {
+        contributor: Some(v1::Contributor {
+            replica: by.replica,
+            sequence: by.sequence,
+            samples: by.samples,
+        }),
+        records: Some(wire(*first, *count)),
+    });
+    Record::Step(v1::LogStep {
+        version: step.version,
+        contributors: contributors.collect(),
+    })
 }
 
 fn put(writer: &mut Writer<BufWriter<File>>, record: Record) -> io::Result<()> {
@@ -143,8 +171,10 @@ pub fn read(folder: &Path) -> Option<Log> {
         );
         return None;
     }
+    let job = begin.job?;
     let mut log = Log {
-        job: begin.job?,
+        since: if begin.since == 0 { job.incarnation } else { begin.since },
+        job,
         version: begin.version,
         data: DataPosition {
             position: begin.position,
@@ -231,6 +261,26 @@ mod tests {
         assert_eq!((found.end(), found.steps.len()), (9, 0));
         log.end();
         assert_eq!(read(folder.path()), None);
+    }
+
+    #[test]
+    fn who_takes_servers_over_keeps_the_steps_and_says_from_whom() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = written(folder.path());
+        let before = read(folder.path()).unwrap();
+        for incarnation in [4, 5] {
+            let job = v1::JobRef { incarnation, ..job() };
+            log.take_over(&job, &read(folder.path()).unwrap()).unwrap();
+            log.step(&step(9)).unwrap();
+            let found = read(folder.path()).unwrap();
+            assert_eq!((found.since, &found.job), (3, &job));
+            assert_eq!(
+                (found.version, &found.data, &found.steps),
+                (7, &before.data, &before.steps)
+            );
+        }
+        log.begin(&job(), 9, &DataPosition::default()).unwrap();
+        assert_eq!(read(folder.path()).unwrap().since, 3);
     }
 
     #[test]

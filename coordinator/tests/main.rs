@@ -13,5 +13,6 @@ mod records;
 mod repeats;
 mod replica;
 mod saving;
+mod simulation;
 mod slow_net;
 mod synchronous;

@@ -71,15 +71,24 @@ impl Cluster {
         }
     }
 
-    /// Joins, waits for the plan, connects to the servers.
+    /// Joins, waits for the plan, connects to the servers. Who was not there before (`again`) gives up where it finds nobody.
     async fn join(
         &self,
         master: &str,
         identity: &Identity,
-        limit: Duration,
+        again: bool,
         stop: &StopFlag,
         idle: &mut dyn FnMut(),
     ) -> Result<(Client, v1::JobPlan, PsGroup), exchange::Error> {
+        let limit = if again {
+            self.limits.rejoin
+        } else {
+            self.limits.formation
+        };
+        let found = |error| match error {
+            exchange::Error::CutOff(reason) if !again => exchange::Error::Failed(reason),
+            error => error,
+        };
         let own = self
             .addresses(self.task.kind)
             .get(self.task.index as usize)
@@ -89,7 +98,7 @@ impl Cluster {
         let joining = async {
             let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence)
                 .await
-                .map_err(|error| from_coordinator(&error))?;
+                .map_err(|error| found(from_coordinator(&error)))?;
             let mut said = Instant::now();
             let say = |who: &str| {
                 idle();
@@ -105,7 +114,7 @@ impl Cluster {
             let placement = plan.placement.clone().unwrap_or_default();
             let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), self.limits.formation)
                 .await
-                .map_err(|error| from_servers(&error))?
+                .map_err(|error| found(from_servers(&error)))?
                 .for_replica(plan.replica);
             Ok((client, plan, servers))
         };
@@ -133,14 +142,11 @@ impl Cluster {
     ) -> Result<End, Error> {
         let mut away: Option<Instant> = None;
         loop {
-            let limit = match away {
-                None => self.limits.formation,
-                Some(_) => self.limits.rejoin,
-            };
             let identity = setup.identity.clone();
-            let cut_off = match runtime.block_on(self.join(master, &identity, limit, stop, idle)) {
+            let cut_off = match runtime.block_on(self.join(master, &identity, away.is_some(), stop, idle)) {
                 Err(exchange::Error::Ended(reason)) => return Ok(End::Left(reason)),
-                Err(exchange::Error::CutOff(reason)) if away.is_some() => reason,
+                // Others were lost while the cluster formed, or it was not found again.
+                Err(exchange::Error::CutOff(reason)) => reason,
                 Err(error) => return Err(Error::job(error)),
                 Ok((client, plan, servers)) => {
                     started(setup, &plan)?;

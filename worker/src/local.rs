@@ -1,7 +1,7 @@
 //! One process, no servers: the same store and the same rules, called directly.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coati_checkpoint::manifest::{self, DataPosition, Manifest};
 use coati_checkpoint::{keep, saver};
@@ -10,6 +10,7 @@ use coati_coordinator::ledger::{self, Ledger};
 use coati_coordinator::timing;
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
+use tokio::time::Instant;
 
 use crate::exchange::{Contribution, Error, Exchange, Fate, Lease};
 use crate::observe::StepRecord;

@@ -17,6 +17,7 @@ use crate::console::report;
 
 mod placement;
 mod ps;
+mod scale;
 
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
@@ -27,6 +28,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
         } => step(*batch_size, *steps, pipeline_config_path),
         BenchCommand::Ps(arguments) => ps::run(arguments),
         BenchCommand::Placement(arguments) => placement::run(arguments),
+        BenchCommand::Scale(arguments) => scale::run(arguments),
         BenchCommand::Task(arguments) => ps::task(arguments),
     }
 }

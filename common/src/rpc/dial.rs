@@ -1,14 +1,16 @@
 use std::fmt;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Endpoint, Uri};
 
 use super::incoming::READ_AHEAD_BYTES;
+use super::line::{self, Line};
 use super::security::{Attach, Breach};
 use super::{
     CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, Peer, STREAM_WINDOW_BYTES,
@@ -16,7 +18,7 @@ use super::{
 };
 
 /// A connection to a task; each call on it carries the job's token.
-pub type Channel = InterceptedService<tonic::transport::Channel, Attach>;
+pub type Channel = InterceptedService<Line, Attach>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
@@ -92,7 +94,7 @@ pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) ->
         // Even with no time left one attempt is made, short as it is.
         let limit = left.clamp(Duration::from_millis(10), LONGEST_ATTEMPT);
         let reason = match tokio::time::timeout(limit, attempt(&peer.address, &endpoint)).await {
-            Ok(Ok(channel)) => return Ok(InterceptedService::new(channel, security.attach())),
+            Ok(Ok(line)) => return Ok(InterceptedService::new(line, security.attach())),
             Ok(Err(reason)) if reason.is_final() => return Err(unreachable(reason, start)),
             Ok(Err(reason)) => reason,
             Err(_) => Unreachable::TimedOut,
@@ -129,7 +131,10 @@ fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable>
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }
 
-async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport::Channel, Unreachable> {
+async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Line, Unreachable> {
+    if let Some(network) = line::network() {
+        return network.dial(address).map(Line::InProcess);
+    }
     // Resolved apart, so that a wrong name is told from a host that does not answer.
     let found = tokio::net::lookup_host(address)
         .await
@@ -151,6 +156,7 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport:
     endpoint
         .connect_with_connector(connector)
         .await
+        .map(Line::Socket)
         .map_err(|error| reason(&error))
 }
 

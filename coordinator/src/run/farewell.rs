@@ -2,21 +2,22 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::ErrorCode;
 use coati_param_server::{PsClient, PsGroup};
 use coati_proto::coati::v1::JobRef;
 use futures::future::select_all;
-use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::{Limits, Run, recovery};
 use crate::state::State;
+use crate::task::Task;
 
 impl Run {
     /// Waits until all replicas know that the job is over, then sends the servers home.
     pub(super) async fn farewell(&self, servers: Option<&PsGroup>, reason: &str) {
-        let deadline = tokio::time::Instant::now() + self.options.limits.farewell;
+        let deadline = Instant::now() + self.options.limits.farewell;
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
@@ -51,16 +52,16 @@ impl Run {
 }
 
 /// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does. A server that is gone, was
-/// started again, or is silent for longer than a task may be, ends the incarnation: its variables are lost.
+/// started again, or is silent for longer than a task may be, ends the incarnation: its variables are lost. Ends when what is returned is dropped.
 pub(super) fn watch_servers(
     state: Arc<State>,
     servers: PsGroup,
     job: JobRef,
     limits: &Limits,
     model_dir: PathBuf,
-) -> JoinHandle<()> {
+) -> Task {
     let (every, silence) = (limits.heartbeat_interval, limits.heartbeat_timeout);
-    tokio::spawn(async move {
+    Task::spawn(async move {
         let watching = servers
             .clients()
             .iter()

@@ -1,11 +1,12 @@
 //! The beginning: servers are loaded, replicas join.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_common::cluster::OnNan;
 use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
+use tokio::time::Instant;
 
 use super::recovery::Source;
 use super::{Init, Outcome, Run, Trouble};
@@ -64,7 +65,10 @@ impl Run {
         let (job, limits) = (self.state.lock().job.clone(), &self.options.limits);
         let connect = |limit| PsGroup::connect(placement.clone(), &self.options.ps_addresses, &job, limit);
         if source.is_first() {
-            return Ok(connect(limits.formation).await?);
+            // Nothing has been there that could have been lost.
+            return connect(limits.formation)
+                .await
+                .map_err(|error| Trouble::Final(error.to_string()));
         }
         let deadline = Instant::now() + limits.rejoin;
         loop {
@@ -149,7 +153,7 @@ impl Run {
             let missing: Vec<String> = {
                 let mut inner = self.state.lock();
                 if let Some((_, lost)) = inner.lost(Instant::now()).first()
-                    && source.is_first()
+                    && source.needs_all()
                 {
                     return Err(Trouble::Final(format!("{lost}\nhint: look into the task's log")));
                 }
@@ -166,7 +170,7 @@ impl Run {
                 }
                 let late = Instant::now() >= deadline;
                 // The master's own replica is there as long as this process is.
-                let without = late && !source.is_first() && !missing.iter().any(|task| task == "master");
+                let without = late && !source.needs_all() && !missing.iter().any(|task| task == "master");
                 if missing.is_empty() || without {
                     for rank in 0..=self.options.workers {
                         if !inner.is_there(rank) {
@@ -184,7 +188,7 @@ impl Run {
                 missing
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() && source.is_first() {
+            if left.is_zero() && source.needs_all() {
                 return Err(Trouble::Final(format!(
                     "{} did not join within {:.0} s\nhint: look into the task's log; does it reach the master at its address?",
                     missing.join(", "),

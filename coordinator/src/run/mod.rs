@@ -9,15 +9,16 @@ mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
-use coati_common::rpc::{self, ErrorCode, SMALL_MESSAGE_LIMIT_BYTES, Security};
+use coati_common::rpc::{self, ErrorCode, InProcess, SMALL_MESSAGE_LIMIT_BYTES, Security};
 use coati_param_server::PsGroup;
 use coati_proto::coati::v1::JobRef;
 use coati_proto::coati::v1::coordinator_server::CoordinatorServer;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 
 pub use options::{Event, Init, Limits, Options, Outcome};
 
@@ -27,6 +28,7 @@ use crate::membership::Membership;
 use crate::service::Service;
 use crate::state::{Inner, Phase, State, task_of};
 use crate::step_log::{self, Log, StepLog};
+use crate::task::Task;
 use recovery::{Progress, Source};
 
 /// A running coordinator.
@@ -34,7 +36,12 @@ pub struct Handle {
     state: Arc<State>,
     address: String,
     outcome: JoinHandle<Outcome>,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: Option<Server>,
+}
+
+/// What answers on the port.
+struct Server {
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
     close: watch::Sender<bool>,
 }
 
@@ -60,9 +67,16 @@ impl Handle {
             .outcome
             .await
             .unwrap_or_else(|error| Outcome::Failed(format!("the coordinator ended unexpectedly: {error}")));
-        self.close.send_replace(true);
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.server).await;
+        if let Some(server) = self.server {
+            server.close.send_replace(true);
+            let _ = tokio::time::timeout(Duration::from_secs(2), server.task).await;
+        }
         outcome
+    }
+
+    /// Ends it as a kill would end its process, but for the port: nobody is told and nothing is written.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.outcome.abort_handle()
     }
 }
 
@@ -86,11 +100,32 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
 /// As [`start`], letting in whom `security` says.
 pub async fn start_as(
     security: &Security,
-    mut options: Options,
+    options: Options,
     events: mpsc::UnboundedSender<Event>,
 ) -> Result<Handle, rpc::Error> {
     let mut server = rpc::server(security)?;
     let listener = rpc::bind(&options.listen).await?;
+    let (mut handle, service) = begin(options, events);
+    handle.address = listener.address.to_string();
+    let (close, mut closed) = watch::channel(false);
+    let task = tokio::spawn(
+        server
+            .add_service(service)
+            .serve_with_incoming_shutdown(listener.incoming, async move {
+                let _ = closed.wait_for(|closed| *closed).await;
+            }),
+    );
+    handle.server = Some(Server { task, close });
+    Ok(handle)
+}
+
+/// As [`start`], for callers in this process: listens nowhere.
+pub fn start_in_process(options: Options, events: mpsc::UnboundedSender<Event>) -> (Handle, InProcess) {
+    let (handle, service) = begin(options, events);
+    (handle, InProcess::serving(service))
+}
+
+fn begin(mut options: Options, events: mpsc::UnboundedSender<Event>) -> (Handle, CoordinatorServer<Service>) {
     let log = step_log::read(&options.model_dir).filter(|log| log.job.job_id == options.job.job_id);
     if let Some(log) = &log {
         // Incarnations that the job took while it ran.
@@ -105,27 +140,21 @@ pub async fn start_as(
         heartbeat_interval: options.limits.heartbeat_interval,
     };
     let service = CoordinatorServer::new(service).max_decoding_message_size(SMALL_MESSAGE_LIMIT_BYTES);
-    let (close, mut closed) = watch::channel(false);
-    let server = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
-        listener.incoming,
-        async move {
-            let _ = closed.wait_for(|closed| *closed).await;
-        },
-    ));
     let run = Run {
         state: Arc::clone(&state),
         steps: Mutex::new(StepLog::new(&options.model_dir)),
         options,
         saving: tokio::sync::Mutex::default(),
     };
+    let address = run.options.listen.clone();
     let outcome = tokio::spawn(run.run(log));
-    Ok(Handle {
+    let handle = Handle {
         state,
-        address: listener.address.to_string(),
+        address,
         outcome,
-        server,
-        close,
-    })
+        server: None,
+    };
+    (handle, service)
 }
 
 /// The state of a new incarnation of the job, from this version on.
@@ -172,7 +201,7 @@ struct Run {
     steps: Mutex<StepLog>,
     options: Options,
     /// The checkpoint that is being written while training goes on.
-    saving: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+    saving: tokio::sync::Mutex<Option<Task>>,
 }
 
 /// How an incarnation ended.
@@ -213,7 +242,7 @@ impl Run {
                 Term::Over(outcome) => break outcome,
                 Term::ServersLost(reason) => {
                     let next = match progress.look(Instant::now(), self.stepped(), &reason) {
-                        Ok(()) => self.go_back(&reason).await,
+                        Ok(()) => self.go_back(&source, &reason).await,
                         Err(reason) => Err(reason),
                     };
                     match next {
@@ -236,6 +265,8 @@ impl Run {
     /// One incarnation from loading the servers to the end.
     async fn incarnation(&self, source: &Source, servers: &mut Option<PsGroup>) -> Term {
         let formed = tokio::select! {
+            // In a fixed order, so that a simulation can be repeated.
+            biased;
             formed = self.form(source, servers) => formed,
             given_up = self.given_up() => {
                 self.announce(&given_up);
@@ -244,8 +275,8 @@ impl Run {
         };
         let group = match (formed, &servers) {
             (Ok(()), Some(group)) => group.clone(),
-            (Err(Trouble::Lost(reason)), _) if !source.is_first() => return Term::ServersLost(reason),
-            (Err(Trouble::Lost(reason) | Trouble::Final(reason)), _) => {
+            (Err(Trouble::Lost(reason)), _) => return Term::ServersLost(reason),
+            (Err(Trouble::Final(reason)), _) => {
                 let outcome = Outcome::Failed(format!("the cluster could not form: {reason}"));
                 self.announce(&outcome);
                 return Term::Over(outcome);
@@ -265,7 +296,7 @@ impl Run {
             self.options.model_dir.clone(),
         );
         let term = self.train_and_save(&group).await;
-        watch.abort();
+        drop(watch);
         term
     }
 
@@ -277,13 +308,22 @@ impl Run {
             Err(Trouble::Final(reason)) => Err(reason),
             Ok(stopped) => Ok(stopped),
         };
-        // Replicas leave while the last checkpoint is written.
-        self.announce(&match &ended {
-            Ok(None) => Outcome::Completed,
-            Ok(Some(reason)) => Outcome::Interrupted(reason.clone()),
-            Err(reason) => Outcome::Failed(reason.clone()),
-        });
+        // A complete job needs its last checkpoint: replicas stay until it is written, so that the steps can be made again if a
+        // server is lost meanwhile. From others they leave while it is written.
+        match &ended {
+            Ok(None) => {}
+            Ok(Some(reason)) => self.announce(&Outcome::Interrupted(reason.clone())),
+            Err(reason) => self.announce(&Outcome::Failed(reason.clone())),
+        }
         let saved = self.save(servers).await;
+        if ended == Ok(None) {
+            if saved.is_err()
+                && let Some(lost) = self.lost_server(servers).await
+            {
+                return Term::ServersLost(lost);
+            }
+            self.announce(&Outcome::Completed);
+        }
         Term::Over(match (ended, saved) {
             (Err(reason), Ok(())) => Outcome::Failed(reason),
             (Err(reason), Err(error)) => Outcome::Failed(format!(
@@ -296,6 +336,25 @@ impl Run {
             (Ok(None), Ok(())) => Outcome::Completed,
             (Ok(Some(reason)), Ok(())) => Outcome::Interrupted(reason),
         })
+    }
+
+    /// A server that holds the variables no more, or does not answer.
+    async fn lost_server(&self, servers: &PsGroup) -> Option<String> {
+        let (job, lost) = {
+            let inner = self.state.lock();
+            (inner.job.clone(), inner.servers_lost.clone())
+        };
+        if lost.is_some() {
+            return lost;
+        }
+        for client in servers.clients() {
+            match client.status(self.options.limits.heartbeat_timeout).await {
+                Ok(status) if status.job.as_ref() == Some(&job) => {}
+                Ok(_) => return Some(format!("{} was started again and holds no variables", client.peer())),
+                Err(error) => return Some(error.to_string()),
+            }
+        }
+        None
     }
 
     /// Whether this incarnation made a step.

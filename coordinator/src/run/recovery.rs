@@ -2,13 +2,15 @@
 //! only the coordinator was away.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
+use coati_common::work;
 use coati_param_server::{Contributor, PsGroup};
 use coati_proto::coati::v1::{JobRef, PsStatusReply};
 use futures::future::try_join_all;
+use tokio::time::Instant;
 
 use super::{Event, Init, Run, Trouble, incarnation};
 use crate::launcher::control::{self, Request};
@@ -37,6 +39,11 @@ impl Source {
     /// Whether this coordinator forms the cluster for the first time.
     pub(super) fn is_first(&self) -> bool {
         self.awaited.is_none()
+    }
+
+    /// Whether all of the cluster must be there: a job that ran before goes on without those who do not come back.
+    pub(super) fn needs_all(&self) -> bool {
+        self.is_first() && self.log.is_none()
     }
 }
 
@@ -69,12 +76,13 @@ impl Progress {
     }
 }
 
-/// Whether servers in these states can go on where the log ends: all of them hold the variables of the log's incarnation, at
-/// its end or one step before.
+/// Whether servers in these states can go on where the log ends: all of them hold the variables of the log's incarnation (or of
+/// one that was taking over from it), at its end or one step before.
 pub(super) fn go_on(log: &Log, servers: &[PsStatusReply]) -> bool {
     let one_before = if log.steps.is_empty() { log.end() } else { log.end() - 1 };
     servers.iter().all(|server| {
-        server.job.as_ref() == Some(&log.job)
+        let job = server.job.as_ref().filter(|job| job.job_id == log.job.job_id);
+        job.is_some_and(|job| (log.since..=log.job.incarnation).contains(&job.incarnation))
             && server.state == "serving"
             && (one_before..=log.end()).contains(&server.version)
     })
@@ -82,13 +90,13 @@ pub(super) fn go_on(log: &Log, servers: &[PsStatusReply]) -> bool {
 
 impl Run {
     /// Ends this incarnation and prepares the next one, from the newest checkpoint.
-    pub(super) async fn go_back(&self, reason: &str) -> Result<Source, String> {
+    pub(super) async fn go_back(&self, ended: &Source, reason: &str) -> Result<Source, String> {
         let ending = self.state.lock().job.incarnation;
         // Whoever writes a checkpoint of this incarnation gives it up, or completes it: then it is the newest.
         self.state.servers_lost(ending, reason);
         self.saved().await;
         let folder = self.options.model_dir.clone();
-        let latest = tokio::task::spawn_blocking(move || state::latest(&folder))
+        let latest = work::blocking(move || state::latest(&folder))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("{reason}; and going on is not possible: {error}"))?;
@@ -106,7 +114,12 @@ impl Run {
             if let Phase::Failed(reason) = &inner.phase {
                 return Err(reason.clone());
             }
-            let awaited = inner.membership.present().into_iter().map(str::to_owned).collect();
+            // Who was there takes part again. An incarnation that did not form has seen only some of those it waited for.
+            let present = inner.membership.present().into_iter().map(str::to_owned);
+            let awaited = match inner.plan {
+                Some(_) => Some(present.collect()),
+                None => ended.awaited.clone(),
+            };
             let from = inner.clock.version();
             let job = JobRef {
                 incarnation: inner.job.incarnation + 1,
@@ -128,7 +141,7 @@ impl Run {
         Ok(Source {
             init,
             log: None,
-            awaited: Some(awaited),
+            awaited,
         })
     }
 
@@ -153,6 +166,13 @@ impl Run {
             }
             return Ok(None);
         }
+        let job = self.state.lock().job.clone();
+        if let Err(error) = self.steps().take_over(&job, log) {
+            self.state.warn(format!(
+                "{} cannot be written: {error}; if the master dies now, the job goes back to its last checkpoint",
+                crate::step_log::FILE
+            ));
+        }
         servers.adopt(limit).await?;
         if let Some(step) = log.steps.last() {
             let contributors = contributors(step);
@@ -161,7 +181,6 @@ impl Run {
                 .await?;
         }
         let mut inner = self.state.lock();
-        let job = inner.job.clone();
         let mut fresh = incarnation(&self.options, job, log.end(), &log.data, Vec::new());
         for (_, first, count) in log.steps.iter().flat_map(|step| &step.contributors) {
             fresh.ledger.replay(*first, *count);
@@ -183,7 +202,7 @@ impl Run {
 pub(super) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
     let (job_dir, pid) = (job_dir.to_owned(), i32::try_from(pid).ok());
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(work::blocking(move || {
         let request = Request::Restart {
             task,
             pid: Some(pid),
@@ -193,7 +212,7 @@ pub(super) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
             Ok(reply) => tracing::info!(?reply, "the launcher was asked for another process"),
             Err(error) => tracing::info!(%error, "no launcher replaces the process"),
         }
-    });
+    }));
 }
 
 /// As the servers want them.
@@ -229,6 +248,7 @@ mod tests {
         };
         let log = Log {
             job: job(4),
+            since: 4,
             version: 10,
             data: DataPosition::default(),
             steps: vec![step(10), step(11)],
@@ -251,6 +271,15 @@ mod tests {
             !go_on(&log, &[server(4, 12), PsStatusReply::default()]),
             "one was started again"
         );
+        let taken_over = Log {
+            job: job(6),
+            ..log.clone()
+        };
+        assert!(
+            go_on(&taken_over, &[server(4, 12), server(5, 12), server(6, 11)]),
+            "two coordinators died before they had told all servers"
+        );
+        assert!(!go_on(&taken_over, &[server(3, 12), server(7, 12)]));
         let begun = Log {
             steps: Vec::new(),
             ..log

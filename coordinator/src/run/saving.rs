@@ -7,12 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coati_checkpoint::manifest::{self, DataPosition, Manifest};
 use coati_checkpoint::{keep, saver};
+use coati_common::work;
 use coati_param_server::store::Saved;
 use coati_param_server::{PsGroup, Strategy};
 use coati_proto::coati::v1;
 
 use super::{Event, Init, Run};
 use crate::state::State;
+use crate::task::Task;
 
 /// A checkpoint that all servers keep the values of: what is left to do needs nobody to wait.
 struct Kept {
@@ -51,7 +53,7 @@ impl Run {
             Ok(None) => {}
             Ok(Some(kept)) => {
                 let state = Arc::clone(&self.state);
-                let writing = tokio::spawn(async move {
+                let writing = Task::spawn(async move {
                     if let Err(error) = kept.write().await {
                         state.warn(failed(error));
                     }
@@ -65,14 +67,14 @@ impl Run {
 
     async fn is_saving(&self) -> bool {
         let saving = self.saving.lock().await;
-        saving.as_ref().is_some_and(|task| !task.is_finished())
+        saving.as_ref().is_some_and(|writing| !writing.is_finished())
     }
 
     /// Waits for the checkpoint that is being written; its own limits end it, and the loss of a server.
     pub(super) async fn saved(&self) {
         let writing = self.saving.lock().await.take();
         if let Some(writing) = writing
-            && let Err(error) = writing.await
+            && let Err(error) = writing.ended().await
         {
             self.state
                 .warn(format!("a checkpoint's writing ended unexpectedly: {error}"));
@@ -144,7 +146,7 @@ impl Kept {
         let shards = self.servers.clients().len() as u32;
         let (folder, done) = (self.folder, prefix.clone());
         let (manifest, keeping) = (self.manifest, self.keeping);
-        tokio::task::spawn_blocking(move || publish(&folder, &done, shards, &saved.tensors, manifest, keeping))
+        work::blocking(move || publish(&folder, &done, shards, &saved.tensors, manifest, keeping))
             .await
             .map_err(|error| error.to_string())??;
         self.state.lock().last_checkpoint = version;
@@ -156,6 +158,8 @@ impl Kept {
     async fn data_files(&self) -> Result<Saved, String> {
         let prefix = self.prefix.display().to_string();
         tokio::select! {
+            // In a fixed order, so that a simulation can be repeated.
+            biased;
             saved = self.servers.save(&prefix, self.version, self.limit) => saved.map_err(|error| error.to_string()),
             lost = self.lost() => Err(lost),
         }

@@ -1,9 +1,10 @@
 //! Committing step after step.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_param_server::PsGroup;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::time::Instant;
 
 use super::recovery::{self, contributors};
 use super::{Event, Run, Trouble};
@@ -40,7 +41,7 @@ impl Run {
         loop {
             // However much the others report: who is silent is noticed.
             if Instant::now() >= look_at {
-                self.remove_lost();
+                self.remove_lost(look_at);
                 look_at = Instant::now() + look_every;
             }
             let decision = {
@@ -95,8 +96,16 @@ impl Run {
         }
     }
 
-    fn remove_lost(&self) {
-        let lost = self.state.lock().remove_lost(Instant::now());
+    /// `due` is when this should have been looked at. Who was away for longer, as a process that was stopped is, has heard
+    /// nobody, and says nothing about the others.
+    fn remove_lost(&self, due: Instant) {
+        let now = Instant::now();
+        let mut inner = self.state.lock();
+        if now.saturating_duration_since(due) >= self.options.limits.heartbeat_timeout / 2 {
+            inner.membership.all_seen(now);
+        }
+        let lost = inner.remove_lost(now);
+        drop(inner);
         for lost in lost {
             self.state.warn(&lost.words);
             recovery::ask_for_restart(&self.options.model_dir, lost.task, lost.pid);

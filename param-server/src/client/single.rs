@@ -1,8 +1,9 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{self, Channel, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, Security};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
+use tokio::time::Instant;
 use tonic::Request;
 
 use crate::store::{Committed, Consistency, Contributor, Restored, Saved};

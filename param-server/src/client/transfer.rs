@@ -212,7 +212,7 @@ impl PsClient {
             headers.insert("grpc-timeout", timeout);
         }
         let mut channel = self.channel.clone();
-        let failed = |error: tonic::transport::Error| Status::from_error(error.into());
+        let failed = Status::from_error;
         std::future::poll_fn(|context| tonic::codegen::Service::poll_ready(&mut channel, context))
             .await
             .map_err(failed)?;

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_common::work;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_server::ParameterServer;
 use http::HeaderMap;
@@ -42,10 +43,10 @@ impl Service {
 
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Store) -> Result<T, ServiceError> + Send + 'static,
+        task: impl FnOnce(&Store) -> Result<T, ServiceError> + Send + 'static,
     ) -> Result<T, ServiceError> {
         let store = Arc::clone(&self.store);
-        let result = tokio::task::spawn_blocking(move || work(&store)).await;
+        let result = work::blocking(move || task(&store)).await;
         result.unwrap_or_else(|error| {
             Err(ServiceError::new(
                 ErrorCode::Internal,

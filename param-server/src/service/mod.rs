@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::rpc::{self, MESSAGE_LIMIT_BYTES, Security};
+use coati_common::rpc::{self, InProcess, MESSAGE_LIMIT_BYTES, Security};
 use coati_proto::coati::v1::parameter_server_server::ParameterServerServer;
 use tokio::sync::watch;
+use tonic::server::NamedService as _;
 
 pub use life::Ended;
 
@@ -79,17 +80,33 @@ impl Handle {
     }
 }
 
+/// Short calls, and bulk transfers.
+fn answering(index: u32, store: Arc<Store>, life: Arc<Life>) -> (ParameterServerServer<Service>, Transfer) {
+    let service = Arc::new(Service::new(index, store, life));
+    let transfer = Transfer(Arc::clone(&service));
+    let service = ParameterServerServer::from_arc(service)
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+        .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    (service, transfer)
+}
+
+/// Server number `index` with what `store` holds, for callers in this process: listens nowhere, and lives as long as it is held.
+pub fn in_process(index: u32, store: Arc<Store>) -> InProcess {
+    let (service, transfer) = answering(index, store, Arc::new(Life::new()));
+    let services = [InProcess::serving(service), InProcess::serving(transfer)];
+    InProcess::through(move |request| {
+        let bulk = request.uri().path().trim_start_matches('/').starts_with(Transfer::NAME);
+        services[usize::from(bulk)].call(request)
+    })
+}
+
 /// Listens and serves until told to leave. Returns as soon as the port is bound.
 pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let mut server = rpc::server(&options.security)?;
     let listener = rpc::bind(&options.listen).await?;
     let life = Arc::new(Life::new());
     let store = Arc::new(Store::new(options.store));
-    let service = Arc::new(Service::new(options.index, store, Arc::clone(&life)));
-    let transfer = Transfer(Arc::clone(&service));
-    let service = ParameterServerServer::from_arc(service)
-        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
-        .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let (service, transfer) = answering(options.index, store, Arc::clone(&life));
     let (done, ended) = watch::channel(None);
     let address = listener.address;
     tracing::info!(%address, ps = options.index, "parameter server listens");

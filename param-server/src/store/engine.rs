@@ -215,6 +215,15 @@ impl Engine {
                 ),
             )
             .with_hint("begin a new incarnation to replace the variables")),
+            // A load that is repeated after its answer was lost may arrive late.
+            Some(ledger) if ledger.staged() > 0 => Err(ServiceError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "{} contributions are staged for the variables of version {}",
+                    ledger.staged(),
+                    ledger.version()
+                ),
+            )),
             _ => Ok(()),
         }
     }
