@@ -16,6 +16,7 @@ mod service;
 mod state;
 pub mod step_log;
 pub mod timing;
+mod troubles;
 
 pub use client::Client;
 pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start, start_as};

@@ -16,6 +16,7 @@ use crate::membership::{Membership, Standing};
 use crate::run::Event;
 use crate::step_log::Step;
 use crate::timing;
+use crate::troubles::Troubles;
 
 /// How far the job is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub(crate) struct Inner {
     pub stop: Option<String>,
     /// Variables were lost with a server: this incarnation cannot go on.
     pub servers_lost: Option<String>,
+    /// What keeps the cluster from forming.
+    pub troubles: Troubles,
     /// Tasks that know that the job is over.
     pub told: BTreeSet<String>,
     pub last_checkpoint: u64,

@@ -13,6 +13,7 @@ mod faults;
 mod hostile;
 mod judges;
 mod partition;
+mod preflight;
 mod recovery;
 mod reproducible;
 mod status;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coati_common::cluster::{ClusterSpec, Consistency, OnNan, TaskId, TaskType};
-use coati_common::rpc::Peer;
+use coati_common::rpc::{self, Peer};
 use coati_coordinator::membership::Identity;
 use coati_coordinator::{self as coordinator, Client, Event, Init, cadence};
 use coati_param_server::{self as param_server, PsGroup, Strategy};
@@ -43,6 +43,9 @@ pub struct Cluster {
 /// Waiting for others is said so often.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
+/// A task that does not join tries for so long to tell why.
+const TELL: Duration = Duration::from_secs(5);
+
 /// Before joining again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -69,22 +72,69 @@ impl Cluster {
         }
     }
 
-    /// Joins, waits for the plan, connects to the servers.
+    /// Before the job begins: whether this host reaches the parameter servers. Nobody but this task can know; where it does not,
+    /// the master is told.
+    async fn reach_servers(&self, master: &str, own: &str) -> Result<(), exchange::Error> {
+        // The master is dialled first, so that the servers' time does not begin before the job's.
+        let formation = self.limits.formation;
+        drop(
+            rpc::connect(&Peer::new("master", master), formation)
+                .await
+                .map_err(exchange::Error::new)?,
+        );
+        let addresses = self.addresses(TaskType::Ps);
+        let dial = |(index, address)| {
+            let peer = Peer::ps(index, address);
+            tokio::spawn(async move { rpc::connect(&peer, formation / 2).await.err() })
+        };
+        let dialling: Vec<_> = (0..).zip(addresses).map(dial).collect();
+        let mut problems = Vec::new();
+        for dialled in dialling {
+            problems.extend(
+                dialled
+                    .await
+                    .map_err(exchange::Error::new)?
+                    .map(|error| error.to_string()),
+            );
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let problem = problems.join("\n");
+        self.say_that_it_cannot(master, own, &problem).await;
+        Err(exchange::Error::Failed(problem))
+    }
+
+    /// Lets the master know why this task does not join.
+    async fn say_that_it_cannot(&self, master: &str, own: &str, problem: &str) {
+        let told = Client::cannot(master, self.wire_task(), own, problem, TELL).await;
+        if let Err(error) = told {
+            tracing::warn!(%error, "the master does not hear why this task does not join");
+        }
+    }
+
+    fn own_address(&self) -> String {
+        let addresses = self.addresses(self.task.kind);
+        addresses.get(self.task.index as usize).cloned().unwrap_or_default()
+    }
+
+    /// Joins, waits for the plan, connects to the servers. The first time it looks whether the servers can be reached.
+    #[allow(clippy::too_many_arguments, reason = "one caller")]
     async fn join(
         &self,
         master: &str,
         identity: &Identity,
         limit: Duration,
+        first: bool,
         stop: &StopFlag,
         idle: &mut dyn FnMut(),
     ) -> Result<(Client, v1::JobPlan, PsGroup), exchange::Error> {
-        let own = self
-            .addresses(self.task.kind)
-            .get(self.task.index as usize)
-            .cloned()
-            .unwrap_or_default();
+        let own = self.own_address();
         let silence = self.limits.heartbeat_timeout;
         let joining = async {
+            if first {
+                self.reach_servers(master, &own).await?;
+            }
             let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence).await?;
             let mut said = Instant::now();
             let say = |who: &str| {
@@ -124,67 +174,72 @@ impl Cluster {
         idle: &mut dyn FnMut(),
     ) -> Result<End, Error> {
         let mut away: Option<Instant> = None;
+        // The coordinator in this process looks at the servers itself.
+        let mut first = self.task.kind != TaskType::Master;
         loop {
             let limit = match away {
                 None => self.limits.formation,
                 Some(_) => self.limits.rejoin,
             };
             let identity = setup.identity.clone();
-            let cut_off = match runtime.block_on(self.join(master, &identity, limit, stop, idle)) {
-                Err(exchange::Error::Ended(reason)) => return Ok(End::Left(reason)),
-                Err(exchange::Error::CutOff(reason)) if away.is_some() => reason,
-                Err(error) => return Err(Error::job(error)),
-                Ok((client, plan, servers)) => {
-                    started(setup, &plan)?;
-                    tracing::info!(
-                        replica = plan.replica,
-                        of = plan.replicas,
-                        step = plan.start_version,
-                        "training"
-                    );
-                    let first = plan.start_version;
-                    let leave = if self.task.kind == TaskType::Master {
-                        // The coordinator ends the job for all replicas at the same step.
-                        StopFlag::default()
-                    } else {
-                        stop.clone()
-                    };
-                    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan, leave);
-                    let loader = setup.loader()?;
-                    let mut reached = first;
-                    let ended = replica::train(
-                        &mut setup.trainer,
-                        &loader,
-                        &mut exchange,
-                        first,
-                        stop,
-                        &mut |model, exchange| {
-                            reached += 1;
-                            between(model, exchange)
-                        },
-                    );
-                    match ended {
-                        Err(replica::Error::Exchange(exchange::Error::CutOff(reason))) => {
-                            if reached > first {
-                                away = None;
+            let cut_off =
+                match runtime.block_on(self.join(master, &identity, limit, std::mem::take(&mut first), stop, idle)) {
+                    Err(exchange::Error::Ended(reason)) => return Ok(End::Left(reason)),
+                    Err(exchange::Error::CutOff(reason)) if away.is_some() => reason,
+                    Err(error) => return Err(Error::job(error)),
+                    Ok((client, plan, servers)) => {
+                        started(setup, &plan)?;
+                        tracing::info!(
+                            replica = plan.replica,
+                            of = plan.replicas,
+                            step = plan.start_version,
+                            "training"
+                        );
+                        let first = plan.start_version;
+                        let leave = if self.task.kind == TaskType::Master {
+                            // The coordinator ends the job for all replicas at the same step.
+                            StopFlag::default()
+                        } else {
+                            stop.clone()
+                        };
+                        let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan, leave);
+                        let loader = setup.loader()?;
+                        let mut reached = first;
+                        let ended = replica::train(
+                            &mut setup.trainer,
+                            &loader,
+                            &mut exchange,
+                            first,
+                            stop,
+                            &mut |model, exchange| {
+                                reached += 1;
+                                between(model, exchange)
+                            },
+                        );
+                        match ended {
+                            Err(replica::Error::Exchange(exchange::Error::CutOff(reason))) => {
+                                if reached > first {
+                                    away = None;
+                                }
+                                reason
                             }
-                            reason
-                        }
-                        Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => return Ok(End::Left(reason)),
-                        Err(error) => {
-                            // Another start of it would fail in the same way: the job ends, and says why.
-                            exchange.leave(true, &error.to_string());
-                            return Err(Error::job(error));
-                        }
-                        Ok(end) => {
-                            if stop.raised() && self.task.kind != TaskType::Master {
-                                exchange.leave(false, "asked to leave");
+                            Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => {
+                                return Ok(End::Left(reason));
                             }
-                            return Ok(end);
+                            Err(error) => {
+                                // Another start of it would fail in the same way: the job ends, and says why.
+                                exchange.leave(true, &error.to_string());
+                                return Err(Error::job(error));
+                            }
+                            Ok(end) => {
+                                if stop.raised() && self.task.kind != TaskType::Master {
+                                    exchange.leave(false, "asked to leave");
+                                }
+                                return Ok(end);
+                            }
                         }
                     }
-                }
-            };
+                };
             let since = *away.get_or_insert_with(Instant::now);
             if since.elapsed() >= self.limits.rejoin {
                 return Err(Error::Job(format!(
@@ -207,9 +262,12 @@ async fn raised(stop: &StopFlag) {
 
 /// Runs a worker until the job ends.
 pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
-    let mut setup = Setup::open(options)?;
     let runtime = runtime()?;
     let master = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();
+    let mut setup = Setup::open(options).inspect_err(|error| {
+        let (own, problem) = (cluster.own_address(), error.to_string());
+        runtime.block_on(cluster.say_that_it_cannot(&master, &own, &problem));
+    })?;
     let ended = cluster.take_part(
         &runtime,
         &master,

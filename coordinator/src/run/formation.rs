@@ -11,9 +11,10 @@ use super::recovery::Source;
 use super::{Init, Outcome, Run, Trouble};
 use crate::state::Phase;
 use crate::step_log::FILE;
+use crate::troubles::Verdict;
 
 /// While lost servers are waited for, that is said so often.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+pub(super) const SAY_EVERY: Duration = Duration::from_secs(10);
 
 impl Run {
     /// Connects and loads the servers, waits for the replicas. `servers` is filled in as soon as they are connected, for the
@@ -63,7 +64,7 @@ impl Run {
         let (job, limits) = (self.state.lock().job.clone(), &self.options.limits);
         let connect = |limit| PsGroup::connect(placement.clone(), &self.options.ps_addresses, &job, limit);
         if source.is_first() {
-            return Ok(connect(limits.formation).await?);
+            return self.look_at_servers(placement).await;
         }
         let deadline = Instant::now() + limits.rejoin;
         loop {
@@ -80,7 +81,7 @@ impl Run {
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
-            {
+            let verdict = {
                 let inner = self.state.lock();
                 if let Some(reason) = &inner.stop {
                     return Outcome::Interrupted(reason.clone());
@@ -88,9 +89,19 @@ impl Run {
                 if let Phase::Failed(reason) = &inner.phase {
                     return Outcome::Failed(reason.clone());
                 }
-            }
+                inner.troubles.verdict(Instant::now(), &inner.membership.missing())
+            };
             // The sender lives as long as the state, which is ours too.
-            let _ = changes.changed().await;
+            match verdict {
+                Verdict::Fine => drop(changes.changed().await),
+                Verdict::WaitUntil(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let _ = tokio::time::timeout(left, changes.changed()).await;
+                }
+                Verdict::Hopeless(reason) => {
+                    return Outcome::Failed(format!("the cluster could not form: {reason}"));
+                }
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod claim;
 mod farewell;
 mod formation;
 mod options;
+mod preflight;
 mod recovery;
 mod saving;
 mod training;
@@ -28,6 +29,7 @@ use crate::membership::Membership;
 use crate::service::Service;
 use crate::state::{Inner, Phase, State, task_of};
 use crate::step_log::{self, Log, StepLog};
+use crate::troubles::Troubles;
 use recovery::{Progress, Source};
 
 /// A running coordinator.
@@ -164,6 +166,7 @@ fn incarnation(options: &Options, job: JobRef, version: u64, data: &DataPosition
         stop: None,
         servers_lost: None,
         told: BTreeSet::new(),
+        troubles: Troubles::default(),
         last_checkpoint: version,
         num_steps: options.num_steps,
         lockstep,

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_common::wall_clock;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_server::ParameterServer;
 use futures::{Stream, StreamExt as _, stream};
@@ -96,6 +97,21 @@ impl ParameterServer for Service {
             held_bytes: status.held_bytes,
             resident_bytes: resident_bytes(),
             pid: u64::from(std::process::id()),
+            clock_ms: wall_clock::now_ms(),
+        }))
+    }
+
+    async fn check_folder(
+        &self,
+        request: Request<v1::CheckFolderRequest>,
+    ) -> Result<Response<v1::CheckFolderReply>, Status> {
+        let _contact = self.contact()?;
+        let request = request.into_inner();
+        let index = self.index;
+        let looked = self.blocking(move |_| Ok(super::folder::problem(&request, index)));
+        let problem = looked.await?;
+        Ok(Response::new(v1::CheckFolderReply {
+            problem: problem.unwrap_or_default(),
         }))
     }
 

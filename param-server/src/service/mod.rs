@@ -1,5 +1,6 @@
 //! The parameter server's service: a [`Store`] behind gRPC.
 
+mod folder;
 mod handlers;
 mod life;
 
