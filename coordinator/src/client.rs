@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use coati_common::rpc::{self, Channel, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, call, call_headroom};
+use coati_common::wall_clock::{self, Offset};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
@@ -128,6 +129,8 @@ pub struct Client {
     job: v1::JobRef,
     task: v1::Task,
     generation: u32,
+    /// How far this host's clock is ahead of the coordinator's.
+    clock: Offset,
     shared: Arc<Shared>,
     heartbeat: JoinHandle<()>,
 }
@@ -139,6 +142,27 @@ impl Drop for Client {
 }
 
 impl Client {
+    /// Tells the coordinator what keeps this task from taking part, so that the others hear it. Whoever is not heard is missed
+    /// all the same.
+    pub async fn cannot(
+        address: &str,
+        task: v1::Task,
+        own_address: &str,
+        reason: &str,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let peer = Peer::new("master", address);
+        let mut rpc = CoordinatorClient::new(rpc::connect(&peer, limit).await?);
+        let request = v1::RegisterRequest {
+            task: Some(task),
+            address: own_address.to_owned(),
+            cannot: reason.to_owned(),
+            ..v1::RegisterRequest::default()
+        };
+        call(&peer, "what keeps this task away", limit, rpc.register(request)).await?;
+        Ok(())
+    }
+
     /// Joins the job: dials until `deadline` is over, registers, starts the heartbeat.
     pub async fn join(
         address: &str,
@@ -160,8 +184,11 @@ impl Client {
             dataset_digest: identity.dataset_digest.clone(),
             record_count: identity.record_count,
             pid: u64::from(std::process::id()),
+            cannot: String::new(),
         };
+        let sent = wall_clock::now_ms();
         let reply = call(&peer, "registration", CALL, rpc.register(request)).await?;
+        let clock = Offset::over(sent, reply.clock_ms, wall_clock::now_ms()).reversed();
         let job = reply.job.ok_or_else(|| Error::Incomplete {
             peer: peer.clone(),
             what: "registration",
@@ -189,6 +216,7 @@ impl Client {
             job,
             task,
             generation: reply.generation,
+            clock,
             shared,
             heartbeat,
         })
@@ -248,6 +276,8 @@ impl Client {
                 task: Some(self.task.clone()),
                 wait_ms: PLAN_POLL.as_millis() as u32,
                 generation: self.generation,
+                clock_ahead_ms: self.clock.ahead_ms,
+                clock_error_ms: self.clock.error_ms,
             };
             let limit = POLL + CALL + call_headroom();
             let reply = match call(&self.peer, "the plan of the job", limit, self.rpc.get_plan(request)).await {

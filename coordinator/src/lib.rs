@@ -17,6 +17,7 @@ mod state;
 pub mod step_log;
 mod task;
 pub mod timing;
+mod troubles;
 mod vigil;
 
 pub use client::Client;

@@ -40,6 +40,10 @@ pub struct Member {
     pub activity: String,
     /// Whether it still takes part.
     pub standing: Standing,
+    /// Whose place it took, if that was there a moment before.
+    before: Option<Process>,
+    /// Whether its clock was looked at.
+    clock_seen: bool,
 }
 
 /// Whether a member takes part.
@@ -202,11 +206,15 @@ impl Membership {
             again: before.is_some() && repeated.is_none(),
         };
         let member = Member {
-            process,
             generation: joined.generation,
             seen: now,
             activity: "starting".to_owned(),
             standing: Standing::New,
+            before: before
+                .filter(|member| member.takes_part() && member.process != process)
+                .map(|member| member.process.clone()),
+            clock_seen: false,
+            process,
         };
         self.members.insert(task.to_owned(), member);
         Ok(joined)
@@ -222,6 +230,20 @@ impl Membership {
             Some(member) if !member.takes_part() => Err(Stranger::Lost),
             Some(_) => Ok(()),
         }
+    }
+
+    /// Two processes that take each other for dead, where a request of the generation before the newest shows that both are
+    /// there.
+    pub fn rivals(&self, task: &str, generation: u32) -> Option<(&Process, &Process)> {
+        let member = self.members.get(task)?;
+        let before = member.before.as_ref()?;
+        (generation.checked_add(1) == Some(member.generation)).then_some((before, &member.process))
+    }
+
+    /// True the first time that it is asked for a member.
+    pub fn first_look_at_clock(&mut self, task: &str, generation: u32) -> bool {
+        let member = self.members.get_mut(task);
+        member.is_some_and(|member| member.generation == generation && !std::mem::replace(&mut member.clock_seen, true))
     }
 
     /// A sign of life.
@@ -413,9 +435,12 @@ mod tests {
         assert_eq!(join(&mut table, 2), joined(1, true));
         assert_eq!(table.admit("worker-0", 0), Err(Stranger::Superseded { pid: 2 }));
         assert_eq!(table.admit("worker-0", 1), Ok(()));
+        assert_eq!(table.rivals("worker-0", 0), Some((&process(1), &process(2))));
+        assert_eq!(table.rivals("worker-0", 1), None);
         // A process that trained and joins again has nothing under way any more.
         table.set("worker-0", Standing::Training);
         assert_eq!(join(&mut table, 2), joined(2, true));
+        assert_eq!(table.rivals("worker-0", 1), None, "it is the same one");
     }
 
     #[test]

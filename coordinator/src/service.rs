@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_common::wall_clock::{self, Offset};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_server::Coordinator;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
@@ -72,6 +73,23 @@ impl Service {
         }
     }
 
+    /// Notes a request of a process whose place another one has taken while the cluster forms: both are there, so it is no
+    /// restart but a mistake in somebody's TF_CONFIG.
+    fn rivals(inner: &mut Inner, job: Option<&v1::JobRef>, task: &str, generation: u32) -> bool {
+        if !matches!(inner.phase, Phase::Forming(_)) || job != Some(&inner.job) {
+            return false;
+        }
+        let Some((one, other)) = inner.membership.rivals(task, generation) else {
+            return false;
+        };
+        let problem = format!(
+            "two processes say that they are {task}: pid {} at {} and pid {} at {}\nhint: each task needs an index of its own in TF_CONFIG",
+            one.pid, one.address, other.pid, other.address
+        );
+        inner.troubles.add(task, problem, Instant::now());
+        true
+    }
+
     /// Looks at the state until there is an answer or the time is up; then answers what `late` says. That is made once and not
     /// with each look, of which there are as many as replicas.
     async fn wait<T>(
@@ -108,6 +126,18 @@ impl Coordinator for Service {
             record_count: request.record_count,
         };
         let mut inner = self.state.lock();
+        let forming = matches!(inner.phase, Phase::Forming(_));
+        if !request.cannot.is_empty() {
+            let problem = format!("{task} ({}): {}", request.address, request.cannot);
+            if forming {
+                inner.troubles.add(&task, problem, Instant::now());
+            } else {
+                self.state.warn(format!("{problem}: it does not take part"));
+            }
+            drop(inner);
+            self.state.changed();
+            return Ok(Response::new(v1::RegisterReply::default()));
+        }
         let process = Process {
             address: request.address.clone(),
             pid: request.pid,
@@ -120,8 +150,8 @@ impl Coordinator for Service {
             Ok(joined) => joined,
             Err(refusal) => {
                 // A cluster in which one disagrees cannot start: everybody hears why.
-                if matches!(inner.phase, Phase::Forming(_)) {
-                    inner.phase = Phase::Failed(format!("the cluster could not form: {refusal}"));
+                if forming {
+                    inner.troubles.add(&task, refusal.to_string(), Instant::now());
                 }
                 drop(inner);
                 self.state.changed();
@@ -156,6 +186,7 @@ impl Coordinator for Service {
             heartbeat_interval_ms,
             generation: joined.generation,
             pid: u64::from(std::process::id()),
+            clock_ms: wall_clock::now_ms(),
         }))
     }
 
@@ -163,6 +194,9 @@ impl Coordinator for Service {
         let request = request.into_inner();
         let task = task_name(request.task.as_ref())?;
         let mut inner = self.state.lock();
+        if Self::rivals(&mut inner, request.job.as_ref(), &task, request.generation) {
+            self.state.changed();
+        }
         Self::admit(&inner, request.job.as_ref(), &task, request.generation)?;
         let beat = inner
             .membership
@@ -188,7 +222,17 @@ impl Coordinator for Service {
         let request = request.into_inner();
         let task = task_name(request.task.as_ref())?;
         let (job, generation) = (request.job, request.generation);
+        let clock = Offset {
+            ahead_ms: request.clock_ahead_ms,
+            error_ms: request.clock_error_ms,
+        };
+        if let Some(warning) = clock.warning(&task)
+            && self.state.lock().membership.first_look_at_clock(&task, generation)
+        {
+            self.state.warn(warning);
+        }
         let look = |inner: &mut Inner| {
+            Self::rivals(inner, job.as_ref(), &task, generation);
             if let Err(error) = Self::admit(inner, job.as_ref(), &task, generation) {
                 return Some(Err(error));
             }

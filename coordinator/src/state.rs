@@ -17,6 +17,7 @@ use crate::membership::{Membership, Standing};
 use crate::run::Event;
 use crate::step_log::Step;
 use crate::timing;
+use crate::troubles::Troubles;
 use crate::vigil::was_away;
 
 /// How far the job is.
@@ -90,6 +91,8 @@ pub(crate) struct Inner {
     pub without_copy: Option<Vec<usize>>,
     /// Servers whose variables can move home from where they were taken over.
     pub moving_home: Option<String>,
+    /// What keeps the cluster from forming.
+    pub troubles: Troubles,
     /// Tasks that know that the job is over.
     pub told: BTreeSet<String>,
     /// When those who are silent were looked for last.

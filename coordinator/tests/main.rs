@@ -9,6 +9,7 @@ mod cluster;
 mod failures;
 mod formation;
 mod fuzz;
+mod preflight;
 mod records;
 mod repeats;
 

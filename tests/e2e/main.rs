@@ -14,6 +14,7 @@ mod faults;
 mod hostile;
 mod judges;
 mod partition;
+mod preflight;
 mod recovery;
 mod reproducible;
 mod restarts;

@@ -135,6 +135,7 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
         threads: None,
         stop: StopFlag::default(),
         started_at: started_at(),
+        on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
     })
 }
 

@@ -49,7 +49,8 @@ impl Unreachable {
         matches!(self, Self::Address(_) | Self::Stranger(_))
     }
 
-    pub(super) fn hint(&self) -> &'static str {
+    /// What the user can do.
+    pub fn hint(&self) -> &'static str {
         match self {
             Self::Refused => "nothing listens there: has the task started, and is it the right port?",
             Self::TimedOut => "the host does not answer: is it up, and does a firewall let the port through?",

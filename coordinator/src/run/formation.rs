@@ -12,9 +12,10 @@ use super::recovery::Source;
 use super::{Init, Outcome, Run, Trouble};
 use crate::state::Phase;
 use crate::step_log::FILE;
+use crate::troubles::Verdict;
 
 /// While lost servers are waited for, that is said so often.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+pub(super) const SAY_EVERY: Duration = Duration::from_secs(10);
 
 impl Run {
     /// Connects and loads the servers, waits for the replicas. `servers` is filled in as soon as they are connected, for the
@@ -76,6 +77,9 @@ impl Run {
     ) -> Result<PsGroup, Trouble> {
         let (job, limits) = (self.state.lock().job.clone(), &self.options.limits);
         let connect = |limit| PsGroup::connect(placement.clone(), addresses, &job, limit);
+        if source.needs_all() {
+            return self.look_at_servers(placement).await;
+        }
         if source.is_first() {
             // Nothing has been there that could have been lost.
             return connect(limits.formation)
@@ -97,7 +101,7 @@ impl Run {
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
-            {
+            let verdict = {
                 let inner = self.state.lock();
                 if let Some(reason) = &inner.stop {
                     return Outcome::Interrupted(reason.clone());
@@ -105,9 +109,19 @@ impl Run {
                 if let Phase::Failed(reason) = &inner.phase {
                     return Outcome::Failed(reason.clone());
                 }
-            }
+                inner.troubles.verdict(Instant::now(), &inner.membership.missing())
+            };
             // The sender lives as long as the state, which is ours too.
-            let _ = changes.changed().await;
+            match verdict {
+                Verdict::Fine => drop(changes.changed().await),
+                Verdict::WaitUntil(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let _ = tokio::time::timeout(left, changes.changed()).await;
+                }
+                Verdict::Hopeless(reason) => {
+                    return Outcome::Failed(format!("the cluster could not form: {reason}"));
+                }
+            }
         }
     }
 

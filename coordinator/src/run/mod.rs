@@ -4,6 +4,7 @@ mod claim;
 mod farewell;
 mod formation;
 mod options;
+mod preflight;
 mod recovery;
 mod replication;
 mod saving;
@@ -32,6 +33,7 @@ use crate::service::Service;
 use crate::state::{Inner, Phase, State, task_of};
 use crate::step_log::{self, Log, StepLog};
 use crate::task::Task;
+use crate::troubles::Troubles;
 pub(crate) use recovery::ask_for_restart;
 use recovery::{Progress, Source};
 
@@ -200,6 +202,7 @@ fn incarnation(options: &Options, job: JobRef, version: u64, data: &DataPosition
         moving_home: None,
         told: BTreeSet::new(),
         looked: Instant::now(),
+        troubles: Troubles::default(),
         last_checkpoint: version,
         num_steps: options.num_steps,
         lockstep,

@@ -171,6 +171,23 @@ impl PsClient {
         rpc::call(&self.peer, "status", limit, call).await
     }
 
+    /// Whether it sees the caller's folder, with this file in it, and can write there; what is wrong, in words.
+    pub async fn check_folder(
+        &self,
+        folder: &str,
+        witness: &str,
+        content: &[u8],
+        limit: Duration,
+    ) -> Result<Option<String>, Error> {
+        let request = v1::CheckFolderRequest {
+            folder: folder.to_owned(),
+            witness: witness.to_owned(),
+            content: content.to_owned().into(),
+        };
+        let reply = unary!(self, "a look at the job's folder", limit, check_folder, request)?;
+        Ok(Some(reply.problem).filter(|problem| !problem.is_empty()))
+    }
+
     /// Takes placement and optimiser; repeating it within an incarnation changes nothing.
     pub async fn configure(&self, configuration: &Configuration, limit: Duration) -> Result<(), Error> {
         let request = v1::ConfigureRequest {

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, Security, ServiceError};
+use coati_common::wall_clock;
 use coati_common::work;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_server::ParameterServer;
@@ -118,6 +119,21 @@ impl ParameterServer for Service {
             resident_bytes: resident_bytes(),
             pid: u64::from(std::process::id()),
             shards: self.shards.status(),
+            clock_ms: wall_clock::now_ms(),
+        }))
+    }
+
+    async fn check_folder(
+        &self,
+        request: Request<v1::CheckFolderRequest>,
+    ) -> Result<Response<v1::CheckFolderReply>, Status> {
+        let _contact = self.contact()?;
+        let request = request.into_inner();
+        let index = self.index;
+        let looked = work::blocking(move || super::folder::problem(&request, index)).await;
+        let problem = looked.map_err(|error| ServiceError::new(ErrorCode::Internal, error.to_string()))?;
+        Ok(Response::new(v1::CheckFolderReply {
+            problem: problem.unwrap_or_default(),
         }))
     }
 

@@ -1,6 +1,7 @@
 //! The parameter server's service: a [`Store`] behind gRPC.
 
 mod background;
+mod folder;
 mod follower;
 mod handlers;
 mod life;
