@@ -136,6 +136,8 @@ impl Engine {
             .ok_or_else(not_loaded)?;
         self.incarnation.store(incarnation, Ordering::SeqCst);
         self.copy.store(false, Ordering::SeqCst);
+        // Whoever waits for a version in the incarnation before hears that it is over.
+        self.versions.send_modify(|_| {});
         Ok(version)
     }
 

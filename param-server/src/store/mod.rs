@@ -33,7 +33,7 @@ pub use staging::{Chunk, Loading, Push, Staging};
 
 use crate::optimizer::OptimizerConfig;
 use crate::placement::Layout;
-use engine::Engine;
+use engine::{Engine, Seen};
 
 /// What a server can be told once.
 #[derive(Clone, Copy, Debug, Default)]
@@ -293,15 +293,12 @@ impl Store {
     pub async fn wait_for(&self, job: &v1::JobRef, version: u64) -> Result<(), ServiceError> {
         let engine = self.engine(job)?;
         let mut versions = engine.versions();
-        // Closed or retired: the next look at the engine says which incarnation took over.
-        let reached = versions
-            .wait_for(|seen| seen.is_retired() || seen.version().is_some_and(|v| v >= version))
+        let over = |seen: &Seen| seen.is_retired() || engine.job().incarnation != job.incarnation;
+        let _ = versions
+            .wait_for(|seen| over(seen) || seen.version().is_some_and(|v| v >= version))
             .await;
-        if reached.is_ok_and(|seen| !seen.is_retired()) {
-            Ok(())
-        } else {
-            self.engine(job).map(|_| ())
-        }
+        // Closed, retired or taken over: this look at the engine says by which incarnation.
+        self.engine(job).map(|_| ())
     }
 
     /// Reads this server's pieces, slots included, from checkpoint `prefix`.
