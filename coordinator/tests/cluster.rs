@@ -264,14 +264,20 @@ impl Job {
         self.servers[index] = service::serve(options).await.unwrap();
     }
 
-    /// Waits for a step; returns the events until then.
-    pub(crate) async fn step(&mut self, version: u64) {
-        loop {
-            let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
-            if matches!(event, Event::Step { version: found, .. } if found >= version) {
-                return;
-            }
-        }
+    /// Waits for a step.
+    pub(crate) async fn step(&mut self, at_least: u64) {
+        self.until(|event| matches!(event, Event::Step { version, .. } if *version >= at_least))
+            .await;
+    }
+
+    /// Waits until a checkpoint is complete.
+    pub(crate) async fn checkpoint(&mut self, at_least: u64) {
+        self.until(|event| matches!(event, Event::Saved { step, .. } if *step >= at_least))
+            .await;
+    }
+
+    async fn until(&mut self, happened: impl Fn(&Event) -> bool) {
+        while !happened(&tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap()) {}
     }
 
     /// Waits for the end of everybody.

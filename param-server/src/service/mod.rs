@@ -91,6 +91,7 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let service = Service::new(options.index, shards, options.security.clone(), Arc::clone(&life));
     let service = Arc::new(service);
     let transfer = Transfer(Arc::clone(&service));
+    let retiring = Arc::clone(&service);
     let service = ParameterServerServer::from_arc(service)
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
@@ -122,6 +123,7 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
         // The first reason counts, even if its effects were seen before it.
         watched.leave(reason);
         let reason = watched.left().await;
+        retiring.retire();
         if !serving.is_finished() && tokio::time::timeout(GRACE, &mut serving).await.is_err() {
             tracing::warn!("requests were still under way when the server left");
             serving.abort();
