@@ -14,14 +14,10 @@ use crate::cluster::{options, servers};
 /// A server of another version, which knows one call.
 struct Other(&'static str, u32);
 
-type Pulled = futures::stream::Empty<Result<v1::PullChunk, Status>>;
-
 macro_rules! unknown {
     ($($name:ident($request:ty) -> $reply:ty;)*) => {
         #[tonic::async_trait]
         impl ParameterServer for Other {
-            type PullStream = Pulled;
-
             async fn status(&self, _: Request<v1::PsStatusRequest>) -> Result<Response<v1::PsStatusReply>, Status> {
                 Ok(Response::new(v1::PsStatusReply {
                     task: Some(v1::Task { r#type: "ps".into(), index: self.1 }),
@@ -43,9 +39,11 @@ unknown! {
     adopt(v1::AdoptRequest) -> v1::AdoptReply;
     load(Streaming<v1::LoadChunk>) -> v1::LoadReply;
     restore(v1::RestoreRequest) -> v1::RestoreReply;
-    push(Streaming<v1::PushChunk>) -> v1::PushReply;
+    prepare(v1::PrepareRequest) -> v1::PrepareReply;
+    snapshot(v1::SnapshotRequest) -> v1::SnapshotReply;
+    replicate(v1::ReplicateRequest) -> v1::ReplicateReply;
+    follow(Streaming<v1::FollowChunk>) -> v1::FollowReply;
     commit(v1::CommitRequest) -> v1::CommitReply;
-    pull(v1::PullRequest) -> Pulled;
     save(v1::SaveRequest) -> v1::SaveReply;
     shutdown(v1::PsShutdownRequest) -> v1::PsShutdownReply;
 }

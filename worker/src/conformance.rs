@@ -1,6 +1,7 @@
 //! One suite for every [`Exchange`]: the same gradients must end in the same checkpoint, bit for bit.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coati_checkpoint::bundle::Reader;
@@ -164,7 +165,7 @@ fn broken(on_nan: OnNan) -> (Result<Fate, String>, Lease, Lease) {
         version: 0,
         lease: leases[0],
         samples: BATCH,
-        gradients: &vec![f32::NAN; variables.len()],
+        gradients: &Arc::new(vec![f32::NAN; variables.len()]),
         losses: Vec::new(),
         phases: Phases::default(),
         bad_records: Vec::new(),
