@@ -9,7 +9,7 @@ use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
 
 use super::recovery::Source;
-use super::{Event, Init, Outcome, Run, Trouble};
+use super::{Init, Outcome, Run, Trouble};
 use crate::state::Phase;
 use crate::step_log::{FILE, Log};
 
@@ -208,11 +208,7 @@ impl Run {
         self.begin_log(&self.job(), to, &data);
         let from = log.end();
         if from > to {
-            self.state.tell(Event::WentBack { from, to });
-            self.state.warn(format!(
-                "the parameter servers do not hold the newest step: going back from step {from} to step {to}; {} step(s) are lost and made again",
-                from - to
-            ));
+            self.went_back("the parameter servers do not hold the newest step", from, to);
         }
     }
 

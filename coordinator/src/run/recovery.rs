@@ -117,16 +117,21 @@ impl Run {
             (from, awaited)
         };
         self.state.changed();
-        self.state.tell(Event::WentBack { from, to });
-        self.state.warn(format!(
-            "{reason}: going back from step {from} to step {to}; {} step(s) are lost and made again",
-            from - to
-        ));
+        self.went_back(reason, from, to);
         Ok(Source {
             init,
             log: None,
             awaited: Some(awaited),
         })
+    }
+
+    /// Says how many steps a loss costs.
+    pub(super) fn went_back(&self, reason: &str, from: u64, to: u64) {
+        self.state.tell(Event::WentBack { from, to });
+        self.state.warn(format!(
+            "{reason}: going back from step {from} to step {to}; {} step(s) are lost and made again",
+            from - to
+        ));
     }
 
     /// Takes the servers over from an earlier coordinator of this job, if they and its log agree; finishes the step that it
