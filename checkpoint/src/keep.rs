@@ -178,7 +178,15 @@ fn files_of(prefix: &Path) -> Result<Vec<PathBuf>, files::Error> {
     let wanted = prefix.file_name().unwrap_or_default();
     let mut paths = Vec::new();
     for entry in fs::read_dir(model_dir).map_err(files::error(model_dir, "list"))? {
-        let name = entry.map_err(files::error(model_dir, "list"))?.file_name();
+        let entry = entry.map_err(files::error(model_dir, "list"))?;
+        // What no checkpoint consists of (folders, pipes) is somebody else's, whatever its name.
+        if entry
+            .file_type()
+            .is_ok_and(|kind| !kind.is_file() && !kind.is_symlink())
+        {
+            continue;
+        }
+        let name = entry.file_name();
         let belongs = name
             .to_str()
             .and_then(state::prefix_of)

@@ -287,6 +287,90 @@ pub(crate) enum BenchCommand {
         #[arg(long, value_name = "FILE")]
         pipeline_config_path: PathBuf,
     },
+    /// Variables and gradients between workers and parameter servers on loopback, beside a plain TCP stream.
+    Ps(BenchPsArgs),
+    /// How evenly variables are spread.
+    Placement(BenchPlacementArgs),
+    /// What the control plane costs as the number of replicas grows.
+    Scale(BenchScaleArgs),
+    /// Internal: a process of `ps`.
+    #[command(hide = true)]
+    Task(BenchTaskArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct BenchPsArgs {
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub servers: u32,
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: u32,
+    /// All variables together.
+    #[arg(long, default_value_t = 100.0)]
+    pub megabytes: f64,
+    /// Measured for so long.
+    #[arg(long, default_value_t = 3.0)]
+    pub seconds: f64,
+    /// Form of gradients: none, bf16, topk.
+    #[arg(long, default_value = "none", value_parser = ["none", "bf16", "topk"])]
+    pub gradients: String,
+    /// Form of variables: none, bf16.
+    #[arg(long, default_value = "none", value_parser = ["none", "bf16"])]
+    pub weights: String,
+    /// Measure instead how long a worker waits while checkpoints are written to this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub checkpoint: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct BenchPlacementArgs {
+    /// Of ssd_mobilenet_v1.
+    #[arg(long, value_name = "FILE")]
+    pub pipeline_config_path: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct BenchScaleArgs {
+    /// Numbers of replicas, the master's counted.
+    #[arg(long, value_delimiter = ',', default_value = "4,8,16,32,64", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub workers: Vec<u32>,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub servers: u32,
+    /// Steps that are measured.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// What a process of `bench ps` is.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TaskRole {
+    Server,
+    Worker,
+    Source,
+    Sink,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct BenchTaskArgs {
+    #[arg(value_enum)]
+    pub role: TaskRole,
+    #[arg(long, default_value_t = 0)]
+    pub index: u32,
+    #[arg(long, default_value_t = 0)]
+    pub bytes: u64,
+    #[arg(long, default_value_t = 1.0)]
+    pub megabytes: f64,
+    #[arg(long, default_value = "none")]
+    pub gradients: String,
+    #[arg(long, default_value = "none")]
+    pub weights: String,
+    #[arg(long, value_delimiter = ',')]
+    pub addresses: Vec<String>,
 }
 
 /// The process's arguments with dashes in flag names turned into underscores (`--model-dir` is `--model_dir`).

@@ -126,6 +126,10 @@ impl Observer for Console {
         ));
     }
 
+    fn note(&mut self, text: &str) {
+        self.line(text);
+    }
+
     fn warning(&mut self, text: &str) {
         self.line(&format!("warning: {text}"));
     }
@@ -143,6 +147,13 @@ impl Observer for Console {
                 summary.exchange * 100.0,
                 summary.input * 100.0
             ));
+            if summary.bytes_pushed_per_step > 0.0 {
+                say(&format!(
+                    "moved in a step: {:.1} MB of gradients to the parameter servers, {:.1} MB of variables from them",
+                    summary.bytes_pushed_per_step / 1e6,
+                    summary.bytes_pulled_per_step / 1e6
+                ));
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod console;
 mod failure;
+mod memory;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ use crate::console::say;
 fn main() -> ExitCode {
     let cli = Cli::parse_from(args::normalised(std::env::args_os()));
     log(cli.verbose);
+    memory::keep_large_blocks();
     let outcome = match cli.command {
         Command::Train(args) => commands::train::run(&args, cli.verbose),
         Command::Eval(args) => commands::eval::run(&args),

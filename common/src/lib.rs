@@ -8,6 +8,8 @@ pub mod label_map;
 pub mod rpc;
 pub mod tfrecord;
 pub mod variables;
+pub mod wall_clock;
+pub mod work;
 
 mod hex;
 

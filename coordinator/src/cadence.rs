@@ -1,6 +1,8 @@
 //! When a checkpoint is due.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// How often to save.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

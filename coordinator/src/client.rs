@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{self, Channel, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, call, call_headroom};
+use coati_common::wall_clock::{self, Offset};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::membership::Identity;
 use crate::run::ask_for_restart;
@@ -72,6 +75,9 @@ pub enum Error {
     /// The job ended in order meanwhile.
     #[error("the job ended: {0}")]
     Ended(String),
+    /// The job goes on without this task, or its coordinator is away; what the last heartbeat came to.
+    #[error("{0}")]
+    CutOff(String),
     /// The cluster did not form in time.
     #[error("{peer}: waited {waited:.0} s for the cluster to form; it waits for {waiting_for}")]
     Forming {
@@ -110,7 +116,7 @@ impl Shared {
 #[derive(Debug)]
 struct Shared {
     activity: Mutex<&'static str>,
-    directive: Mutex<Directive>,
+    directive: watch::Sender<Directive>,
     /// Where to ask for another coordinator when this one is silent; and which process it is.
     replace: Mutex<Option<PathBuf>>,
     coordinator: u64,
@@ -123,6 +129,8 @@ pub struct Client {
     job: v1::JobRef,
     task: v1::Task,
     generation: u32,
+    /// How far this host's clock is ahead of the coordinator's.
+    clock: Offset,
     shared: Arc<Shared>,
     heartbeat: JoinHandle<()>,
 }
@@ -134,6 +142,27 @@ impl Drop for Client {
 }
 
 impl Client {
+    /// Tells the coordinator what keeps this task from taking part, so that the others hear it. Whoever is not heard is missed
+    /// all the same.
+    pub async fn cannot(
+        address: &str,
+        task: v1::Task,
+        own_address: &str,
+        reason: &str,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let peer = Peer::new("master", address);
+        let mut rpc = CoordinatorClient::new(rpc::connect(&peer, limit).await?);
+        let request = v1::RegisterRequest {
+            task: Some(task),
+            address: own_address.to_owned(),
+            cannot: reason.to_owned(),
+            ..v1::RegisterRequest::default()
+        };
+        call(&peer, "what keeps this task away", limit, rpc.register(request)).await?;
+        Ok(())
+    }
+
     /// Joins the job: dials until `deadline` is over, registers, starts the heartbeat.
     pub async fn join(
         address: &str,
@@ -155,15 +184,18 @@ impl Client {
             dataset_digest: identity.dataset_digest.clone(),
             record_count: identity.record_count,
             pid: u64::from(std::process::id()),
+            cannot: String::new(),
         };
+        let sent = wall_clock::now_ms();
         let reply = call(&peer, "registration", CALL, rpc.register(request)).await?;
+        let clock = Offset::over(sent, reply.clock_ms, wall_clock::now_ms()).reversed();
         let job = reply.job.ok_or_else(|| Error::Incomplete {
             peer: peer.clone(),
             what: "registration",
         })?;
         let shared = Arc::new(Shared {
             activity: Mutex::new("starting"),
-            directive: Mutex::new(Directive::Continue),
+            directive: watch::Sender::new(Directive::Continue),
             replace: Mutex::new(None),
             coordinator: reply.pid,
         });
@@ -184,6 +216,7 @@ impl Client {
             job,
             task,
             generation: reply.generation,
+            clock,
             shared,
             heartbeat,
         })
@@ -206,11 +239,22 @@ impl Client {
 
     /// What the last heartbeat said.
     pub fn directive(&self) -> Directive {
-        self.shared
-            .directive
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.shared.directive.borrow().clone()
+    }
+
+    /// Waits until there is nothing to wait for any more: the job failed, or this task must join it again. Has no deadline of
+    /// its own; without an answer to a heartbeat it ends after the silence that [`Client::join`] was given.
+    pub fn cut_off(&self) -> impl Future<Output = Error> + use<> {
+        let mut directive = self.shared.directive.subscribe();
+        async move {
+            let ends = |directive: &Directive| matches!(directive, Directive::Abort(_) | Directive::Rejoin(_));
+            let end = directive.wait_for(ends).await.map(|end| end.clone());
+            match end {
+                Ok(Directive::Abort(reason)) => Error::Aborted(reason),
+                Ok(Directive::Rejoin(reason) | Directive::Drain(reason)) => Error::CutOff(reason),
+                Ok(Directive::Continue) | Err(_) => Error::CutOff("this task has left the job".to_owned()),
+            }
+        }
     }
 
     /// A coordinator that has closed may have said before how the job ended.
@@ -232,6 +276,8 @@ impl Client {
                 task: Some(self.task.clone()),
                 wait_ms: PLAN_POLL.as_millis() as u32,
                 generation: self.generation,
+                clock_ahead_ms: self.clock.ahead_ms,
+                clock_error_ms: self.clock.error_ms,
             };
             let limit = POLL + CALL + call_headroom();
             let reply = match call(&self.peer, "the plan of the job", limit, self.rpc.get_plan(request)).await {
@@ -331,6 +377,7 @@ impl Error {
     pub fn calls_for_rejoining(&self) -> bool {
         match self {
             Self::Rpc(error) => calls_for_rejoining(error),
+            Self::CutOff(_) => true,
             _ => false,
         }
     }
@@ -394,7 +441,7 @@ async fn beat(
             Err(error) => Directive::Abort(error.to_string()),
         };
         let over = directive != Directive::Continue;
-        *shared.directive.lock().unwrap_or_else(PoisonError::into_inner) = directive;
+        shared.directive.send_replace(directive);
         if over {
             return;
         }

@@ -99,6 +99,12 @@ impl Clock {
         pending.chain(&self.committing).any(|reported| reported.lease == lease)
     }
 
+    /// The newest version that a contribution can be of: while a commit is under way, servers that are done with it give out
+    /// the version that it makes.
+    pub fn newest(&self) -> u64 {
+        self.version + u64::from(!self.committing.is_empty())
+    }
+
     /// Takes a report; the same one again changes nothing.
     pub fn report(&mut self, reported: Reported) {
         let known = self.pending.get(&reported.replica).map(|(_, known)| known);
@@ -130,6 +136,11 @@ impl Clock {
         }
         let silent = self.active.iter().filter(|rank| !self.pending.contains_key(rank));
         Decision::Wait(silent.copied().collect())
+    }
+
+    /// Whether [`Clock::decide`] finds anything but waiting; cheap.
+    pub fn is_decidable(&self) -> bool {
+        self.enough().is_some() || self.pending.values().any(|(_, reported)| self.is_late(reported))
     }
 
     /// How many contributions make a step now, if there are so many.

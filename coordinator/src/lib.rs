@@ -15,8 +15,10 @@ pub mod run;
 mod service;
 mod state;
 pub mod step_log;
+mod task;
 pub mod timing;
+mod troubles;
 mod vigil;
 
 pub use client::Client;
-pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start, start_as};
+pub use run::{Event, Handle, Init, Options, Outcome, Stopper, start, start_as, start_in_process};

@@ -1,7 +1,9 @@
 //! Who takes part: registrations, signs of life, and who is being waited for.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// What a task says of itself when it joins; all but the address must agree with the master's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,10 @@ pub struct Member {
     pub activity: String,
     /// Whether it still takes part.
     pub standing: Standing,
+    /// Whose place it took, if that was there a moment before.
+    before: Option<Process>,
+    /// Whether its clock was looked at.
+    clock_seen: bool,
 }
 
 /// Whether a member takes part.
@@ -200,11 +206,15 @@ impl Membership {
             again: before.is_some() && repeated.is_none(),
         };
         let member = Member {
-            process,
             generation: joined.generation,
             seen: now,
             activity: "starting".to_owned(),
             standing: Standing::New,
+            before: before
+                .filter(|member| member.takes_part() && member.process != process)
+                .map(|member| member.process.clone()),
+            clock_seen: false,
+            process,
         };
         self.members.insert(task.to_owned(), member);
         Ok(joined)
@@ -222,6 +232,20 @@ impl Membership {
         }
     }
 
+    /// Two processes that take each other for dead, where a request of the generation before the newest shows that both are
+    /// there.
+    pub fn rivals(&self, task: &str, generation: u32) -> Option<(&Process, &Process)> {
+        let member = self.members.get(task)?;
+        let before = member.before.as_ref()?;
+        (generation.checked_add(1) == Some(member.generation)).then_some((before, &member.process))
+    }
+
+    /// True the first time that it is asked for a member.
+    pub fn first_look_at_clock(&mut self, task: &str, generation: u32) -> bool {
+        let member = self.members.get_mut(task);
+        member.is_some_and(|member| member.generation == generation && !std::mem::replace(&mut member.clock_seen, true))
+    }
+
     /// A sign of life.
     pub fn beat(&mut self, task: &str, generation: u32, activity: &str, now: Instant) -> Result<(), Stranger> {
         self.admit(task, generation)?;
@@ -230,6 +254,13 @@ impl Membership {
             activity.clone_into(&mut member.activity);
         }
         Ok(())
+    }
+
+    /// All count as seen now: nobody was there to hear them.
+    pub fn all_seen(&mut self, now: Instant) {
+        for member in self.members.values_mut() {
+            member.seen = now;
+        }
     }
 
     /// Changes whether a member takes part. False where that is what it was, or nobody of that name joined.
@@ -245,6 +276,18 @@ impl Membership {
     pub fn present(&self) -> Vec<&str> {
         let members = self.members.iter().filter(|(_, member)| member.takes_part());
         members.map(|(task, _)| task.as_str()).collect()
+    }
+
+    /// The tasks that take part, and those who fell silent so lately that whatever hides others may have hidden them.
+    pub fn present_until_lately(&self, now: Instant) -> Vec<&str> {
+        let lately = |member: &Member| {
+            member.standing == Standing::Lost && now.saturating_duration_since(member.seen) <= 2 * self.timeout
+        };
+        let there = self.members.iter();
+        there
+            .filter(|(_, member)| member.takes_part() || lately(member))
+            .map(|(task, _)| task.as_str())
+            .collect()
     }
 
     /// The tasks of this cluster.
@@ -392,9 +435,12 @@ mod tests {
         assert_eq!(join(&mut table, 2), joined(1, true));
         assert_eq!(table.admit("worker-0", 0), Err(Stranger::Superseded { pid: 2 }));
         assert_eq!(table.admit("worker-0", 1), Ok(()));
+        assert_eq!(table.rivals("worker-0", 0), Some((&process(1), &process(2))));
+        assert_eq!(table.rivals("worker-0", 1), None);
         // A process that trained and joins again has nothing under way any more.
         table.set("worker-0", Standing::Training);
         assert_eq!(join(&mut table, 2), joined(2, true));
+        assert_eq!(table.rivals("worker-0", 1), None, "it is the same one");
     }
 
     #[test]
@@ -407,6 +453,9 @@ mod tests {
         assert_eq!(table.beat("worker-0", 0, "computing", now), Err(Stranger::Lost));
         assert_eq!(table.missing(), ["master", "worker-0"]);
         assert_eq!(table.silent(now + Duration::from_secs(60)), []);
+        assert_eq!(table.present(), [""; 0]);
+        assert_eq!(table.present_until_lately(now + Duration::from_secs(20)), ["worker-0"]);
+        assert_eq!(table.present_until_lately(now + Duration::from_secs(21)), [""; 0]);
         let joined = table.join("worker-0", process(1), &identity(), now).unwrap();
         assert_eq!((joined.generation, joined.again), (1, true));
         assert_eq!(table.present(), ["worker-0"]);

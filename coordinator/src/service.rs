@@ -1,12 +1,14 @@
 //! Answers replicas: the gRPC side of the coordinator.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_common::wall_clock::{self, Offset};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_server::Coordinator;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::clock::Reported;
@@ -22,12 +24,6 @@ const MOST_WORKERS: u32 = 4096;
 pub(crate) struct Service {
     pub state: Arc<State>,
     pub heartbeat_interval: Duration,
-}
-
-/// What a waiting call finds.
-enum Look<T> {
-    Answer(T),
-    NotYet(T),
 }
 
 fn task_name(task: Option<&v1::Task>) -> Result<String, ServiceError> {
@@ -77,20 +73,42 @@ impl Service {
         }
     }
 
-    /// Looks at the state until there is an answer or the time is up; then what the last look gave instead.
-    async fn wait<T>(&self, wait_ms: u32, mut look: impl FnMut(&mut Inner) -> Look<T>) -> T {
+    /// Notes a request of a process whose place another one has taken while the cluster forms: both are there, so it is no
+    /// restart but a mistake in somebody's TF_CONFIG.
+    fn rivals(inner: &mut Inner, job: Option<&v1::JobRef>, task: &str, generation: u32) -> bool {
+        if !matches!(inner.phase, Phase::Forming(_)) || job != Some(&inner.job) {
+            return false;
+        }
+        let Some((one, other)) = inner.membership.rivals(task, generation) else {
+            return false;
+        };
+        let problem = format!(
+            "two processes say that they are {task}: pid {} at {} and pid {} at {}\nhint: each task needs an index of its own in TF_CONFIG",
+            one.pid, one.address, other.pid, other.address
+        );
+        inner.troubles.add(task, problem, Instant::now());
+        true
+    }
+
+    /// Looks at the state until there is an answer or the time is up; then answers what `late` says. That is made once and not
+    /// with each look, of which there are as many as replicas.
+    async fn wait<T>(
+        &self,
+        wait_ms: u32,
+        mut look: impl FnMut(&mut Inner) -> Option<T>,
+        late: impl FnOnce(&Inner) -> T,
+    ) -> T {
         let limit = Duration::from_millis(u64::from(wait_ms)).min(LONGEST_POLL);
-        let deadline = tokio::time::Instant::now() + limit;
+        let deadline = Instant::now() + limit;
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
-            let fallback = match look(&mut self.state.lock()) {
-                Look::Answer(answer) => return answer,
-                Look::NotYet(fallback) => fallback,
-            };
+            if let Some(answer) = look(&mut self.state.lock()) {
+                return answer;
+            }
             match tokio::time::timeout_at(deadline, changes.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return fallback,
+                Ok(Err(_)) | Err(_) => return late(&self.state.lock()),
             }
         }
     }
@@ -108,6 +126,18 @@ impl Coordinator for Service {
             record_count: request.record_count,
         };
         let mut inner = self.state.lock();
+        let forming = matches!(inner.phase, Phase::Forming(_));
+        if !request.cannot.is_empty() {
+            let problem = format!("{task} ({}): {}", request.address, request.cannot);
+            if forming {
+                inner.troubles.add(&task, problem, Instant::now());
+            } else {
+                self.state.warn(format!("{problem}: it does not take part"));
+            }
+            drop(inner);
+            self.state.changed();
+            return Ok(Response::new(v1::RegisterReply::default()));
+        }
         let process = Process {
             address: request.address.clone(),
             pid: request.pid,
@@ -120,8 +150,8 @@ impl Coordinator for Service {
             Ok(joined) => joined,
             Err(refusal) => {
                 // A cluster in which one disagrees cannot start: everybody hears why.
-                if matches!(inner.phase, Phase::Forming(_)) {
-                    inner.phase = Phase::Failed(format!("the cluster could not form: {refusal}"));
+                if forming {
+                    inner.troubles.add(&task, refusal.to_string(), Instant::now());
                 }
                 drop(inner);
                 self.state.changed();
@@ -156,6 +186,7 @@ impl Coordinator for Service {
             heartbeat_interval_ms,
             generation: joined.generation,
             pid: u64::from(std::process::id()),
+            clock_ms: wall_clock::now_ms(),
         }))
     }
 
@@ -163,6 +194,9 @@ impl Coordinator for Service {
         let request = request.into_inner();
         let task = task_name(request.task.as_ref())?;
         let mut inner = self.state.lock();
+        if Self::rivals(&mut inner, request.job.as_ref(), &task, request.generation) {
+            self.state.changed();
+        }
         Self::admit(&inner, request.job.as_ref(), &task, request.generation)?;
         let beat = inner
             .membership
@@ -188,38 +222,54 @@ impl Coordinator for Service {
         let request = request.into_inner();
         let task = task_name(request.task.as_ref())?;
         let (job, generation) = (request.job, request.generation);
-        let reply = self
-            .wait(request.wait_ms, |inner| {
-                if let Err(error) = Self::admit(inner, job.as_ref(), &task, generation) {
-                    return Look::Answer(Err(error));
+        let clock = Offset {
+            ahead_ms: request.clock_ahead_ms,
+            error_ms: request.clock_error_ms,
+        };
+        if let Some(warning) = clock.warning(&task)
+            && self.state.lock().membership.first_look_at_clock(&task, generation)
+        {
+            self.state.warn(warning);
+        }
+        let look = |inner: &mut Inner| {
+            Self::rivals(inner, job.as_ref(), &task, generation);
+            if let Err(error) = Self::admit(inner, job.as_ref(), &task, generation) {
+                return Some(Err(error));
+            }
+            let ended = |inner: &mut Inner, error| {
+                inner.told.insert(task.clone());
+                Some(Err(error))
+            };
+            match &inner.phase {
+                Phase::Forming(_) => None,
+                Phase::Failed(reason) => {
+                    let error = ServiceError::new(ErrorCode::JobFailed, reason.clone());
+                    ended(inner, error)
                 }
-                let ended = |inner: &mut Inner, error| {
-                    inner.told.insert(task.clone());
-                    Look::Answer(Err(error))
-                };
-                match &inner.phase {
-                    Phase::Forming(waiting_for) => Look::NotYet(Ok(v1::GetPlanReply {
-                        ready: false,
-                        waiting_for: waiting_for.clone(),
-                        plan: None,
-                    })),
-                    Phase::Failed(reason) => {
-                        let error = ServiceError::new(ErrorCode::JobFailed, reason.clone());
-                        ended(inner, error)
-                    }
-                    // Its servers may be gone already.
-                    Phase::Draining(reason) => {
-                        let message = format!("the job ended before this replica began: {reason}");
-                        ended(inner, ServiceError::new(ErrorCode::JobEnded, message))
-                    }
-                    Phase::Training => Look::Answer(Ok(v1::GetPlanReply {
-                        ready: true,
-                        waiting_for: String::new(),
-                        plan: inner.plan_for(&task, generation),
-                    })),
+                // Its servers may be gone already.
+                Phase::Draining(reason) => {
+                    let message = format!("the job ended before this replica began: {reason}");
+                    ended(inner, ServiceError::new(ErrorCode::JobEnded, message))
                 }
+                Phase::Training => Some(Ok(v1::GetPlanReply {
+                    ready: true,
+                    waiting_for: String::new(),
+                    plan: inner.plan_for(&task, generation),
+                })),
+            }
+        };
+        let late = |inner: &Inner| {
+            let waiting_for = match &inner.phase {
+                Phase::Forming(waiting_for) => waiting_for.clone(),
+                _ => String::new(),
+            };
+            Ok(v1::GetPlanReply {
+                ready: false,
+                waiting_for,
+                plan: None,
             })
-            .await;
+        };
+        let reply = self.wait(request.wait_ms, look, late).await;
         if reply.is_err() {
             self.state.changed();
         }
@@ -258,15 +308,16 @@ impl Coordinator for Service {
             .tag
             .ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the report has no tag"))?;
         let task = task_of(tag.replica);
-        {
+        // Who commits is not woken for each report, but for the one that makes a decision possible.
+        let decidable = {
             let mut inner = self.state.lock();
             Self::admit(&inner, tag.job.as_ref(), &task, request.generation)?;
-            if tag.version > inner.clock.version() {
+            if tag.version > inner.clock.newest() {
                 let message = format!(
                     "replica {} reports a gradient of version {}, the newest is {}",
                     tag.replica,
                     tag.version,
-                    inner.clock.version()
+                    inner.clock.newest()
                 );
                 return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
             }
@@ -311,51 +362,58 @@ impl Coordinator for Service {
                         losses: request.losses,
                         seconds: request.seconds,
                         bad_records,
+                        bytes: [request.bytes_pushed, request.bytes_pulled],
                     };
                     inner.details.insert(tag.replica, details);
                 }
             }
+            inner.clock.is_decidable()
+        };
+        if decidable {
+            self.state.work.notify_one();
         }
-        self.state.work.notify_one();
-        let reply = self
-            .wait(request.wait_ms, |inner| {
-                if let Err(error) = Self::admit(inner, tag.job.as_ref(), &task, request.generation) {
-                    return Look::Answer(Err(error));
+        let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
+            outcome: outcome.into(),
+            version,
+            waiting_for,
+            last,
+        };
+        let look = |inner: &mut Inner| {
+            if let Err(error) = Self::admit(inner, tag.job.as_ref(), &task, request.generation) {
+                return Some(Err(error));
+            }
+            let version = inner.clock.version();
+            if let Some(decided) = inner
+                .decided
+                .get(&tag.replica)
+                .copied()
+                .filter(|decided| decided.sequence == tag.sequence)
+            {
+                let last = decided.last;
+                if last && inner.needs_last_checkpoint() {
+                    return None;
                 }
-                let version = inner.clock.version();
-                let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
-                    outcome: outcome.into(),
-                    version,
-                    waiting_for,
-                    last,
-                };
-                if let Some(decided) = inner
-                    .decided
-                    .get(&tag.replica)
-                    .copied()
-                    .filter(|decided| decided.sequence == tag.sequence)
-                {
-                    let last = decided.last;
-                    if last {
-                        inner.told.insert(task.clone());
-                    }
-                    return Look::Answer(Ok(reply(decided.fate, decided.version, last, String::new())));
+                if last {
+                    inner.told.insert(task.clone());
                 }
-                match &inner.phase {
-                    Phase::Failed(reason) => {
-                        let reason = reason.clone();
-                        inner.told.insert(task.clone());
-                        Look::Answer(Ok(reply(Fate::Aborted, version, true, reason)))
-                    }
-                    Phase::Draining(reason) => {
-                        let reason = reason.clone();
-                        inner.told.insert(task.clone());
-                        Look::Answer(Ok(reply(Fate::Done, version, true, reason)))
-                    }
-                    _ => Look::NotYet(Ok(reply(Fate::Pending, version, false, inner.waiting_for()))),
+                return Some(Ok(reply(decided.fate, decided.version, last, String::new())));
+            }
+            match &inner.phase {
+                Phase::Failed(reason) => {
+                    let reason = reason.clone();
+                    inner.told.insert(task.clone());
+                    Some(Ok(reply(Fate::Aborted, version, true, reason)))
                 }
-            })
-            .await?;
+                Phase::Draining(reason) => {
+                    let reason = reason.clone();
+                    inner.told.insert(task.clone());
+                    Some(Ok(reply(Fate::Done, version, true, reason)))
+                }
+                _ => None,
+            }
+        };
+        let late = |inner: &Inner| Ok(reply(Fate::Pending, inner.clock.version(), false, inner.waiting_for()));
+        let reply = self.wait(request.wait_ms, look, late).await?;
         if reply.last {
             self.state.changed();
         }
@@ -405,6 +463,7 @@ impl Coordinator for Service {
             records_seen: position.records_seen(),
             epoch: position.position / record_count,
             last_checkpoint: inner.last_checkpoint,
+            copies: inner.copies(),
         }))
     }
 

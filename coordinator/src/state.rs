@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_param_server::Contributor;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::clock::{Clock, Reported};
 use crate::ledger::{Lease, Ledger};
@@ -16,6 +17,7 @@ use crate::membership::{Membership, Standing};
 use crate::run::Event;
 use crate::step_log::Step;
 use crate::timing;
+use crate::troubles::Troubles;
 use crate::vigil::was_away;
 
 /// How far the job is.
@@ -50,6 +52,8 @@ pub(crate) struct Details {
     pub losses: Vec<v1::Scalar>,
     pub seconds: Vec<v1::Scalar>,
     pub bad_records: Vec<String>,
+    /// Bytes of gradients sent and of variables received.
+    pub bytes: [u64; 2],
 }
 
 impl Details {
@@ -83,6 +87,12 @@ pub(crate) struct Inner {
     pub stop: Option<String>,
     /// Variables were lost with a server: this incarnation cannot go on.
     pub servers_lost: Option<String>,
+    /// Servers whose variables have no whole copy; unknown before somebody has looked.
+    pub without_copy: Option<Vec<usize>>,
+    /// Servers whose variables can move home from where they were taken over.
+    pub moving_home: Option<String>,
+    /// What keeps the cluster from forming.
+    pub troubles: Troubles,
     /// Tasks that know that the job is over.
     pub told: BTreeSet<String>,
     /// When those who are silent were looked for last.
@@ -244,11 +254,14 @@ impl Inner {
             self.ledger.rebase(self.clock.active().iter().copied());
         }
         let steps = self.num_steps.saturating_sub(self.clock.version());
-        let exhausted = |inner: &Self| inner.lockstep && inner.ledger.open_of(rank) >= steps;
-        while leases.len() < wanted as usize && !exhausted(self) {
+        let open = self.ledger.open_of(rank);
+        let lockstep = self.lockstep;
+        let exhausted = |leases: &[Lease]| lockstep && open + leases.len() as u64 >= steps;
+        while leases.len() < wanted as usize && !exhausted(&leases) {
             leases.push(self.ledger.lease(rank));
         }
-        (leases, exhausted(self))
+        let exhausted = exhausted(&leases);
+        (leases, exhausted)
     }
 
     /// The replica no longer takes part: its records go back, but for those of a contribution that waits for its fate.
@@ -317,8 +330,29 @@ impl Inner {
         }
     }
 
+    /// How far the servers' copies are, in words; empty when none are kept.
+    pub(crate) fn copies(&self) -> String {
+        match self.without_copy.as_deref() {
+            None => String::new(),
+            Some([]) => "whole".to_owned(),
+            Some(without) => {
+                let names: Vec<String> = without.iter().map(|index| format!("ps-{index}")).collect();
+                format!("not yet of {}", names.join(", "))
+            }
+        }
+    }
+
+    /// Whether the job is complete but for its last checkpoint. If a server is lost before that is written, steps must be made
+    /// again, so nobody leaves.
+    pub(crate) fn needs_last_checkpoint(&self) -> bool {
+        self.phase == Phase::Training && self.clock.version() >= self.num_steps
+    }
+
     /// Who the next step waits for, in words.
     pub(crate) fn waiting_for(&self) -> String {
+        if self.needs_last_checkpoint() {
+            return "the last checkpoint".to_owned();
+        }
         match self.clock.decide() {
             crate::clock::Decision::Wait(ranks) => {
                 let names: Vec<String> = ranks

@@ -35,8 +35,8 @@ pub struct Step {
 pub struct Log {
     /// Whose it is.
     pub job: v1::JobRef,
-    /// The first incarnation whose servers hold what this says; the others, up to the job's own, took them over.
-    pub oldest: u64,
+    /// The incarnation that decided the steps; that of `job`, or an earlier one whose servers `job` is taking over.
+    pub since: u64,
     /// Where it begins.
     pub version: u64,
     /// What was used of the data until there.
@@ -49,11 +49,6 @@ impl Log {
     /// The version that the last step makes.
     pub fn end(&self) -> u64 {
         self.version + self.steps.len() as u64
-    }
-
-    /// Whether it goes for servers of this incarnation.
-    pub fn covers(&self, job: &v1::JobRef) -> bool {
-        job.job_id == self.job.job_id && (self.oldest..=self.job.incarnation).contains(&job.incarnation)
     }
 }
 
@@ -73,26 +68,28 @@ impl StepLog {
         }
     }
 
-    /// Replaces what there is by a log that goes on from here. Must be done before anybody hears of a new incarnation, so
-    /// that no number is taken twice.
+    /// Replaces what there is by a log that goes on from here.
     pub fn begin(&mut self, job: &v1::JobRef, version: u64, data: &DataPosition) -> io::Result<()> {
-        let log = Log {
-            job: job.clone(),
-            oldest: job.incarnation,
-            version,
-            data: data.clone(),
-            steps: Vec::new(),
-        };
-        self.replace(&log)
+        let writer = self.replace(job, 0, version, data, &[])?;
+        self.writer = Some(writer);
+        Ok(())
     }
 
-    /// A coordinator of this incarnation is going to take over the servers that `log` tells of.
+    /// Notes that `job` is about to take over the servers that `log` goes with, so that the next coordinator finds its way if this
+    /// one dies meanwhile. No steps are taken before [`StepLog::begin`].
     pub fn take_over(&mut self, job: &v1::JobRef, log: &Log) -> io::Result<()> {
-        let job = job.clone();
-        self.replace(&Log { job, ..log.clone() })
+        self.replace(job, log.since, log.version, &log.data, &log.steps)?;
+        Ok(())
     }
 
-    fn replace(&mut self, log: &Log) -> io::Result<()> {
+    fn replace(
+        &mut self,
+        job: &v1::JobRef,
+        since: u64,
+        version: u64,
+        data: &DataPosition,
+        steps: &[Step],
+    ) -> io::Result<Writer<BufWriter<File>>> {
         self.writer = None;
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder)?;
@@ -101,24 +98,18 @@ impl StepLog {
         let mut writer = Writer::new(BufWriter::new(File::create(&temporary)?));
         let begin = v1::LogBegin {
             format: FORMAT,
-            job: Some(log.job.clone()),
-            version: log.version,
-            position: log.data.position,
-            open: log
-                .data
-                .open
-                .iter()
-                .map(|range| wire(range.start, range.count))
-                .collect(),
-            oldest_incarnation: log.oldest,
+            job: Some(job.clone()),
+            version,
+            position: data.position,
+            open: data.open.iter().map(|range| wire(range.start, range.count)).collect(),
+            since,
         };
         put(&mut writer, Record::Begin(begin))?;
-        for step in &log.steps {
+        for step in steps {
             put(&mut writer, record(step))?;
         }
         fs::rename(&temporary, &self.path)?;
-        self.writer = Some(writer);
-        Ok(())
+        Ok(writer)
     }
 
     /// Takes a decision, before anybody acts on it. After an error the log takes no further steps until it begins anew.
@@ -127,10 +118,13 @@ impl StepLog {
         put(writer, record(step)).inspect_err(|_| self.writer = None)
     }
 
-    /// The job is over: there is nothing to go on with.
-    pub fn end(&mut self) {
+    /// The job is over for this incarnation: there is nothing to go on with. The log of a later one is left alone.
+    pub fn end(&mut self, incarnation: u64) {
         self.writer = None;
-        let _ = fs::remove_file(&self.path);
+        let later = self.path.parent().and_then(read);
+        if later.is_none_or(|log| log.job.incarnation <= incarnation) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -182,10 +176,7 @@ pub fn read(folder: &Path) -> Option<Log> {
     }
     let job = begin.job?;
     let mut log = Log {
-        oldest: match begin.oldest_incarnation {
-            0 => job.incarnation,
-            oldest => oldest,
-        },
+        since: if begin.since == 0 { job.incarnation } else { begin.since },
         job,
         version: begin.version,
         data: DataPosition {
@@ -271,32 +262,30 @@ mod tests {
         log.begin(&job(), 9, &DataPosition::default()).unwrap();
         let found = read(folder.path()).unwrap();
         assert_eq!((found.end(), found.steps.len()), (9, 0));
-        log.end();
+        log.end(2);
+        assert!(read(folder.path()).is_some(), "it is of a later incarnation");
+        log.end(3);
         assert_eq!(read(folder.path()), None);
     }
 
     #[test]
-    fn a_log_that_is_taken_over_says_the_same_under_a_further_incarnation() {
+    fn who_takes_servers_over_keeps_the_steps_and_says_from_whom() {
         let folder = tempfile::tempdir().unwrap();
-        drop(written(folder.path()));
+        let mut log = written(folder.path());
         let before = read(folder.path()).unwrap();
-        let later = |incarnation| v1::JobRef { incarnation, ..job() };
-        // Twice: the first one died on the way.
         for incarnation in [4, 5] {
+            let job = v1::JobRef { incarnation, ..job() };
+            log.take_over(&job, &read(folder.path()).unwrap()).unwrap();
+            log.step(&step(9)).unwrap();
             let found = read(folder.path()).unwrap();
-            StepLog::new(folder.path())
-                .take_over(&later(incarnation), &found)
-                .unwrap();
+            assert_eq!((found.since, &found.job), (3, &job));
+            assert_eq!(
+                (found.version, &found.data, &found.steps),
+                (7, &before.data, &before.steps)
+            );
         }
-        let found = read(folder.path()).unwrap();
-        assert_eq!((&found.steps, &found.data), (&before.steps, &before.data));
-        let covered: Vec<u64> = (0..10).filter(|&at| found.covers(&later(at))).collect();
-        assert_eq!(covered, [3, 4, 5]);
-        let other = v1::JobRef {
-            job_id: "k".into(),
-            incarnation: 4,
-        };
-        assert!(!found.covers(&other));
+        log.begin(&job(), 9, &DataPosition::default()).unwrap();
+        assert_eq!(read(folder.path()).unwrap().since, 3);
     }
 
     #[test]

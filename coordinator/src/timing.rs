@@ -5,7 +5,9 @@
 //! compute already. What counts is what the step as a whole had to wait for: it is *computing* while any replica computes,
 //! it waits for *input* while none computes and one waits for its batch, and what is left is *exchange*.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// One contributor's phases: it had its variables and waited for its batch, computed, and pushed; then its report arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,9 @@
 //! Whoever was away finds all deadlines over when it comes back, its peers' as well as its own. So silence counts only while
 //! this process was awake to hear: a call that took much longer than its limit says more about the caller.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Watches one peer that is called again and again.
 #[derive(Clone, Copy, Debug)]

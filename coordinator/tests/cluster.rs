@@ -118,7 +118,9 @@ pub(crate) fn options(model_dir: &Path, incarnation: u64) -> Options {
         synchronous: true,
         replicas_to_aggregate: 0,
         consistency: Consistency::default(),
+        replication: false,
         on_nan: OnNan::Stop,
+        compression: coati_proto::coati::v1::Compression::default(),
         cadence: cadence::Options {
             every: LIMIT * 60,
             every_steps: None,
@@ -158,34 +160,22 @@ pub(crate) async fn servers(count: u32) -> Vec<service::Handle> {
     servers
 }
 
-fn addresses(servers: &[service::Handle]) -> Vec<String> {
-    servers.iter().map(|server| server.address().to_string()).collect()
-}
-
-/// Servers that the options name.
-async fn serving(count: u32, options: &mut Options) -> Vec<service::Handle> {
-    let servers = servers(count).await;
-    options.ps_addresses = addresses(&servers);
-    servers
-}
-
 impl Job {
     /// Starts servers and coordinator.
     pub(crate) async fn start(servers: u32, mut options: Options) -> Self {
-        let servers = serving(servers, &mut options).await;
+        let servers = self::servers(servers).await;
+        let ps_addresses: Vec<String> = servers.iter().map(|server| server.address().to_string()).collect();
+        options.ps_addresses.clone_from(&ps_addresses);
         let (sender, events) = mpsc::unbounded_channel();
         let handle = coati_coordinator::start(options, sender).await.unwrap();
-        Self::of(handle, events, servers)
-    }
-
-    fn of(handle: Handle, events: UnboundedReceiver<Event>, servers: Vec<service::Handle>) -> Self {
+        let address = handle.address().to_owned();
         Self {
-            address: handle.address().to_owned(),
-            ps_addresses: addresses(&servers),
             handle,
             events,
             servers,
             replicas: Vec::new(),
+            address,
+            ps_addresses,
         }
     }
 
@@ -209,12 +199,23 @@ impl Job {
         let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         options.listen = held.local_addr().unwrap().to_string();
         drop(held);
-        let servers = serving(servers, &mut options).await;
+        let servers = self::servers(servers).await;
+        let ps_addresses: Vec<String> = servers.iter().map(|server| server.address().to_string()).collect();
+        options.ps_addresses.clone_from(&ps_addresses);
         let (sender, events) = mpsc::unbounded_channel();
         let runtime = Runtime::new().unwrap();
         let started = runtime.spawn(coati_coordinator::start(options, sender));
         let handle = started.await.unwrap().unwrap();
-        (Self::of(handle, events, servers), runtime)
+        let address = handle.address().to_owned();
+        let job = Self {
+            handle,
+            events,
+            servers,
+            replicas: Vec::new(),
+            address,
+            ps_addresses,
+        };
+        (job, runtime)
     }
 
     /// Starts another coordinator in place of one that died, with 40 steps to make.
@@ -263,14 +264,20 @@ impl Job {
         self.servers[index] = service::serve(options).await.unwrap();
     }
 
-    /// Waits for a step; returns the events until then.
-    pub(crate) async fn step(&mut self, version: u64) {
-        loop {
-            let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
-            if matches!(event, Event::Step { version: found, .. } if found >= version) {
-                return;
-            }
-        }
+    /// Waits for a step.
+    pub(crate) async fn step(&mut self, at_least: u64) {
+        self.until(|event| matches!(event, Event::Step { version, .. } if *version >= at_least))
+            .await;
+    }
+
+    /// Waits until a checkpoint is complete.
+    pub(crate) async fn checkpoint(&mut self, at_least: u64) {
+        self.until(|event| matches!(event, Event::Saved { step, .. } if *step >= at_least))
+            .await;
+    }
+
+    async fn until(&mut self, happened: impl Fn(&Event) -> bool) {
+        while !happened(&tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap()) {}
     }
 
     /// Waits for the end of everybody.

@@ -189,6 +189,7 @@ async fn after_the_loss_of_a_server_the_job_makes_the_lost_steps_again_with_the_
             },
         );
     }
+    job.checkpoint(5).await;
     job.step(7).await;
     job.servers[1].shutdown();
     job.server_again(1).await;
@@ -230,6 +231,7 @@ async fn a_server_that_stays_away_ends_the_job_with_its_name_and_the_last_checkp
     };
     let mut job = Job::start(3, options).await;
     job.all_replicas(&Habits::default());
+    job.checkpoint(5).await;
     job.step(7).await;
     job.servers[1].shutdown();
     let address = job.ps_addresses[1].clone();

@@ -71,6 +71,8 @@ fn request() -> impl Strategy<Value = Request> {
                 dataset_digest: own.dataset_digest.clone(),
                 record_count,
                 pid: record_count,
+                // A forming job would end with each that says something here.
+                cannot: String::new(),
             })
         },
     );
@@ -82,12 +84,14 @@ fn request() -> impl Strategy<Value = Request> {
             generation,
         })
     });
-    let plan = (job(), task(), 0_u32..2).prop_map(|(job, task, generation)| {
+    let plan = (job(), task(), 0_u32..2, number()).prop_map(|(job, task, generation, clock)| {
         Request::GetPlan(v1::GetPlanRequest {
             job,
             task,
             wait_ms: 0,
             generation,
+            clock_ahead_ms: (clock as i64).wrapping_neg(),
+            clock_error_ms: clock,
         })
     });
     let lease = (job(), number(), number()).prop_map(|(job, replica, batches)| {
@@ -127,6 +131,8 @@ fn request() -> impl Strategy<Value = Request> {
                 bad_records: vec![bad],
                 generation: 0,
                 non_finite: String::new(),
+                bytes_pushed: samples,
+                bytes_pulled: u64::MAX,
             })
         });
     prop_oneof![register, heartbeat, plan, lease, report]

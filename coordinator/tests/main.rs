@@ -9,9 +9,13 @@ mod cluster;
 mod failures;
 mod formation;
 mod fuzz;
+mod preflight;
 mod records;
 mod repeats;
+
 mod replica;
+mod replication;
 mod saving;
+mod simulation;
 mod slow_net;
 mod synchronous;

@@ -143,8 +143,7 @@ impl Replica {
             seconds: Vec::new(),
             wait_ms: 0,
             bad_records: Vec::new(),
-            generation: 0,
-            non_finite: String::new(),
+            ..Default::default()
         }
     }
 

@@ -37,7 +37,7 @@ fn assert_whole(folder: &Path, steps: &[u64]) {
         let of = |step: &u64| name.starts_with(&format!("model.ckpt-{step}."));
         let blocker = name.contains(".data-00001-of-00003") && folder.join(&name).is_dir();
         assert!(
-            name == "checkpoint" || blocker || steps.iter().any(of),
+            name == "checkpoint" || name.starts_with("coati-incarnation-") || blocker || steps.iter().any(of),
             "{name} is left"
         );
     }
@@ -58,6 +58,28 @@ async fn a_checkpoint_that_fails_on_the_way_is_a_warning() {
     );
     assert_eq!(ended.saved(), [5, 15, 20]);
     assert_whole(folder.path(), &[5, 15, 20]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_go_on_while_a_checkpoint_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    // A pipe that nobody reads from yet in the place of a data file: writing it takes as long as this test wants.
+    let pipe = folder.path().join("model.ckpt-5.data-00001-of-00003");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut options = options(folder.path(), 1);
+    options.cadence = cadence::Options {
+        every: LIMIT,
+        every_steps: Some(5),
+    };
+    let mut job = Job::start(3, options).await;
+    job.all_replicas(&Habits::default());
+    job.step(9).await;
+    assert!(state::list(folder.path()).unwrap().is_empty(), "it is not written yet");
+    let reading = tokio::task::spawn_blocking(move || fs::read(pipe));
+    let ended = job.end().await;
+    assert!(!reading.await.unwrap().unwrap().is_empty());
+    assert_eq!(ended.outcome, Outcome::Completed);
+    assert!(ended.saved().ends_with(&[10, 15, 20]), "{:?}", ended.saved());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +122,8 @@ async fn a_folder_that_went_away_is_named() {
             ..Habits::default()
         },
     );
-    job.step(6).await;
+    // The checkpoint of step 10 begins when that of step 5 is complete.
+    job.step(11).await;
     let aside = folder.path().join("aside");
     fs::rename(&model_dir, &aside).unwrap();
     fs::write(&model_dir, "not a folder").unwrap();

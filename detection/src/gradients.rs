@@ -93,12 +93,23 @@ fn refused(setting: &'static str, pattern: &str, error: &fancy_regex::Error) -> 
 /// Multiplies the gradients of biases: `bias_grad_multiplier`, which applies to names that hold `/biases`; the reference does nothing if
 /// it is 0.
 pub fn multiply_biases(gradients: &mut [f32], variables: &[VariableSpec], multiplier: f32) {
+    multiply_biases_within(gradients, 0, variables, multiplier);
+}
+
+/// As [`multiply_biases`], of a part of the flat vector that begins at element `first`.
+pub fn multiply_biases_within(part: &mut [f32], first: usize, variables: &[VariableSpec], multiplier: f32) {
     if multiplier == 0.0 {
         return;
     }
-    for (_, slice) in trainable(gradients, variables).filter(|(spec, _)| spec.name.contains("/biases")) {
-        for value in slice.iter_mut() {
-            *value *= multiplier;
+    let (mut start, last) = (0, first + part.len());
+    for spec in variables {
+        let range = start..start + spec.elements();
+        start = range.end;
+        if spec.kind == VariableKind::Trainable && spec.name.contains("/biases") {
+            let within = range.start.clamp(first, last) - first..range.end.clamp(first, last) - first;
+            for value in &mut part[within] {
+                *value *= multiplier;
+            }
         }
     }
 }

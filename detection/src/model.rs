@@ -8,7 +8,7 @@ use crate::accelerator::{Accelerator, Device};
 use crate::config::{self, NetworkOptions};
 use crate::gradients;
 use crate::groundtruth::Groundtruth;
-use crate::network::{self, Mode, Network, Outputs};
+use crate::network::{self, Mode, Network, Outputs, Progress};
 use crate::postprocess::{self, Detections, PostProcessor};
 use crate::ssd_loss::{self, LossConfig, LossOutput, Predictions};
 use crate::{anchors, ssd_loss::loss};
@@ -208,13 +208,31 @@ impl Ssd {
         groundtruth: &[Groundtruth],
         gradients: &mut [f32],
     ) -> Result<StepLosses, Error> {
+        self.train_step_with(params, images, groundtruth, gradients, &mut |_, _| {})
+    }
+
+    /// As [`Ssd::train_step`]; `progress` is told of gradients as soon as they are complete, from the predictors to the image, all
+    /// but those of constants. An accelerator completes all of them at once. Not called unless the losses are finite.
+    pub fn train_step_with(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+        gradients: &mut [f32],
+        progress: Progress<'_>,
+    ) -> Result<StepLosses, Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
         let found = self.loss_of(&outputs, groundtruth)?;
         let losses = self.step_losses(params, &found)?;
         let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
         match &mut self.accelerator {
-            Some(accelerator) => accelerator.backward(d_box, d_class, gradients)?,
-            None => self.network.backward(params, d_box, d_class, gradients)?,
+            Some(accelerator) => {
+                accelerator.backward(d_box, d_class, gradients)?;
+                progress(0..gradients.len(), gradients);
+            }
+            None => self
+                .network
+                .backward_with(params, d_box, d_class, gradients, progress)?,
         }
         gradients::clear_constants(gradients, &self.variables);
         Ok(losses)

@@ -86,6 +86,44 @@ async fn a_checkpoint_continues_bit_for_bit_on_other_servers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_was_kept_is_written_while_steps_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (at_once, later) = (folder.path().join("at_once"), folder.path().join("later"));
+    let cluster = Cluster::start(&specs(), 3, ADAM, 0).await;
+    let start = gradient(flat_elements(&specs()), 99, 0);
+    cluster.group.load(&start, 0, LIMIT).await.unwrap();
+    steps(&cluster, 0..3).await;
+    save(&cluster, &at_once, 3).await;
+    cluster.group.snapshot(3, LIMIT).await.unwrap();
+    let error = cluster.group.snapshot(4, LIMIT).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownVersion), "{error}");
+    steps(&cluster, 3..6).await;
+    save(&cluster, &later, 3).await;
+    let (at_once, kept) = (Reader::open(&at_once).unwrap(), Reader::open(&later).unwrap());
+    assert!(at_once.entries().count() > 20);
+    for entry in at_once.entries() {
+        let name = &entry.name;
+        assert_eq!(at_once.read_raw(name).unwrap(), kept.read_raw(name).unwrap(), "{name}");
+    }
+    // Asked again because the answer was lost: the same answer. Elsewhere, or gone: it is not there any more.
+    let prefix = later.to_str().unwrap();
+    let again = cluster.group.save(prefix, 3, LIMIT).await.unwrap();
+    assert_eq!(
+        again.tensors.len(),
+        kept.entries().map(|entry| entry.slices.len().max(1)).sum::<usize>()
+    );
+    let elsewhere = folder.path().join("elsewhere");
+    for lost in [elsewhere.to_str().unwrap(), prefix] {
+        for shard in 0..3 {
+            let _ = std::fs::remove_file(format!("{lost}.data-{shard:05}-of-00003"));
+        }
+        let error = cluster.group.save(lost, 3, LIMIT).await.unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::UnknownVersion), "{error}");
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn slots_that_are_missing_start_afresh_only_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let prefix = folder.path().join("model.ckpt-0");

@@ -7,7 +7,7 @@ use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_param_server::service::{Ended, Options, serve};
 use coati_param_server::{Admit, PsClient, PsGroup, Strategy, plan};
 use coati_proto::coati::v1;
-use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
+use coati_proto::coati::v1::transfer_client::TransferClient;
 use futures::StreamExt as _;
 
 use crate::cluster::{COUNTING, Cluster, LIMIT, by, job, optimizer, specs, tag};
@@ -40,14 +40,14 @@ async fn a_client_killed_in_the_middle_of_a_push_leaves_nothing() {
             replica: 0,
             sequence: 1,
         }),
-        offset: 0,
         data: vec![0u8; 1 << 20].into(),
+        ..Default::default()
     };
     let stream = futures::stream::once(async { first }).chain(futures::stream::once(async move {
         sent.send(()).await.unwrap();
         std::future::pending::<v1::PushChunk>().await
     }));
-    let pushing = tokio::spawn(async move { ParameterServerClient::new(channel).push(stream).await });
+    let pushing = tokio::spawn(async move { TransferClient::new(channel).push(stream).await });
     received.recv().await.unwrap();
     pushing.abort();
     assert!(pushing.await.unwrap_err().is_cancelled());

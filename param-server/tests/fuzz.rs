@@ -2,9 +2,10 @@
 
 use coati_param_server::invariants::{self, Invariant};
 use coati_param_server::optimizer::OptimizerConfig;
-use coati_param_server::store::{Options, Push};
+use coati_param_server::store::{Chunk, Options, Push};
 use coati_param_server::{Admit, Consistency, Contributor, Layout, Store, Strategy as Placing, Tag, plan};
 use coati_proto::coati::v1;
+use coati_proto::coati::v1::Encoding;
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -93,7 +94,7 @@ fn try_placement(placement: &v1::Placement) {
 enum Request {
     Push {
         tag: (u32, u64, u64),
-        chunks: Vec<(u64, Vec<u8>)>,
+        chunks: Vec<(Chunk, Vec<u8>)>,
     },
     WholePush {
         tag: (u32, u64, u64),
@@ -121,11 +122,26 @@ enum Request {
 
 fn request() -> impl Strategy<Value = Request> {
     let tag = || (0u32..3, 0u64..6, 0u64..6);
-    let chunk = || (number(), prop::collection::vec(any::<u8>(), 0..40));
+    let bytes = || prop::collection::vec(any::<u8>(), 0..40);
+    let chunk = move || (number(), bytes());
+    let encoding = prop_oneof![Just(Encoding::Float32), Just(Encoding::Bfloat16), Just(Encoding::Topk)];
+    let pushed =
+        (number(), encoding, number(), number(), bytes()).prop_map(|(offset, encoding, elements, bytes, data)| {
+            let elements = elements as u32;
+            // Most claim the length that they have.
+            let bytes = if bytes > 11 { bytes as usize } else { data.len() };
+            let chunk = Chunk {
+                offset,
+                encoding,
+                elements,
+                bytes,
+            };
+            (chunk, data)
+        });
     let value = prop_oneof![6 => -2f32..2.0, 1 => prop_oneof![Just(f32::NAN), Just(f32::INFINITY), Just(f32::MAX)]];
     let contributor = (0u32..3, 0u64..6, 0u32..3);
     prop_oneof![
-        2 => (tag(), prop::collection::vec(chunk(), 0..3)).prop_map(|(tag, chunks)| Request::Push { tag, chunks }),
+        2 => (tag(), prop::collection::vec(pushed, 0..3)).prop_map(|(tag, chunks)| Request::Push { tag, chunks }),
         6 => (tag(), value).prop_map(|(tag, value)| Request::WholePush { tag, value }),
         6 => (0u64..6, prop::collection::vec(contributor, 0..3), any::<bool>()).prop_map(
             |(version, contributors, drop_others)| Request::Commit { version, contributors, drop_others }
@@ -151,9 +167,12 @@ fn ask(store: &Store, current: &mut u64, request: Request) {
     match request {
         Request::Push { tag, chunks } => {
             if let Ok(Push::Wanted(mut staging)) = store.begin_push(&at, of(tag))
-                && chunks.iter().all(|(offset, data)| staging.write(*offset, data).is_ok())
+                && chunks
+                    .iter()
+                    .all(|(chunk, data)| staging.chunk(*chunk).is_ok() && staging.write(data).is_ok())
             {
-                assert!(staging.finish().is_err(), "so few bytes are no gradient");
+                let sparse = chunks.iter().any(|(chunk, _)| chunk.encoding == Encoding::Topk);
+                assert!(staging.finish().is_err() || sparse, "so few bytes are no gradient");
             }
         }
         Request::WholePush { tag, value } => {

@@ -9,6 +9,7 @@ use coati_param_server::service::{Handle, Options, serve};
 use coati_param_server::{PsClient, PsGroup, Strategy, plan};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
+use coati_proto::coati::v1::transfer_client::TransferClient;
 use rand::{RngCore as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
@@ -272,14 +273,15 @@ async fn impossible_requests_of_a_member_are_refused_before_memory_is_taken() {
     let channel = rpc::connect_as(&guarded.security, &Peer::ps(0, &guarded.address), LIMIT)
         .await
         .unwrap();
-    let mut raw = ParameterServerClient::new(channel).max_encoding_message_size(usize::MAX);
+    let mut raw = ParameterServerClient::new(channel.clone());
+    let mut bulk = TransferClient::new(channel).max_encoding_message_size(usize::MAX);
 
     // A message above the limit.
     let chunk = v1::PushChunk {
         data: vec![0; rpc::MESSAGE_LIMIT_BYTES + 1].into(),
         ..Default::default()
     };
-    raw.push(tokio_stream::iter([chunk])).await.unwrap_err();
+    bulk.push(tokio_stream::iter([chunk])).await.unwrap_err();
 
     // Placements that no memory holds, and names that no variable has.
     let variable = |name: &str, shape: &[i64]| v1::Variable {
@@ -331,6 +333,7 @@ async fn impossible_requests_of_a_member_are_refused_before_memory_is_taken() {
         }),
         offset,
         data: vec![0; elements * 4].into(),
+        ..Default::default()
     };
     let all = flat_elements(&specs());
     for (chunk, what) in [
@@ -339,9 +342,9 @@ async fn impossible_requests_of_a_member_are_refused_before_memory_is_taken() {
             "gradient of replica 4 for version 0 on ps-0 ended after 3 of",
         ),
         (push(0, all * 2), "beyond the arena"),
-        (push(7, 3), "begins at element 7, 0 is next"),
+        (push(7, 3), "ended after 3 of"),
     ] {
-        let status = raw.push(tokio_stream::iter([chunk])).await.unwrap_err();
+        let status = bulk.push(tokio_stream::iter([chunk])).await.unwrap_err();
         assert!(status.message().contains(what), "{what}: {status}");
     }
     guarded.end().await;

@@ -14,3 +14,4 @@ mod placements;
 mod processes;
 mod schedules;
 mod steps;
+mod wire;

@@ -13,6 +13,8 @@ mod evaluation;
 mod faults;
 mod hostile;
 mod judges;
+mod partition;
+mod preflight;
 mod recovery;
 mod reproducible;
 mod restarts;

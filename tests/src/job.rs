@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::cluster::Cluster;
 use crate::config::PIPELINE;
 use crate::gate::Place;
+use crate::network::{Host, Network};
 use crate::{Finished, Process, coati_binary, or_panic};
 
 /// Longest time of a command, unless a test says otherwise. A loaded machine is slow; a hang is endless.
@@ -111,6 +112,7 @@ impl Job {
         let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_owned());
         Coati {
             folder: self.folder.path().to_owned(),
+            before: Vec::new(),
             arguments: arguments.collect(),
             environment: Vec::new(),
             limit: LIMIT,
@@ -148,6 +150,8 @@ impl Default for Job {
 #[derive(Clone, Debug)]
 pub struct Coati {
     folder: PathBuf,
+    /// Words before the binary's name.
+    before: Vec<String>,
     arguments: Vec<OsString>,
     environment: Vec<(String, String)>,
     limit: Duration,
@@ -175,6 +179,13 @@ impl Coati {
         self
     }
 
+    /// Runs it on a host of a made-up network.
+    #[must_use]
+    pub fn on(mut self, network: &Network, host: Host) -> Self {
+        self.before = network.on(host).into();
+        self
+    }
+
     /// When it must have ended.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
@@ -189,8 +200,9 @@ impl Coati {
         if trains && !self.arguments.iter().any(names_its) {
             self = self.with("--pipeline_config_path pipeline.config");
         }
-        let mut command = Command::new(coati_binary());
-        command.args(&self.arguments).current_dir(&self.folder);
+        let mut words = self.before.iter().map(OsString::from).chain([coati_binary().into()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words).args(&self.arguments).current_dir(&self.folder);
         for name in ["TF_CONFIG", "COATI_LOG"] {
             command.env_remove(name);
         }

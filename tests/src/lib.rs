@@ -18,19 +18,24 @@ mod config;
 mod gate;
 mod job;
 mod mount;
+mod network;
 mod process;
 mod python;
+mod spread;
 
 pub mod chaos;
 pub mod records;
+pub mod steps;
 pub mod tensors;
 
 pub use binary::coati_binary;
 pub use cluster::Cluster;
 pub use job::{Coati, Job, cluster_config, repository, shared};
 pub use mount::SmallDisk;
+pub use network::{Host, Network};
 pub use process::{Finished, Process};
 pub use python::judge;
+pub use spread::Spread;
 
 /// What `result` holds, or a panic that says what was tried.
 pub(crate) fn or_panic<T, E: std::fmt::Display>(result: Result<T, E>, what: impl std::fmt::Display) -> T {

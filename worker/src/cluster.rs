@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coati_common::cluster::{ClusterSpec, Consistency, OnNan, TaskId, TaskType};
-use coati_common::rpc::Peer;
+use coati_common::rpc::{self, Peer};
 use coati_coordinator::membership::Identity;
 use coati_coordinator::{self as coordinator, Client, Event, Init, cadence};
 use coati_param_server::{self as param_server, PsGroup, Strategy};
@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use crate::exchange;
 use crate::model::Trainer;
 use crate::observe::{Observer, StepRecord};
-use crate::remote::{Remote, from_coordinator, from_servers};
+use crate::remote::Remote;
 use crate::replica::{self, End};
 use crate::session::{Checkpoint, Session};
 use crate::stop::{STOPPED, StopFlag};
@@ -35,14 +35,21 @@ pub struct Cluster {
     pub strategy: Strategy,
     /// `coati.consistency`
     pub consistency: Consistency,
+    /// `coati.replication`
+    pub replication: bool,
     /// `coati.on_nan`
     pub on_nan: OnNan,
+    /// `coati.compression`
+    pub compression: v1::Compression,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
 
 /// Waiting for others is said so often.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// A task that does not join tries for so long to tell why.
+const TELL: Duration = Duration::from_secs(5);
 
 /// Before joining again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -70,26 +77,83 @@ impl Cluster {
         }
     }
 
-    /// Joins, waits for the plan, connects to the servers.
+    /// Before the job begins: whether this host reaches the parameter servers. Nobody but this task can know; where it does not,
+    /// the master is told.
+    async fn reach_servers(&self, master: &str, own: &str) -> Result<(), exchange::Error> {
+        // The master is dialled first, so that the servers' time does not begin before the job's.
+        let formation = self.limits.formation;
+        drop(
+            rpc::connect(&Peer::new("master", master), formation)
+                .await
+                .map_err(exchange::Error::new)?,
+        );
+        let addresses = self.addresses(TaskType::Ps);
+        let dial = |(index, address)| {
+            let peer = Peer::ps(index, address);
+            tokio::spawn(async move { rpc::connect(&peer, formation / 2).await.err() })
+        };
+        let dialling: Vec<_> = (0..).zip(addresses).map(dial).collect();
+        let mut problems = Vec::new();
+        for dialled in dialling {
+            problems.extend(
+                dialled
+                    .await
+                    .map_err(exchange::Error::new)?
+                    .map(|error| error.to_string()),
+            );
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let problem = problems.join("\n");
+        self.say_that_it_cannot(master, own, &problem).await;
+        Err(exchange::Error::Failed(problem))
+    }
+
+    /// Lets the master know why this task does not join.
+    async fn say_that_it_cannot(&self, master: &str, own: &str, problem: &str) {
+        let told = Client::cannot(master, self.wire_task(), own, problem, TELL).await;
+        if let Err(error) = told {
+            tracing::warn!(%error, "the master does not hear why this task does not join");
+        }
+    }
+
+    fn own_address(&self) -> String {
+        let addresses = self.addresses(self.task.kind);
+        addresses.get(self.task.index as usize).cloned().unwrap_or_default()
+    }
+
+    /// Joins, waits for the plan, connects to the servers. Who was not there before (`again`) gives up where it finds nobody; the
+    /// `first` time it looks whether the servers can be reached.
+    #[allow(clippy::too_many_arguments, reason = "one caller")]
     async fn join(
         &self,
         master: &str,
         job_dir: &Path,
         identity: &Identity,
-        limit: Duration,
+        again: bool,
+        first: bool,
         stop: &StopFlag,
         idle: &mut dyn FnMut(),
     ) -> Result<(Client, v1::JobPlan, PsGroup), exchange::Error> {
-        let own = self
-            .addresses(self.task.kind)
-            .get(self.task.index as usize)
-            .cloned()
-            .unwrap_or_default();
+        let limit = if again {
+            self.limits.rejoin
+        } else {
+            self.limits.formation
+        };
+        let found = |error| match error {
+            exchange::Error::CutOff(reason) if !again => exchange::Error::Failed(reason),
+            error => error,
+        };
+        let own = self.own_address();
         let silence = self.limits.heartbeat_timeout;
         let joining = async {
+            if first {
+                self.reach_servers(master, &own).await?;
+            }
             let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence)
                 .await
-                .map_err(|error| from_coordinator(&error))?;
+                .map_err(|error| found(error.into()))?;
             if self.task.kind != TaskType::Master {
                 client.replace_when_silent(job_dir.to_owned());
             }
@@ -101,14 +165,11 @@ impl Cluster {
                     tracing::warn!("waiting for the cluster to form: {who}");
                 }
             };
-            let plan = client
-                .plan(limit * 2, say)
-                .await
-                .map_err(|error| from_coordinator(&error))?;
+            let plan = client.plan(limit * 2, say).await?;
             let placement = plan.placement.clone().unwrap_or_default();
             let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), self.limits.formation)
                 .await
-                .map_err(|error| from_servers(&error))?
+                .map_err(|error| found(error.into()))?
                 .for_replica(plan.replica);
             Ok((client, plan, servers))
         };
@@ -136,15 +197,22 @@ impl Cluster {
         idle: &mut dyn FnMut(),
     ) -> Result<End, Error> {
         let mut away: Option<Instant> = None;
+        // The coordinator in this process looks at the servers itself.
+        let mut first = self.task.kind != TaskType::Master;
         loop {
-            let limit = match away {
-                None => self.limits.formation,
-                Some(_) => self.limits.rejoin,
-            };
             let identity = setup.identity.clone();
-            let cut_off = match runtime.block_on(self.join(master, job_dir, &identity, limit, stop, idle)) {
+            let cut_off = match runtime.block_on(self.join(
+                master,
+                job_dir,
+                &identity,
+                away.is_some(),
+                std::mem::take(&mut first),
+                stop,
+                idle,
+            )) {
                 Err(exchange::Error::Ended(reason)) => return Ok(End::Left(reason)),
-                Err(exchange::Error::CutOff(reason)) if away.is_some() => reason,
+                // Others were lost while the cluster formed, or it was not found again.
+                Err(exchange::Error::CutOff(reason)) => reason,
                 Err(error) => return Err(Error::job(error)),
                 Ok((client, plan, servers)) => {
                     started(setup, &plan)?;
@@ -182,7 +250,9 @@ impl Cluster {
                             }
                             reason
                         }
-                        Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => return Ok(End::Left(reason)),
+                        Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => {
+                            return Ok(End::Left(reason));
+                        }
                         Err(error) => {
                             // Another start of it would fail in the same way: the job ends, and says why.
                             exchange.leave(true, &error.to_string());
@@ -219,9 +289,12 @@ async fn raised(stop: &StopFlag) {
 
 /// Runs a worker until the job ends.
 pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
-    let mut setup = Setup::open(options)?;
     let runtime = runtime()?;
     let master = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();
+    let mut setup = Setup::open(options).inspect_err(|error| {
+        let (own, problem) = (cluster.own_address(), error.to_string());
+        runtime.block_on(cluster.say_that_it_cannot(&master, &own, &problem));
+    })?;
     let ended = cluster.take_part(
         &runtime,
         &master,
@@ -372,6 +445,8 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
                 epoch,
                 seconds,
                 staleness,
+                bytes_pushed,
+                bytes_pulled,
             } => {
                 session.step(&StepRecord {
                     step: version,
@@ -381,9 +456,17 @@ fn drain(session: &mut Session<'_>, events: &mut UnboundedReceiver<Event>) -> Op
                     epoch,
                     seconds,
                     staleness,
+                    bytes_pushed,
+                    bytes_pulled,
                 });
             }
             Event::Saved { prefix, step } => newest = Some(session.saved(prefix, step)),
+            Event::Copies { without } => {
+                if without.is_empty() {
+                    let text = "every parameter server has a copy: losing any one of them loses no step";
+                    session.observer().note(text);
+                }
+            }
             Event::Warning(text) => session.warn(&text),
         }
     }
@@ -418,7 +501,9 @@ fn coordinator_options(
         synchronous: train.sync_replicas(),
         replicas_to_aggregate: u32::try_from(train.replicas_to_aggregate()).unwrap_or(0),
         consistency: consistency(&cluster.consistency, workers + 1),
+        replication: cluster.replication,
         on_nan: cluster.on_nan,
+        compression: cluster.compression,
         cadence: cadence::Options {
             every: options.save_every,
             every_steps: options.save_every_steps,

@@ -1,10 +1,12 @@
 //! One suite for every [`Exchange`]: the same gradients must end in the same checkpoint, bit for bit.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coati_checkpoint::bundle::Reader;
 use coati_checkpoint::{keep, saver, state};
+use coati_common::cluster::OnNan;
 use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_coordinator::membership::Identity;
@@ -16,7 +18,7 @@ use coati_proto::object_detection::protos::Optimizer;
 use prost::Message as _;
 use tokio::runtime::Runtime;
 
-use crate::exchange::{Contribution, Exchange, Fate, Phases};
+use crate::exchange::{Contribution, Exchange, Fate, Lease, Phases};
 use crate::local::{self, Local, Saving, Start};
 use crate::remote::Remote;
 use crate::stop::StopFlag;
@@ -91,11 +93,17 @@ fn train(exchange: &mut impl Exchange) -> Vec<u64> {
             .zip(0..)
             .map(|(value, i)| 0.1 * value + ((lease.first_position * 31 + i) as f32).cos())
             .collect();
+        // As a backward pass completes them: from the end, in parts; those of some steps not at all, of others not all.
+        let parts = (0..gradients.len()).step_by(97).rev();
+        for start in parts.take((version as usize % 4) * 6) {
+            let part = start..gradients.len().min(start + 97);
+            exchange.ready(version, part.clone(), &gradients[part]);
+        }
         let contribution = Contribution {
             version,
             lease,
             samples: lease.count,
-            gradients: &gradients,
+            gradients: &std::sync::Arc::new(gradients),
             losses: vec![("Loss/total_loss", 1.0)],
             phases: Phases::default(),
             bad_records: Vec::new(),
@@ -115,8 +123,8 @@ fn train(exchange: &mut impl Exchange) -> Vec<u64> {
     }
 }
 
-fn in_process(folder: &Path, text: &str) -> Vec<u64> {
-    let options = local::Options {
+fn local_options(folder: &Path, text: &str) -> local::Options {
+    local::Options {
         model_dir: folder.to_owned(),
         job: job(),
         variables: variables(),
@@ -132,11 +140,66 @@ fn in_process(folder: &Path, text: &str) -> Vec<u64> {
             keep: keep::Options::default(),
         },
         stop: StopFlag::default(),
-    };
-    let mut exchange = Local::new(options, &Start::Values(&values())).unwrap();
+        on_nan: OnNan::Stop,
+    }
+}
+
+fn in_process(folder: &Path, text: &str) -> Vec<u64> {
+    let mut exchange = Local::new(local_options(folder, text), &Start::Values(&values())).unwrap();
     let used = train(&mut exchange);
     exchange.save().unwrap();
     used
+}
+
+/// Contributes once to a job in one process, with NaN in the gradient; returns what became of it, and the next lease.
+fn broken(on_nan: OnNan) -> (Result<Fate, String>, Lease, Lease) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = local::Options {
+        on_nan,
+        ..local_options(folder.path(), OPTIMIZERS[0])
+    };
+    let mut exchange = Local::new(options, &Start::Values(&values())).unwrap();
+    let mut variables = values();
+    let (leases, _) = exchange.lease(1).unwrap();
+    let contribution = Contribution {
+        version: 0,
+        lease: leases[0],
+        samples: BATCH,
+        gradients: &Arc::new(vec![f32::NAN; variables.len()]),
+        losses: Vec::new(),
+        phases: Phases::default(),
+        bad_records: Vec::new(),
+    };
+    let fate = exchange.contribute(&contribution, &mut variables);
+    let said = exchange.take_events();
+    if on_nan == OnNan::Skip {
+        assert!(
+            matches!(&said[..], [local::Event::Skipped(text)] if text.contains("NaN")),
+            "{said:?}"
+        );
+    }
+    (
+        fate.map_err(|error| error.to_string()),
+        leases[0],
+        exchange.lease(1).unwrap().0[0],
+    )
+}
+
+#[test]
+fn a_job_in_one_process_does_with_nan_what_the_cluster_file_says() {
+    let (stopped, ..) = broken(OnNan::Stop);
+    assert!(stopped.unwrap_err().contains("NaN in `"));
+    let (applied, ..) = broken(OnNan::Apply);
+    assert_eq!(
+        applied,
+        Ok(Fate::Committed {
+            version: 1,
+            last: false
+        })
+    );
+    let (skipped, used, next) = broken(OnNan::Skip);
+    assert_eq!(skipped, Ok(Fate::Dropped { version: 0 }));
+    assert_eq!(next.first_position, used.first_position, "its records went back");
 }
 
 fn over_the_wire(folder: &Path, text: &str, servers: u32) -> Vec<u64> {
@@ -172,7 +235,9 @@ fn over_the_wire(folder: &Path, text: &str, servers: u32) -> Vec<u64> {
             synchronous: true,
             replicas_to_aggregate: 0,
             consistency: Consistency::default(),
-            on_nan: coati_common::cluster::OnNan::Stop,
+            replication: false,
+            on_nan: OnNan::Stop,
+            compression: coati_proto::coati::v1::Compression::default(),
             cadence: cadence::Options {
                 every: LIMIT,
                 every_steps: None,

@@ -1,5 +1,7 @@
 //! How a replica gets variables and records, and gives gradients: one trait, whatever carries them.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The right to use `count` records from `first_position` of the endless record sequence.
@@ -32,7 +34,8 @@ pub struct Contribution<'a> {
     /// Examples that the gradients are a mean over.
     pub samples: u32,
     /// Flat vector: gradients of trainable variables, batch statistics in the places of moving ones.
-    pub gradients: &'a [f32],
+    /// Shared, so that a connection can send it from where it is.
+    pub gradients: &'a Arc<Vec<f32>>,
     /// Loss parts by the reference's names (`Loss/classification_loss`, …).
     pub losses: Vec<(&'static str, f64)>,
     /// Where the time went so far.
@@ -90,6 +93,12 @@ pub trait Exchange {
     /// Waits for a version of at least `min_version` and copies it into the flat vector, unless [`Exchange::contribute`] has
     /// done so.
     fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error>;
+
+    /// Elements of the next contribution's gradients, computed from `version`, that are complete while others are not: they may
+    /// leave. The contribution has the same values. Does not wait.
+    fn ready(&mut self, version: u64, elements: Range<usize>, values: &[f32]) {
+        let _ = (version, elements, values);
+    }
 
     /// Pushes the gradients and waits for the step's outcome. May receive the next version into `variables` meanwhile: the
     /// same vector must be given to the next [`Exchange::pull`].

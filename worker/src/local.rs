@@ -1,19 +1,25 @@
 //! One process, no servers: the same store and the same rules, called directly.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coati_checkpoint::manifest::{self, DataPosition, Manifest};
 use coati_checkpoint::{keep, saver};
+use coati_common::cluster::OnNan;
+use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_common::variables::VariableSpec;
 use coati_coordinator::ledger::{self, Ledger};
 use coati_coordinator::timing;
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
+use tokio::time::Instant;
 
 use crate::exchange::{Contribution, Error, Exchange, Fate, Lease};
 use crate::observe::StepRecord;
 use crate::stop::StopFlag;
+
+/// So many gradients in a row that are not finite are no accident of a batch, as in a cluster.
+const MOST_SKIPPED: usize = 100;
 
 /// What a job in one process starts from.
 #[derive(Debug)]
@@ -40,6 +46,8 @@ pub(crate) struct Options {
     pub saving: Saving,
     /// Ctrl-C.
     pub stop: StopFlag,
+    /// What becomes of gradients with NaN or infinity.
+    pub on_nan: OnNan,
 }
 
 /// When to save and what to keep.
@@ -85,6 +93,8 @@ pub(crate) struct Local {
     saved_at: Instant,
     saved_step: Option<u64>,
     events: Vec<Event>,
+    /// Gradients in a row that were not finite.
+    skipped: usize,
 }
 
 /// What happened since the last look.
@@ -101,6 +111,8 @@ pub(crate) enum Event {
     },
     /// A checkpoint could not be written; training goes on.
     SaveFailed(String),
+    /// A gradient was not finite: the step is made of other records.
+    Skipped(String),
 }
 
 impl Local {
@@ -112,6 +124,8 @@ impl Local {
         store
             .configure(&options.job, 0, &placement, options.optimizer.clone(), 0)
             .map_err(Error::new)?;
+        let accept = options.on_nan == OnNan::Apply;
+        store.accept_non_finite(&options.job, accept).map_err(Error::new)?;
         let (version, data) = match start {
             Start::Values(values) => {
                 let mut arena = Vec::new();
@@ -143,6 +157,7 @@ impl Local {
             saved_at: Instant::now(),
             saved_step: None,
             events: Vec::new(),
+            skipped: 0,
             options,
         })
     }
@@ -199,6 +214,23 @@ impl Local {
         Ok(())
     }
 
+    /// The records of a gradient that is not finite go back, unless nothing else comes any more.
+    fn skip(&mut self, contribution: &Contribution<'_>, error: &ServiceError) -> Result<Fate, Error> {
+        self.skipped += 1;
+        if self.skipped >= MOST_SKIPPED {
+            return Err(Error::Failed(format!(
+                "step {}: no finite gradient is left to apply ({} skipped in a row): {error}",
+                self.version + 1,
+                self.skipped
+            )));
+        }
+        self.sequence += 1;
+        self.ledger.give_back(contribution.lease.id);
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.events.push(Event::Skipped(format!("skipped: {error}")));
+        Ok(Fate::Dropped { version: self.version })
+    }
+
     fn save_is_due(&self) -> bool {
         match self.options.saving.every_steps {
             Some(steps) => self.version.is_multiple_of(steps.max(1)),
@@ -243,9 +275,13 @@ impl Exchange for Local {
         if let Some(server) = self.layout.server(0) {
             server.gather(0, server.pushed_len, contribution.gradients, &mut self.arena);
         }
-        self.store
-            .push(&self.options.job, tag, &self.arena)
-            .map_err(Error::new)?;
+        match self.store.push(&self.options.job, tag, &self.arena) {
+            Err(error) if error.code == ErrorCode::NonFiniteGradient && self.options.on_nan == OnNan::Skip => {
+                return self.skip(contribution, &error);
+            }
+            pushed => drop(pushed.map_err(Error::new)?),
+        }
+        self.skipped = 0;
         let pushed = Instant::now();
         let who = [Contributor {
             replica: 0,
@@ -279,6 +315,8 @@ impl Exchange for Local {
             epoch: self.ledger.position().position.saturating_sub(1) / self.options.record_count.max(1),
             seconds: timing::attribute(began, self.committed_at, &[spans]).named(),
             staleness: Vec::new(),
+            bytes_pushed: 0,
+            bytes_pulled: 0,
         }));
         let last = self.version >= self.options.num_steps || self.options.stop.raised();
         if !last

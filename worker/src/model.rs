@@ -1,5 +1,6 @@
 //! The detector as the training loop wants it, and its variables in checkpoints.
 
+use std::ops::Range;
 use std::path::Path;
 
 use coati_checkpoint::bundle::{self, Reader};
@@ -10,7 +11,7 @@ use coati_dataset::batch::Batch;
 use coati_detection::model::{self, Options, Ssd};
 use coati_detection::{Groundtruth, gradients};
 
-use crate::replica::Model;
+use crate::replica::{Model, Ready};
 
 /// Why there is no model.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +148,7 @@ impl Model for Trainer {
         variables: &[f32],
         batch: &Batch,
         gradients: &mut [f32],
+        ready: Ready<'_>,
     ) -> Result<Vec<(&'static str, f64)>, String> {
         let groundtruth: Vec<Groundtruth> = batch
             .groundtruth
@@ -156,13 +158,21 @@ impl Model for Trainer {
                 groundtruth(if filename.is_empty() { source_id } else { filename }, objects)
             })
             .collect();
+        let specs = self.ssd.variables().to_vec();
+        let (multiplier, whole) = (self.bias_multiplier, self.clip.is_some());
+        let mut complete = |elements: Range<usize>, values: &mut [f32]| {
+            if let Some(multiplier) = multiplier {
+                gradients::multiply_biases_within(values, elements.start, &specs, multiplier);
+            }
+            // The common norm needs all of them before any can leave.
+            if !whole {
+                ready(elements, values);
+            }
+        };
         let losses = self
             .ssd
-            .train_step(variables, &batch.images, &groundtruth, gradients)
+            .train_step_with(variables, &batch.images, &groundtruth, gradients, &mut complete)
             .map_err(|error| error.to_string())?;
-        if let Some(multiplier) = self.bias_multiplier {
-            gradients::multiply_biases(gradients, self.ssd.variables(), multiplier);
-        }
         if let Some(norm) = self.clip {
             gradients::clip_by_global_norm(gradients, self.ssd.variables(), norm);
         }

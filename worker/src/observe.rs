@@ -22,6 +22,10 @@ pub struct StepRecord {
     pub seconds: Vec<(String, f64)>,
     /// Contributors by rank, and how many versions the gradient of each was behind; empty in one process.
     pub staleness: Vec<(u32, u64)>,
+    /// Bytes of gradients that the contributors sent; 0 in one process.
+    pub bytes_pushed: u64,
+    /// Bytes of variables that they received; 0 in one process.
+    pub bytes_pulled: u64,
 }
 
 impl StepRecord {
@@ -108,6 +112,10 @@ pub struct Summary {
     pub waiting: f64,
     /// From the user's command to the first finished step.
     pub seconds_to_first_step: f64,
+    /// Bytes of gradients sent to parameter servers in a step, by all contributors together; 0 in one process.
+    pub bytes_pushed_per_step: f64,
+    /// Bytes of variables received from parameter servers in a step, by all contributors together; 0 in one process.
+    pub bytes_pulled_per_step: f64,
 }
 
 /// Who wants to know. Called from one thread.
@@ -122,6 +130,8 @@ pub trait Observer {
     fn evaluated(&mut self, _report: &EvalReport) {}
     /// Something that the user should know.
     fn warning(&mut self, _text: &str) {}
+    /// Something good happened that people may have waited for.
+    fn note(&mut self, _text: &str) {}
     /// Training is over.
     fn finished(&mut self, _summary: &Summary) {}
 }
@@ -134,6 +144,8 @@ pub struct Tally {
     compute: f64,
     input: f64,
     waiting: f64,
+    pushed: u64,
+    pulled: u64,
     first: Option<Duration>,
     interrupted: bool,
 }
@@ -149,6 +161,8 @@ impl Tally {
                 self.summary.seconds = at.saturating_sub(first).as_secs_f64();
                 self.summary.samples += record.samples;
                 self.summary.steps += 1;
+                self.pushed = self.pushed.saturating_add(record.bytes_pushed);
+                self.pulled = self.pulled.saturating_add(record.bytes_pulled);
                 if !std::mem::take(&mut self.interrupted) {
                     self.step += record.seconds_of("step");
                     self.compute += record.seconds_of("compute");
@@ -185,6 +199,9 @@ impl Tally {
     /// The whole of it.
     pub fn summary(&self) -> Summary {
         let mut summary = self.summary.clone();
+        let steps = self.summary.steps.max(1) as f64;
+        summary.bytes_pushed_per_step = self.pushed as f64 / steps;
+        summary.bytes_pulled_per_step = self.pulled as f64 / steps;
         if self.step > 0.0 {
             summary.compute = (self.compute / self.step).min(1.0);
             summary.input = (self.input / self.step).min(1.0 - summary.compute);
@@ -203,6 +220,8 @@ mod tests {
         StepRecord {
             step,
             samples: 24,
+            bytes_pushed: 3_000,
+            bytes_pulled: 2_000 + step % 2,
             seconds: seconds.map(|(name, value)| (name.to_owned(), value)).into(),
             ..Default::default()
         }
@@ -223,6 +242,10 @@ mod tests {
         );
         assert!((summary.exchange - 0.15).abs() < 1e-9, "{summary:?}");
         assert!((tally.rate() - 24.0).abs() < 1e-9);
+        assert_eq!(
+            (summary.bytes_pushed_per_step, summary.bytes_pulled_per_step),
+            (3000.0, 2000.5)
+        );
     }
 
     #[test]

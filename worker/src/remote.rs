@@ -1,12 +1,14 @@
 //! The exchange of a cluster: parameter servers and a coordinator over gRPC.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use coati_common::rpc::ErrorCode;
 use coati_coordinator::Client;
 use coati_coordinator::client::{Directive, calls_for_rejoining};
-use coati_param_server::{Admit, PsGroup, Tag};
+use coati_param_server::client::{Moved, Pushing};
+use coati_param_server::{Admit, Compression, PsGroup, Tag};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::report_reply::Outcome;
 use tokio::runtime::Handle;
@@ -17,6 +19,9 @@ use crate::stop::StopFlag;
 /// Longest transfer of variables or gradients.
 const TRANSFER: Duration = Duration::from_secs(60);
 
+/// Longest backward pass of which parts leave early; the rest of a longer one is sent again as a whole.
+const BACKWARD: Duration = Duration::from_secs(600);
+
 /// Waiting for others is said after this long.
 const SAY_AFTER: Duration = Duration::from_secs(10);
 
@@ -24,24 +29,42 @@ const SAY_AFTER: Duration = Duration::from_secs(10);
 /// should not wait for a lease.
 const RESERVE: u32 = 8;
 
-/// From the coordinator.
-pub(crate) fn from_coordinator(error: &coati_coordinator::client::Error) -> Error {
-    let message = error.to_string();
-    match error.job_ended() {
-        Some(reason) => Error::Ended(reason),
-        None if error.calls_for_rejoining() => Error::CutOff(message),
-        None => Error::Failed(message),
+impl From<coati_coordinator::client::Error> for Error {
+    fn from(error: coati_coordinator::client::Error) -> Self {
+        let message = error.to_string();
+        match error.job_ended() {
+            Some(reason) => Self::Ended(reason),
+            None if error.calls_for_rejoining() => Self::CutOff(message),
+            None => Self::Failed(message),
+        }
     }
 }
 
-/// From a parameter server.
-pub(crate) fn from_servers(error: &coati_param_server::client::Error) -> Error {
-    let message = error.to_string();
-    if error.rpc().is_some_and(calls_for_rejoining) {
-        Error::CutOff(message)
-    } else {
-        Error::Failed(message)
+impl From<coati_param_server::client::Error> for Error {
+    fn from(error: coati_param_server::client::Error) -> Self {
+        let message = error.to_string();
+        if error.rpc().is_some_and(calls_for_rejoining) {
+            Self::CutOff(message)
+        } else {
+            Self::Failed(message)
+        }
     }
+}
+
+/// Waits for an answer, but no longer than the job goes on with this replica: one that is cut off stops, and one whose job
+/// failed does not wait for the servers.
+fn wait<T, E: Into<Error>>(
+    runtime: &Handle,
+    cut_off: impl Future<Output = coati_coordinator::client::Error>,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            answer = answer => answer.map_err(Into::into),
+            error = cut_off => Err(error.into()),
+        }
+    })
 }
 
 /// One replica's connections.
@@ -59,6 +82,10 @@ pub(crate) struct Remote {
     exhausted: bool,
     /// The version that is in the replica's vector already.
     ahead: Option<u64>,
+    /// Bytes that were reported.
+    moved: Moved,
+    /// The next contribution, of which parts are on their way.
+    early: Option<(Tag, Pushing)>,
 }
 
 impl Remote {
@@ -70,10 +97,11 @@ impl Remote {
         plan: &v1::JobPlan,
         leave: StopFlag,
     ) -> Self {
+        let compression = plan.compression.as_ref().map(Compression::from).unwrap_or_default();
         Self {
             runtime,
             coordinator,
-            servers,
+            servers: servers.with_compression(compression),
             replica: plan.replica,
             synchronous: plan.synchronous,
             skip_non_finite: plan.skip_non_finite,
@@ -82,6 +110,19 @@ impl Remote {
             reserve: VecDeque::new(),
             exhausted: false,
             ahead: None,
+            moved: Moved::default(),
+            early: None,
+        }
+    }
+
+    /// For a contribution from `version`. No two have the same.
+    fn next_tag(&mut self, version: u64) -> Tag {
+        let sequence = self.sequence;
+        self.sequence += 1;
+        Tag {
+            replica: self.replica,
+            sequence,
+            version,
         }
     }
 
@@ -95,6 +136,7 @@ impl Remote {
 
     fn report_request(&self, contribution: &Contribution<'_>, tag: Tag, push: Duration) -> v1::ReportRequest {
         let phases = &contribution.phases;
+        let moved = self.servers.moved();
         v1::ReportRequest {
             tag: Some(v1::PushTag {
                 job: Some(self.coordinator.job().clone()),
@@ -114,6 +156,8 @@ impl Remote {
             generation: 0,
             bad_records: contribution.bad_records.clone(),
             non_finite: String::new(),
+            bytes_pushed: moved.pushed - self.moved.pushed,
+            bytes_pulled: moved.pulled - self.moved.pulled,
         }
     }
 }
@@ -133,7 +177,7 @@ async fn receive(servers: &PsGroup, version: u64, variables: &mut [f32]) -> Resu
     loop {
         match servers.pull(version, TRANSFER, variables).await {
             Err(error) if error.code() == Some(ErrorCode::UnknownVersion) => {}
-            received => return received.map_err(|error| from_servers(&error)),
+            received => return Ok(received?),
         }
     }
 }
@@ -152,14 +196,14 @@ async fn report_and_receive(
     tokio::pin!(reporting, receiving);
     tokio::select! {
         reply = &mut reporting => {
-            let reply = reply.map_err(|error| from_coordinator(&error))?;
+            let reply = reply?;
             let wanted = !reply.last && matches!(reply.outcome(), Outcome::Committed | Outcome::Dropped);
             let ahead = if wanted { Some(receiving.await?) } else { None };
             Ok((reply, ahead))
         }
         received = &mut receiving => {
             let version = received?;
-            let reply = reporting.await.map_err(|error| from_coordinator(&error))?;
+            let reply = reporting.await?;
             Ok((reply, Some(version)))
         }
     }
@@ -179,10 +223,9 @@ impl Exchange for Remote {
     fn lease(&mut self, batches: u32) -> Result<(Vec<Lease>, bool), Error> {
         if self.reserve.len() < batches as usize && !self.exhausted {
             let wanted = if self.synchronous { batches + RESERVE } else { batches };
-            let (leases, exhausted) = self
-                .runtime
-                .block_on(self.coordinator.lease(self.replica, wanted))
-                .map_err(|error| from_coordinator(&error))?;
+            let cut_off = self.coordinator.cut_off();
+            let leasing = self.coordinator.lease(self.replica, wanted);
+            let (leases, exhausted) = wait(&self.runtime, cut_off, leasing)?;
             self.reserve.extend(leases.into_iter().map(|lease| Lease {
                 id: lease.lease,
                 first_position: lease.first_position,
@@ -199,30 +242,48 @@ impl Exchange for Remote {
         if let Some(version) = self.ahead.take().filter(|version| *version >= min_version) {
             return Ok(version);
         }
-        self.runtime
-            .block_on(self.servers.pull(min_version, TRANSFER, variables))
-            .map_err(|error| from_servers(&error))
+        let pulling = self.servers.pull(min_version, TRANSFER, variables);
+        wait(&self.runtime, self.coordinator.cut_off(), pulling)
+    }
+
+    fn ready(&mut self, version: u64, elements: Range<usize>, values: &[f32]) {
+        // In asynchronous training a gradient that is too old by the time it is complete should not have been sent; and what
+        // is complete all at once need not be copied.
+        if !self.synchronous || elements.len() == self.servers.layout().flat_len() {
+            return;
+        }
+        if self.early.is_none() {
+            let tag = self.next_tag(version);
+            self.early = Some((tag, self.servers.begin_push(tag, self.runtime.clone(), BACKWARD)));
+        }
+        if let Some((_, pushing)) = &mut self.early {
+            pushing.ready(elements, values);
+        }
     }
 
     fn contribute(&mut self, contribution: &Contribution<'_>, variables: &mut [f32]) -> Result<Fate, Error> {
         self.coordinator.set_activity("pushing");
-        let tag = Tag {
-            replica: self.replica,
-            sequence: self.sequence,
-            version: contribution.version,
-        };
-        self.sequence += 1;
         self.ahead = None;
         let begun = Instant::now();
-        let pushed = self
-            .runtime
-            .block_on(self.servers.push(tag, contribution.gradients, TRANSFER));
-        let (admitted, non_finite) = match pushed {
-            Err(error) if self.skip_non_finite && error.code() == Some(ErrorCode::NonFiniteGradient) => {
-                (Admit::Duplicate, error.to_string())
-            }
-            pushed => (pushed.map_err(|error| from_servers(&error))?, String::new()),
+        let early = self.early.take().filter(|(tag, _)| tag.version == contribution.version);
+        let (tag, early) = match early {
+            Some((tag, pushing)) => (tag, Some(pushing)),
+            None => (self.next_tag(contribution.version), None),
         };
+        let (servers, skip_non_finite) = (&self.servers, self.skip_non_finite);
+        let pushing = async {
+            let pushed = match early {
+                Some(pushing) => pushing.finish(contribution.gradients, TRANSFER).await,
+                None => servers.push_shared(tag, contribution.gradients, TRANSFER).await,
+            };
+            match pushed {
+                Err(error) if skip_non_finite && error.code() == Some(ErrorCode::NonFiniteGradient) => {
+                    Ok((Admit::Duplicate, error.to_string()))
+                }
+                pushed => Ok::<_, Error>((pushed?, String::new())),
+            }
+        };
+        let (admitted, non_finite) = wait(&self.runtime, self.coordinator.cut_off(), pushing)?;
         if admitted == Admit::TooOld {
             let version = contribution.version;
             tracing::debug!(version, "the gradient is too old; the coordinator will drop it");
@@ -231,18 +292,18 @@ impl Exchange for Remote {
             non_finite,
             ..self.report_request(contribution, tag, begun.elapsed())
         };
+        self.moved = self.servers.moved();
         self.coordinator.set_activity("waiting_for_commit");
+        let cut_off = self.coordinator.cut_off();
         let reply = if self.synchronous {
             let next = contribution.version + 1;
             let waiting = report_and_receive(&mut self.coordinator, &self.servers, request, next, variables);
-            let (reply, ahead) = self.runtime.block_on(waiting)?;
+            let (reply, ahead) = wait(&self.runtime, cut_off, waiting)?;
             self.ahead = ahead;
             reply
         } else {
             let waiting = self.coordinator.report(request, say_who());
-            self.runtime
-                .block_on(waiting)
-                .map_err(|error| from_coordinator(&error))?
+            wait(&self.runtime, cut_off, waiting)?
         };
         Ok(match reply.outcome() {
             Outcome::Committed => Fate::Committed {

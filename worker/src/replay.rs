@@ -92,7 +92,7 @@ impl Replay {
             let batch = self.next_batch()?;
             self.setup
                 .trainer
-                .step(&self.variables, &batch, &mut self.gradients)
+                .step(&self.variables, &batch, &mut self.gradients, &mut |_, _| {})
                 .map_err(Error::job)?;
             let tag = Tag {
                 replica: part.replica,
@@ -161,7 +161,10 @@ impl Replay {
         let mut sum = 0.0;
         for _ in &parts {
             let batch = self.next_batch()?;
-            let losses = self.setup.trainer.step(variables, &batch, &mut self.gradients);
+            let losses = self
+                .setup
+                .trainer
+                .step(variables, &batch, &mut self.gradients, &mut |_, _| {});
             let total = losses.map_err(Error::job)?.into_iter();
             sum += total
                 .filter(|(name, _)| *name == "Loss/total_loss")

@@ -1,5 +1,7 @@
 //! The training loop of one replica: lease, pull, compute, push, until the job ends.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coati_dataset::batch::{self, Batch, Loader};
@@ -36,18 +38,23 @@ pub enum Error {
     },
 }
 
+/// Takes elements of the flat vector, with their values.
+pub type Ready<'a> = &'a mut (dyn FnMut(Range<usize>, &[f32]) + Send);
+
 /// What the loop trains: turns variables and a batch into gradients.
 pub trait Model {
     /// Elements of the flat vector.
     fn flat_elements(&self) -> usize;
 
     /// Forward, loss, backward. Fills `gradients` (flat vector; batch statistics in the places of moving ones, clipping and
-    /// regularisation included) and returns the losses by the reference's names.
+    /// regularisation included) and returns the losses by the reference's names. `ready` is told of elements that are complete
+    /// while others are not, in whatever order that happens; it need not be told of any.
     fn step(
         &mut self,
         variables: &[f32],
         batch: &Batch,
         gradients: &mut [f32],
+        ready: Ready<'_>,
     ) -> Result<Vec<(&'static str, f64)>, String>;
 }
 
@@ -64,7 +71,7 @@ pub enum End {
 pub type Between<'a, M, E> = dyn FnMut(&mut M, &mut E) -> Result<(), Error> + 'a;
 
 /// Trains until the job ends or `stop` is raised.
-pub fn train<M: Model, E: Exchange>(
+pub fn train<M: Model, E: Exchange + Send>(
     model: &mut M,
     loader: &Loader,
     exchange: &mut E,
@@ -73,7 +80,7 @@ pub fn train<M: Model, E: Exchange>(
     between: &mut Between<'_, M, E>,
 ) -> Result<End, Error> {
     let mut variables = vec![0.0; model.flat_elements()];
-    let mut gradients = vec![0.0; model.flat_elements()];
+    let mut gradients = Arc::new(vec![0.0; model.flat_elements()]);
     let mut version = start_version;
     let mut exhausted = false;
     let mut reported_bad = 0;
@@ -98,7 +105,12 @@ pub fn train<M: Model, E: Exchange>(
         exchange.activity("computing");
         let begun = Instant::now();
         let losses = model
-            .step(&variables, &batch, &mut gradients)
+            .step(
+                &variables,
+                &batch,
+                Arc::<Vec<f32>>::make_mut(&mut gradients),
+                &mut |elements, values| exchange.ready(version, elements, values),
+            )
             .map_err(|message| Error::Model { step: version, message })?;
         let compute = begun.elapsed();
 

@@ -107,6 +107,7 @@ impl<'a> Session<'a> {
         match event {
             local::Event::Step(record) => self.step(&record),
             local::Event::Saved { prefix, step } => return Some(self.saved(prefix, step)),
+            local::Event::Skipped(text) => self.warn(&text),
             local::Event::SaveFailed(error) => self.warn(&format!(
                 "a checkpoint could not be written; the previous one stays: {error}"
             )),

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use coati_checkpoint::keep;
 use coati_checkpoint::state::Latest;
+use coati_common::cluster::OnNan;
 use coati_common::config::PipelineConfig;
 use coati_common::variables::VariableKind;
 use coati_coordinator::membership::Identity;
@@ -44,6 +45,8 @@ pub struct Options {
     pub stop: StopFlag,
     /// When the user's command started.
     pub started_at: SystemTime,
+    /// `coati.on_nan` of a job in this process; a cluster's is in its own settings.
+    pub on_nan: OnNan,
 }
 
 impl Options {
@@ -236,6 +239,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
             keep: options.keep_options(),
         },
         stop: options.stop.clone(),
+        on_nan: options.on_nan,
     };
     let values;
     let start = if let Some(latest) = &job.latest {

@@ -4,12 +4,19 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use coati_proto::tensorflow::CheckpointState;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
 use super::Error;
 use crate::files;
+
+/// Made once: it takes longer than reading the file.
+static DESCRIPTOR: LazyLock<Option<MessageDescriptor>> = LazyLock::new(|| {
+    let pool = DescriptorPool::decode(coati_proto::FILE_DESCRIPTOR_SET).ok()?;
+    pool.get_message_by_name("tensorflow.CheckpointState")
+});
 
 /// What the `checkpoint` file says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,11 +68,8 @@ impl State {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let pool = DescriptorPool::decode(coati_proto::FILE_DESCRIPTOR_SET).map_err(|error| error.to_string())?;
-        let descriptor = pool
-            .get_message_by_name("tensorflow.CheckpointState")
-            .ok_or("no descriptor")?;
-        let message = DynamicMessage::parse_text_format(descriptor, text).map_err(|error| error.to_string())?;
+        let descriptor = DESCRIPTOR.as_ref().ok_or("no descriptor")?;
+        let message = DynamicMessage::parse_text_format(descriptor.clone(), text).map_err(|error| error.to_string())?;
         let state: CheckpointState = message.transcode_to().map_err(|error| error.to_string())?;
         if state.model_checkpoint_path.is_empty() {
             return Err("it names no checkpoint".to_owned());

@@ -1,5 +1,6 @@
 //! Measurements that `scripts/bench` collects; one JSON object each.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -14,12 +15,25 @@ use serde_json::json;
 use crate::args::BenchCommand;
 use crate::console::report;
 
+mod placement;
+mod ps;
+mod scale;
+
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
-    let BenchCommand::Step {
-        batch_size,
-        steps,
-        pipeline_config_path,
-    } = command;
+    match command {
+        BenchCommand::Step {
+            batch_size,
+            steps,
+            pipeline_config_path,
+        } => step(*batch_size, *steps, pipeline_config_path),
+        BenchCommand::Ps(arguments) => ps::run(arguments),
+        BenchCommand::Placement(arguments) => placement::run(arguments),
+        BenchCommand::Scale(arguments) => scale::run(arguments),
+        BenchCommand::Task(arguments) => ps::task(arguments),
+    }
+}
+
+fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow::Result<()> {
     let config = PipelineConfig::load(pipeline_config_path)?;
     let mut trainer = Trainer::new(model::build(&config, None)?, &config);
     let variables = trainer.ssd().variables().to_vec();
@@ -38,16 +52,16 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
     layout.gather(0, &flat, &mut arena);
     store.load(&job, arena.clone(), 0)?;
 
-    let batch = made_up(*batch_size, trainer.ssd().input_size(), trainer.ssd().num_classes());
+    let batch = made_up(batch_size, trainer.ssd().input_size(), trainer.ssd().num_classes());
     let mut gradients = vec![0.0; flat.len()];
     let (mut times, mut parts) = (Vec::new(), Vec::new());
     // Two steps warm memory and caches up.
-    for step in 0..*steps as u64 + 2 {
+    for step in 0..steps as u64 + 2 {
         let begun = Instant::now();
         store.pull(&job, step)?.scatter(server, &mut flat);
         let pulled = begun.elapsed();
         trainer
-            .step(&flat, &batch, &mut gradients)
+            .step(&flat, &batch, &mut gradients, &mut |_, _| {})
             .map_err(anyhow::Error::msg)?;
         let computed = begun.elapsed();
         arena.clear();
@@ -67,7 +81,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
             &[Contributor {
                 replica: 0,
                 sequence: step,
-                samples: *batch_size as u32,
+                samples: batch_size as u32,
             }],
             true,
         )?;
@@ -88,7 +102,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
         "bench": "step", "batch_size": batch_size, "threads": threads, "steps": steps,
         "step_ms": {"median": median(&times), "min": times.iter().copied().fold(f64::MAX, f64::min), "max": times.iter().copied().fold(0.0, f64::max)},
         "forward_ms": part(0), "backward_ms": part(1), "model_ms": part(2),
-        "images_per_s": *batch_size as f64 * 1e3 / median(&times),
+        "images_per_s": batch_size as f64 * 1e3 / median(&times),
         "parameters": variables.iter().map(coati_common::variables::VariableSpec::elements).sum::<usize>(),
     });
     report(&serde_json::to_string(&data)?);
@@ -99,6 +113,15 @@ fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Median, least and most.
+fn spread(values: &[f64]) -> serde_json::Value {
+    json!({
+        "median": median(values),
+        "min": values.iter().copied().fold(f64::MAX, f64::min),
+        "max": values.iter().copied().fold(f64::MIN, f64::max),
+    })
 }
 
 /// Noise with a few boxes an image: what the losses do depends on the boxes, what the network does on nothing.

@@ -96,6 +96,7 @@ fn json(
             "records_seen": progress.records_seen,
             "epoch": progress.epoch,
             "last_checkpoint": progress.last_checkpoint,
+            "copies": progress.copies,
             "tasks": tasks,
         })
     });
@@ -136,6 +137,9 @@ fn text(found: &Report, alive: bool, progress: Option<&v1::JobStatusReply>) -> S
             progress.records_seen,
             progress.last_checkpoint
         );
+        if !progress.copies.is_empty() {
+            let _ = write!(text, "; copies of the parameter servers: {}", progress.copies);
+        }
     }
     text
 }
@@ -217,6 +221,7 @@ mod tests {
             records_seen: 960,
             epoch: 3,
             last_checkpoint: 100,
+            copies: "not yet of ps-1".to_owned(),
             ..Default::default()
         }
     }
@@ -227,7 +232,8 @@ mod tests {
             text(&found(), true, Some(&progress())),
             "job-7: running, launcher pid 12\n  master    127.0.0.1:2222  pid 7  running\n  \
              worker-0  127.0.0.1:2222  pid 7  running, waiting for input  started again 2 times\n\
-             step 120 of 1000: training; epoch 3, 960 records seen, last checkpoint 100"
+             step 120 of 1000: training; epoch 3, 960 records seen, last checkpoint 100; \
+             copies of the parameter servers: not yet of ps-1"
         );
     }
 

@@ -9,6 +9,7 @@ use coati_common::cluster::{ClusterFile, ClusterPlan, Placement, TaskType, TfCon
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
 use coati_common::exit::ExitCode;
+use coati_common::rpc;
 use coati_common::rpc::security::{FOLDER, Sources};
 use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
@@ -35,6 +36,9 @@ pub(crate) fn run(args: &TrainArgs, verbose: u8) -> anyhow::Result<()> {
     let task = TfConfig::from_env()?;
     let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
     if task.is_some() {
+        if let Some(plan) = &plan {
+            rpc::tolerate_silence(plan.heartbeat.timeout);
+        }
         let sources = credentials(args, plan.as_ref())?;
         // Whichever task comes first makes what is not given; all others find it.
         sources.make()?;
@@ -131,6 +135,7 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
         threads: None,
         stop: StopFlag::default(),
         started_at: started_at(),
+        on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
     })
 }
 
@@ -250,7 +255,9 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
             Placement::RoundRobin => Strategy::RoundRobin,
         },
         consistency: plan.map(|plan| plan.consistency.clone()).unwrap_or_default(),
+        replication: plan.is_some_and(|plan| plan.replication),
         on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
+        compression: plan.map(|plan| plan.compression.to_wire()).unwrap_or_default(),
         limits,
     };
     match config.task.kind {
@@ -305,6 +312,8 @@ fn serve(config: &TfConfig) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut options = service::Options::new(config.task.index, address);
         options.store.threads = std::num::NonZeroUsize::new(1);
+        // No server gives up before those who wait for it.
+        options.orphan_timeout = Limits::default().rejoin;
         let handle = service::serve(options)
             .await
             .map_err(|error| Failure::job(error.to_string()))?;

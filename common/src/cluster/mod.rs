@@ -19,7 +19,8 @@ mod yaml;
 
 pub use file::ClusterFile;
 pub use plan::{
-    ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, MachineRole, Placement, Restart,
+    ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices, GradientCompression,
+    MachineRole, Placement, Restart, WeightCompression,
 };
 pub use security::OnNan;
 pub use task::{TaskId, TaskType};

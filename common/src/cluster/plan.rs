@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coati_proto::coati::v1;
 use serde::Serialize;
 
 use super::security::{OnNan, Security};
@@ -118,6 +119,74 @@ impl DelayCompensationKind {
     }
 }
 
+/// How gradients travel to parameter servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientCompression {
+    /// As float32.
+    #[default]
+    None,
+    /// As bfloat16: half the bytes.
+    Bf16,
+    /// The largest elements alone; what is left out is added to the next step's.
+    TopK,
+}
+
+/// How variables travel to replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightCompression {
+    /// As float32.
+    #[default]
+    None,
+    /// As bfloat16: half the bytes.
+    Bf16,
+}
+
+/// What travels in a shorter form than float32, for slow links. Servers add up and keep float32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Compression {
+    /// Of gradients.
+    pub gradients: GradientCompression,
+    /// Of variables.
+    pub weights: WeightCompression,
+    /// With [`GradientCompression::TopK`]: the share of elements that is sent, above 0 and at most 1.
+    pub topk_fraction: f64,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self {
+            gradients: GradientCompression::None,
+            weights: WeightCompression::None,
+            topk_fraction: 0.01,
+        }
+    }
+}
+
+// The fraction is never NaN.
+impl Eq for Compression {}
+
+impl Compression {
+    /// As replicas are told.
+    pub fn to_wire(self) -> v1::Compression {
+        let gradients = match self.gradients {
+            GradientCompression::None => v1::Encoding::Float32,
+            GradientCompression::Bf16 => v1::Encoding::Bfloat16,
+            GradientCompression::TopK => v1::Encoding::Topk,
+        };
+        let weights = match self.weights {
+            WeightCompression::None => v1::Encoding::Float32,
+            WeightCompression::Bf16 => v1::Encoding::Bfloat16,
+        };
+        v1::Compression {
+            gradients: gradients.into(),
+            weights: weights.into(),
+            topk_fraction: self.topk_fraction,
+        }
+    }
+}
+
 /// Liveness of tasks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Heartbeat {
@@ -188,8 +257,12 @@ pub struct ClusterPlan {
     pub consistency: Consistency,
     /// `coati.security`.
     pub security: Security,
+    /// `coati.replication`: every parameter server's variables have a copy on another one.
+    pub replication: bool,
     /// `coati.on_nan`.
     pub on_nan: OnNan,
+    /// `coati.compression`.
+    pub compression: Compression,
     /// `coati.threads_per_replica`. None: the machine's CPUs are divided among the replicas.
     pub threads_per_replica: Option<NonZeroU32>,
     /// `coati.heartbeat_interval` and `coati.heartbeat_timeout`.

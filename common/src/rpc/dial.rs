@@ -1,26 +1,29 @@
 use std::fmt;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Endpoint, Uri};
 
 use super::incoming::READ_AHEAD_BYTES;
+use super::line::{self, Line};
 use super::security::{Attach, Breach};
-use super::{
-    CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, Peer, STREAM_WINDOW_BYTES,
-    Security, settings,
-};
+use super::settings::KeepAlive;
+use super::{CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, Peer, STREAM_WINDOW_BYTES, Security, settings};
 
 /// A connection to a task; each call on it carries the job's token.
-pub type Channel = InterceptedService<tonic::transport::Channel, Attach>;
+pub type Channel = InterceptedService<Line, Attach>;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Whom this process dials is said so often.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Why no connection could be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +49,8 @@ impl Unreachable {
         matches!(self, Self::Address(_) | Self::Stranger(_))
     }
 
-    pub(super) fn hint(&self) -> &'static str {
+    /// What the user can do.
+    pub fn hint(&self) -> &'static str {
         match self {
             Self::Refused => "nothing listens there: has the task started, and is it the right port?",
             Self::TimedOut => "the host does not answer: is it up, and does a firewall let the port through?",
@@ -86,25 +90,51 @@ pub async fn connect_as(security: &Security, peer: &Peer, deadline: Duration) ->
         waited: start.elapsed(),
     };
     let endpoint = endpoint(&peer.address, security).map_err(|reason| unreachable(reason, start))?;
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut said) = (FIRST_PAUSE, start);
     loop {
         let left = deadline.saturating_sub(start.elapsed());
         // Even with no time left one attempt is made, short as it is.
         let limit = left.clamp(Duration::from_millis(10), LONGEST_ATTEMPT);
-        let reason = match tokio::time::timeout(limit, attempt(&peer.address, &endpoint)).await {
-            Ok(Ok(channel)) => return Ok(InterceptedService::new(channel, security.attach())),
-            Ok(Err(reason)) if reason.is_final() => return Err(unreachable(reason, start)),
-            Ok(Err(reason)) => reason,
-            Err(_) => Unreachable::TimedOut,
+        let reason = match within(limit, attempt(&peer.address, &endpoint)).await {
+            Ok(line) => return Ok(InterceptedService::new(line, security.attach())),
+            Err(reason) if reason.is_final() => return Err(unreachable(reason, start)),
+            Err(reason) => reason,
         };
         let left = deadline.saturating_sub(start.elapsed());
         if left.is_zero() {
             return Err(unreachable(reason, start));
         }
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            tracing::warn!(
+                "waiting for {peer} since {:.0} s: {reason}",
+                start.elapsed().as_secs_f64()
+            );
+        }
         tracing::debug!(%peer, %reason, "not reachable yet");
         tokio::time::sleep(pause.min(left)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// As [`connect`] with a single attempt: for those who look whether somebody is there now.
+pub async fn connect_once(peer: &Peer, limit: Duration) -> Result<Channel, Error> {
+    let (security, start) = (Security::of_this_process(), Instant::now());
+    let dialled = match endpoint(&peer.address, &security) {
+        Ok(endpoint) => within(limit, attempt(&peer.address, &endpoint)).await,
+        Err(reason) => Err(reason),
+    };
+    let line = dialled.map_err(|reason| Error::Unreachable {
+        peer: peer.clone(),
+        reason,
+        waited: start.elapsed(),
+    })?;
+    Ok(InterceptedService::new(line, security.attach()))
+}
+
+async fn within<T>(limit: Duration, dialling: impl Future<Output = Result<T, Unreachable>>) -> Result<T, Unreachable> {
+    let dialled = tokio::time::timeout(limit, dialling).await;
+    dialled.unwrap_or(Err(Unreachable::TimedOut))
 }
 
 fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable> {
@@ -120,16 +150,20 @@ fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable>
     if let Some(tls) = security.tls() {
         endpoint = endpoint.tls_config(tls.client()).map_err(wrong)?;
     }
+    let keep_alive = KeepAlive::of_this_process();
     Ok(endpoint
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_interval(keep_alive.interval)
+        .keep_alive_timeout(keep_alive.timeout)
         .keep_alive_while_idle(true)
         .max_frame_size(FRAME_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }
 
-async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport::Channel, Unreachable> {
+async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Line, Unreachable> {
+    if let Some(network) = line::network() {
+        return network.dial(address).map(Line::InProcess);
+    }
     // Resolved apart, so that a wrong name is told from a host that does not answer.
     let found = tokio::net::lookup_host(address)
         .await
@@ -143,7 +177,9 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport:
     let connector = tower::service_fn(move |_: Uri| {
         let address = dialled.clone();
         async move {
-            let stream = TcpStream::connect(address).await?;
+            // The system itself would try for minutes where packets vanish.
+            let connecting = tokio::time::timeout(LONGEST_ATTEMPT, TcpStream::connect(address));
+            let stream = connecting.await.map_err(|_| io::ErrorKind::TimedOut)??;
             settings::tune(&stream)?;
             io::Result::Ok(TokioIo::new(BufReader::with_capacity(READ_AHEAD_BYTES, stream)))
         }
@@ -151,6 +187,7 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<tonic::transport:
     endpoint
         .connect_with_connector(connector)
         .await
+        .map(Line::Socket)
         .map_err(|error| reason(&error))
 }
 

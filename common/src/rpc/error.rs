@@ -12,6 +12,9 @@ use super::{Peer, Unreachable};
 /// Where the typed error travels beside the gRPC status.
 pub const METADATA_KEY: &str = "coati-error-bin";
 
+/// tonic's text when a call's deadline is over.
+const TIMER: &str = "Timeout expired";
+
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $grpc:ident, $retryable:literal;)*) => {
         /// What went wrong, in one small vocabulary for all services.
@@ -186,7 +189,10 @@ impl From<&Status> for ServiceError {
         // Made by the transport, not by a service of ours.
         let code = match status.code() {
             Code::Unavailable | Code::Unknown | Code::Aborted => ErrorCode::Unavailable,
-            Code::DeadlineExceeded | Code::Cancelled => ErrorCode::DeadlineExceeded,
+            Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+            // What a timer says on either side; everything else that cancels a call is the end of its connection.
+            Code::Cancelled if status.message() == TIMER => ErrorCode::DeadlineExceeded,
+            Code::Cancelled => ErrorCode::Unavailable,
             Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidRequest,
             _ => ErrorCode::Internal,
         };
@@ -291,6 +297,15 @@ impl Error {
         }
     }
 
+    /// Whether nothing was heard at all: another attempt may be. Who refused a connection is known not to be there.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Unreachable { reason, .. } => *reason == Unreachable::TimedOut,
+            Self::Timeout { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The service's own code, where a service answered.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -336,6 +351,20 @@ mod tests {
         let error = ServiceError::from(Status::unavailable("broken pipe"));
         assert_eq!(error.code, ErrorCode::Unavailable);
         assert!(error.retryable && error.message.contains("broken pipe"), "{error}");
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_is_not_a_deadline() {
+        let error = ServiceError::from(&Status::cancelled("operation was canceled: connection closed"));
+        assert_eq!((error.code, error.retryable), (ErrorCode::Unavailable, true));
+        assert!(error.message.contains("connection closed"), "{error}");
+        let alert = "operation was canceled: received fatal alert: CertificateUnknown";
+        assert_eq!(
+            ServiceError::from(&Status::cancelled(alert)).code,
+            ErrorCode::Unauthenticated
+        );
+        let timer = Status::cancelled(tonic::TimeoutExpired(()).to_string());
+        assert_eq!(ServiceError::from(&timer).code, ErrorCode::DeadlineExceeded);
     }
 
     #[test]

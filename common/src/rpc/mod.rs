@@ -5,19 +5,21 @@ mod deadline;
 mod dial;
 mod error;
 mod incoming;
+pub mod line;
 mod peer;
 pub mod security;
 mod serve;
 mod settings;
 
 pub use deadline::{Call, call, call_headroom, with_deadline};
-pub use dial::{Channel, Unreachable, connect, connect_as};
+pub use dial::{Channel, Unreachable, connect, connect_as, connect_once};
 pub use error::{Error, ErrorCode, METADATA_KEY, ServiceError};
 pub use incoming::{Connection, Incoming};
+pub use line::InProcess;
 pub use peer::Peer;
 pub use security::Security;
 pub use serve::{Listener, SecureServer, bind, server};
 pub use settings::{
-    CHUNK_BYTES, CONNECTION_LIMIT, CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIMIT_BYTES, KEEP_ALIVE_INTERVAL,
-    KEEP_ALIVE_TIMEOUT, MESSAGE_LIMIT_BYTES, SMALL_MESSAGE_LIMIT_BYTES, STREAM_LIMIT, STREAM_WINDOW_BYTES,
+    CHUNK_BYTES, CONNECTION_LIMIT, CONNECTION_WINDOW_BYTES, FRAME_BYTES, HEADER_LIMIT_BYTES, MESSAGE_LIMIT_BYTES,
+    SMALL_MESSAGE_LIMIT_BYTES, STREAM_LIMIT, STREAM_WINDOW_BYTES, tolerate_silence,
 };

@@ -7,9 +7,10 @@ use tonic::transport::Server;
 use tower::layer::util::{Identity, Stack};
 
 use super::security::Check;
+use super::settings::KeepAlive;
 use super::{
-    CONNECTION_LIMIT, CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, HEADER_LIMIT_BYTES, Incoming, KEEP_ALIVE_INTERVAL,
-    KEEP_ALIVE_TIMEOUT, STREAM_LIMIT, STREAM_WINDOW_BYTES, Security,
+    CONNECTION_LIMIT, CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, HEADER_LIMIT_BYTES, Incoming, STREAM_LIMIT,
+    STREAM_WINDOW_BYTES, Security,
 };
 
 /// A server all of whose services ask for the job's token.
@@ -62,12 +63,13 @@ async fn bind_within(address: &str, patience: Duration) -> Result<Listener, Erro
 ///
 /// Everything that a stranger can send is bounded, and nothing of a call is read before its token has been seen.
 pub fn server(security: &Security) -> Result<SecureServer, Error> {
+    let keep_alive = KeepAlive::of_this_process();
     let server = Server::builder()
         .max_frame_size(FRAME_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_keepalive_interval(Some(keep_alive.interval))
+        .http2_keepalive_timeout(Some(keep_alive.timeout))
         .http2_max_header_list_size(HEADER_LIMIT_BYTES)
         .max_concurrent_streams(STREAM_LIMIT);
     let server = match security.tls() {

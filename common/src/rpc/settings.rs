@@ -1,4 +1,5 @@
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -32,14 +33,68 @@ pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// Flow control: bytes in flight on one connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 
-/// A connection without traffic is pinged this often, so that a peer that vanished without a word is noticed.
-pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a peer may be silent, unless [`tolerate_silence`] says otherwise. Generous, because training hosts are busy on all
+/// cores.
+const SILENCE: Duration = Duration::from_secs(30);
 
-/// A ping unanswered for this long ends the connection. Generous, because training hosts are busy on all cores.
-pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The tolerated silence in milliseconds.
+static TOLERATED: AtomicU64 = AtomicU64::new(SILENCE.as_millis() as u64);
+
+/// A peer that vanishes without a word (its packets are dropped, its host is gone) is noticed after this time on all
+/// connections that this process makes or takes from now on: calls that wait for it end with `unavailable`. A process is one
+/// task of one job, so the limit, `coati.heartbeat_timeout`, is the process's as its credentials are.
+pub fn tolerate_silence(limit: Duration) {
+    let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    TOLERATED.store(millis.max(1), Ordering::Relaxed);
+}
+
+/// When a connection is pinged, and when it is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeepAlive {
+    /// Without traffic for so long, it is pinged.
+    pub(super) interval: Duration,
+    /// A ping unanswered for this long ends it.
+    pub(super) timeout: Duration,
+}
+
+impl KeepAlive {
+    fn within(silence: Duration) -> Self {
+        let interval = silence / 3;
+        Self {
+            interval,
+            timeout: silence - interval,
+        }
+    }
+
+    /// As this process wants it now.
+    pub(super) fn of_this_process() -> Self {
+        Self::within(Duration::from_millis(TOLERATED.load(Ordering::Relaxed)))
+    }
+}
 
 /// What both ends set on a connection.
 pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE_INTERVAL))
+    let idle = KeepAlive::of_this_process().interval.max(Duration::from_secs(1));
+    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_goes_out_early_enough_to_be_missed_in_time() {
+        let keep = KeepAlive::within(SILENCE);
+        assert_eq!(
+            (keep.interval, keep.timeout),
+            (Duration::from_secs(10), Duration::from_secs(20))
+        );
+        for millis in [1, 2, 100, 4000, 3_600_000] {
+            let silence = Duration::from_millis(millis);
+            let keep = KeepAlive::within(silence);
+            assert_eq!(keep.interval + keep.timeout, silence);
+            assert!(keep.timeout > keep.interval);
+        }
+    }
 }

@@ -2,22 +2,24 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::ErrorCode;
 use coati_param_server::{PsClient, PsGroup};
 use coati_proto::coati::v1::JobRef;
 use futures::future::select_all;
-use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::replication::Processes;
 use super::{Limits, Run, recovery};
 use crate::state::State;
+use crate::task::Task;
 use crate::vigil::Vigil;
 
 impl Run {
     /// Waits until all replicas know that the job is over, then sends the servers home.
     pub(super) async fn farewell(&self, servers: Option<&PsGroup>, reason: &str) {
-        let deadline = tokio::time::Instant::now() + self.options.limits.farewell;
+        let deadline = Instant::now() + self.options.limits.farewell;
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
@@ -45,6 +47,12 @@ impl Run {
             tracing::warn!("parameter servers end by themselves");
             return;
         };
+        if self.options.replication {
+            // Some may hold nobody's variables.
+            let job = self.state.lock().job.clone();
+            let processes = Processes::new(&self.options.ps_addresses, job);
+            return processes.dismiss(reason, self.options.limits.farewell).await;
+        }
         if let Err(error) = servers.shutdown(reason, self.options.limits.farewell).await {
             tracing::warn!(%error, "a parameter server did not take leave; it ends by itself");
         }
@@ -52,16 +60,16 @@ impl Run {
 }
 
 /// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does. A server that is gone, was
-/// started again, or is silent for longer than a task may be, ends the incarnation: its variables are lost.
+/// started again, or is silent for longer than a task may be, ends the incarnation: its variables are lost. Ends when what is returned is dropped.
 pub(super) fn watch_servers(
     state: Arc<State>,
     servers: PsGroup,
     job: JobRef,
     limits: &Limits,
     model_dir: PathBuf,
-) -> JoinHandle<()> {
+) -> Task {
     let (every, silence) = (limits.heartbeat_interval, limits.heartbeat_timeout);
-    tokio::spawn(async move {
+    Task::spawn(async move {
         let watching = servers
             .clients()
             .iter()
@@ -92,9 +100,21 @@ async fn watch_server(client: &PsClient, job: &JobRef, every: Duration, silence:
                 vigil.hear(Instant::now());
                 pid = Some(status.pid);
             }
-            Ok(_) => return gone(format!("{} was started again and holds no variables", client.peer())),
-            Err(error) if error.code() == Some(ErrorCode::Unavailable) => return gone(error.to_string()),
-            Err(error) if vigil.is_silent(asked, Instant::now()) => {
+            Ok(status) => {
+                let later = status
+                    .job
+                    .filter(|theirs| theirs.job_id == job.job_id && theirs.incarnation > job.incarnation);
+                return gone(match later {
+                    Some(later) => format!(
+                        "{} belongs to incarnation {} of the job",
+                        client.peer(),
+                        later.incarnation
+                    ),
+                    None => format!("{} was started again and holds no variables", client.peer()),
+                });
+            }
+            // Its process is gone, or hangs: a launcher leaves one alone that has been replaced by now.
+            Err(error) if error.code() == Some(ErrorCode::Unavailable) || vigil.is_silent(asked, Instant::now()) => {
                 return LostServer {
                     why: error.to_string(),
                     hangs: pid,

@@ -1,20 +1,21 @@
 //! The beginning: servers are loaded, replicas join.
 
-use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_common::cluster::OnNan;
 use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
+use tokio::time::Instant;
 
 use super::recovery::Source;
 use super::{Init, Outcome, Run, Trouble};
 use crate::state::Phase;
-use crate::step_log::{FILE, Log};
+use crate::step_log::FILE;
+use crate::troubles::Verdict;
 
 /// While lost servers are waited for, that is said so often.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+pub(super) const SAY_EVERY: Duration = Duration::from_secs(10);
 
 impl Run {
     /// Connects and loads the servers, waits for the replicas. `servers` is filled in as soon as they are connected, for the
@@ -24,36 +25,43 @@ impl Run {
         let begun = Instant::now();
         let placement = plan(&options.variables, options.ps_addresses.len() as u32, options.strategy)
             .map_err(|error| Trouble::Final(error.to_string()))?;
-        let group = self.connect(source, placement.clone()).await?;
+        let ps_addresses = self.hosts(source).await;
+        let group = self.connect(source, placement.clone(), &ps_addresses).await?;
         let group = &*servers.insert(group.accepting_non_finite(options.on_nan == OnNan::Apply));
         self.check_software(group).await?;
         let adopted = match &source.log {
-            Some(log) => self.adopt(group, log).await?,
-            None => false,
+            Some(log) => self.adopt(group, log, source.lost.as_ref()).await?,
+            None => None,
         };
-        if !adopted {
-            if let Some(log) = &source.log {
-                self.give_up(log, &source.init);
+        let (version, data) = match adopted {
+            Some(adopted) => adopted,
+            None => {
+                if let (Some(log), None) = (&source.log, &source.lost) {
+                    let why = "the parameter servers do not hold the newest step";
+                    self.went_back(why, log.end(), source.init.position().0);
+                }
+                self.load(group, &source.init).await?
             }
-            self.load(group, &source.init).await?;
-        }
+        };
         self.await_members(source, begun).await?;
         let mut inner = self.state.lock();
         inner.plan = Some(v1::JobPlan {
             placement: Some(placement),
-            ps_addresses: options.ps_addresses.clone(),
+            ps_addresses,
             num_steps: options.num_steps,
             synchronous: options.synchronous,
             max_staleness: options.consistency.max_staleness,
             data_seed: options.data_seed,
             batch_size: options.batch_size,
             skip_non_finite: options.on_nan == OnNan::Skip,
+            compression: Some(options.compression),
             // Each replica is told the rest when it asks.
             ..v1::JobPlan::default()
         });
         if let Phase::Failed(reason) = &inner.phase {
             return Err(Trouble::Final(reason.clone()));
         }
+        self.begin_log(&inner.job, version, &data);
         inner.phase = Phase::Training;
         drop(inner);
         self.state.changed();
@@ -61,11 +69,22 @@ impl Run {
     }
 
     /// A lost server may take its time to come back; who is waited for is said.
-    async fn connect(&self, source: &Source, placement: v1::Placement) -> Result<PsGroup, Trouble> {
+    async fn connect(
+        &self,
+        source: &Source,
+        placement: v1::Placement,
+        addresses: &[String],
+    ) -> Result<PsGroup, Trouble> {
         let (job, limits) = (self.state.lock().job.clone(), &self.options.limits);
-        let connect = |limit| PsGroup::connect(placement.clone(), &self.options.ps_addresses, &job, limit);
+        let connect = |limit| PsGroup::connect(placement.clone(), addresses, &job, limit);
+        if source.needs_all() {
+            return self.look_at_servers(placement).await;
+        }
         if source.is_first() {
-            return Ok(connect(limits.formation).await?);
+            // Nothing has been there that could have been lost.
+            return connect(limits.formation)
+                .await
+                .map_err(|error| Trouble::Final(error.to_string()));
         }
         let deadline = Instant::now() + limits.rejoin;
         loop {
@@ -82,7 +101,7 @@ impl Run {
         let mut changes = self.state.watch();
         loop {
             changes.mark_unchanged();
-            {
+            let verdict = {
                 let inner = self.state.lock();
                 if let Some(reason) = &inner.stop {
                     return Outcome::Interrupted(reason.clone());
@@ -90,9 +109,19 @@ impl Run {
                 if let Phase::Failed(reason) = &inner.phase {
                     return Outcome::Failed(reason.clone());
                 }
-            }
+                inner.troubles.verdict(Instant::now(), &inner.membership.missing())
+            };
             // The sender lives as long as the state, which is ours too.
-            let _ = changes.changed().await;
+            match verdict {
+                Verdict::Fine => drop(changes.changed().await),
+                Verdict::WaitUntil(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let _ = tokio::time::timeout(left, changes.changed()).await;
+                }
+                Verdict::Hopeless(reason) => {
+                    return Outcome::Failed(format!("the cluster could not form: {reason}"));
+                }
+            }
         }
     }
 
@@ -114,18 +143,12 @@ impl Run {
         Ok(())
     }
 
-    /// Gives the servers their variables.
-    async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(), Trouble> {
+    /// Gives the servers their variables; returns the version that training goes on from, and what of the data was used.
+    async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(u64, DataPosition), Trouble> {
         let options = &self.options;
         let limits = &options.limits;
-        // Synchronous gradients are never stale: nothing to make up for.
-        let consistency = if options.synchronous {
-            Consistency::default()
-        } else {
-            options.consistency
-        };
         servers
-            .configure(options.optimizer.clone(), consistency, limits.formation)
+            .configure(options.optimizer.clone(), self.consistency(), limits.formation)
             .await?;
         match init {
             Init::Values(values) => {
@@ -136,7 +159,16 @@ impl Run {
                 servers.restore(&prefix, *step, false, limits.save).await?;
             }
         }
-        Ok(())
+        Ok(init.position())
+    }
+
+    /// Synchronous gradients are never stale: nothing to make up for.
+    pub(super) fn consistency(&self) -> Consistency {
+        if self.options.synchronous {
+            Consistency::default()
+        } else {
+            self.options.consistency
+        }
     }
 
     /// Waits for the replicas: the first time for all of them, later on for those that were there before, and not for long.
@@ -150,7 +182,7 @@ impl Run {
             let missing: Vec<String> = {
                 let mut inner = self.state.lock();
                 if let Some((_, lost)) = inner.lost(Instant::now()).first()
-                    && source.is_first()
+                    && source.needs_all()
                 {
                     return Err(Trouble::Final(format!("{lost}\nhint: look into the task's log")));
                 }
@@ -167,7 +199,7 @@ impl Run {
                 }
                 let late = Instant::now() >= deadline;
                 // The master's own replica is there as long as this process is.
-                let without = late && !source.is_first() && !missing.iter().any(|task| task == "master");
+                let without = late && !source.needs_all() && !missing.iter().any(|task| task == "master");
                 if missing.is_empty() || without {
                     for rank in 0..=self.options.workers {
                         if !inner.is_there(rank) {
@@ -185,7 +217,7 @@ impl Run {
                 missing
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() && source.is_first() {
+            if left.is_zero() && source.needs_all() {
                 return Err(Trouble::Final(format!(
                     "{} did not join within {:.0} s\nhint: look into the task's log; does it reach the master at its address?",
                     missing.join(", "),
@@ -202,40 +234,9 @@ impl Run {
         }
     }
 
-    /// The servers do not hold what the log tells of: it begins anew, from the last checkpoint.
-    fn give_up(&self, log: &Log, init: &Init) {
-        let (to, data) = init.position();
-        self.begin_log(&self.job(), to, &data);
-        let from = log.end();
-        if from > to {
-            self.went_back("the parameter servers do not hold the newest step", from, to);
-        }
-    }
-
-    /// This incarnation of the job.
-    fn job(&self) -> v1::JobRef {
-        self.state.lock().job.clone()
-    }
-
     /// From here on the log tells what was decided. Without it, a restarted coordinator goes back to the last checkpoint.
     pub(super) fn begin_log(&self, job: &v1::JobRef, version: u64, data: &DataPosition) {
-        let begun = self.steps().begin(job, version, data);
-        self.warn_of_log(begun);
-    }
-
-    /// The first incarnation of this coordinator: what an earlier one wrote down stays, under the new number.
-    pub(super) fn open_log(&self, log: Option<&Log>) {
-        let job = self.job();
-        let (version, data) = self.options.init.position();
-        let opened = match log {
-            Some(log) => self.steps().take_over(&job, log),
-            None => self.steps().begin(&job, version, &data),
-        };
-        self.warn_of_log(opened);
-    }
-
-    fn warn_of_log(&self, written: io::Result<()>) {
-        if let Err(error) = written {
+        if let Err(error) = self.steps().begin(job, version, data) {
             self.state.warn(format!(
                 "{} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint",
                 self.options.model_dir.join(FILE).display()

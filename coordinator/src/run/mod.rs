@@ -1,23 +1,28 @@
 //! Runs a job's coordinator: forms the cluster, commits steps, saves, ends.
 
+mod claim;
 mod farewell;
 mod formation;
 mod options;
+mod preflight;
 mod recovery;
+mod replication;
 mod saving;
+mod shards;
 mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
-use coati_common::rpc::{self, ErrorCode, SMALL_MESSAGE_LIMIT_BYTES, Security};
+use coati_common::rpc::{self, ErrorCode, InProcess, SMALL_MESSAGE_LIMIT_BYTES, Security};
 use coati_param_server::PsGroup;
 use coati_proto::coati::v1::JobRef;
 use coati_proto::coati::v1::coordinator_server::CoordinatorServer;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 
 pub use options::{Event, Init, Limits, Options, Outcome};
 
@@ -27,6 +32,8 @@ use crate::membership::Membership;
 use crate::service::Service;
 use crate::state::{Inner, Phase, State, task_of};
 use crate::step_log::{self, Log, StepLog};
+use crate::task::Task;
+use crate::troubles::Troubles;
 pub(crate) use recovery::ask_for_restart;
 use recovery::{Progress, Source};
 
@@ -35,7 +42,12 @@ pub struct Handle {
     state: Arc<State>,
     address: String,
     outcome: JoinHandle<Outcome>,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: Option<Server>,
+}
+
+/// What answers on the port.
+struct Server {
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
     close: watch::Sender<bool>,
 }
 
@@ -61,9 +73,16 @@ impl Handle {
             .outcome
             .await
             .unwrap_or_else(|error| Outcome::Failed(format!("the coordinator ended unexpectedly: {error}")));
-        self.close.send_replace(true);
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.server).await;
+        if let Some(server) = self.server {
+            server.close.send_replace(true);
+            let _ = tokio::time::timeout(Duration::from_secs(2), server.task).await;
+        }
         outcome
+    }
+
+    /// Ends it as a kill would end its process, but for the port: nobody is told and nothing is written.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.outcome.abort_handle()
     }
 }
 
@@ -87,47 +106,66 @@ pub async fn start(options: Options, events: mpsc::UnboundedSender<Event>) -> Re
 /// As [`start`], letting in whom `security` says.
 pub async fn start_as(
     security: &Security,
-    mut options: Options,
+    options: Options,
     events: mpsc::UnboundedSender<Event>,
 ) -> Result<Handle, rpc::Error> {
     let mut server = rpc::server(security)?;
     let listener = rpc::bind(&options.listen).await?;
+    let (mut handle, service) = begin(options, events);
+    handle.address = listener.address.to_string();
+    let (close, mut closed) = watch::channel(false);
+    let task = tokio::spawn(
+        server
+            .add_service(service)
+            .serve_with_incoming_shutdown(listener.incoming, async move {
+                let _ = closed.wait_for(|closed| *closed).await;
+            }),
+    );
+    handle.server = Some(Server { task, close });
+    Ok(handle)
+}
+
+/// As [`start`], for callers in this process: listens nowhere.
+pub fn start_in_process(options: Options, events: mpsc::UnboundedSender<Event>) -> (Handle, InProcess) {
+    let (handle, service) = begin(options, events);
+    (handle, InProcess::serving(service))
+}
+
+fn begin(mut options: Options, events: mpsc::UnboundedSender<Event>) -> (Handle, CoordinatorServer<Service>) {
     let log = step_log::read(&options.model_dir).filter(|log| log.job.job_id == options.job.job_id);
     if let Some(log) = &log {
         // Incarnations that the job took while it ran.
         options.job.incarnation = options.job.incarnation.max(log.job.incarnation + 1);
     }
+    match claim::first(&options.model_dir, options.job.incarnation) {
+        Ok(number) => options.job.incarnation = number,
+        // Whoever writes there first will say more.
+        Err(error) => tracing::warn!(%error, "nothing but the folder's lock keeps a second coordinator away"),
+    }
     let (version, data) = options.init.position();
     let expected = (0..=options.workers).map(task_of).collect();
     let inner = incarnation(&options, options.job.clone(), version, &data, expected);
     let state = Arc::new(State::new(inner, events));
+    let service = Service {
+        state: Arc::clone(&state),
+        heartbeat_interval: options.limits.heartbeat_interval,
+    };
+    let service = CoordinatorServer::new(service).max_decoding_message_size(SMALL_MESSAGE_LIMIT_BYTES);
     let run = Run {
         state: Arc::clone(&state),
         steps: Mutex::new(StepLog::new(&options.model_dir)),
         options,
+        saving: tokio::sync::Mutex::default(),
     };
-    // Before anybody hears of this incarnation.
-    run.open_log(log.as_ref());
-    let service = Service {
-        state: Arc::clone(&state),
-        heartbeat_interval: run.options.limits.heartbeat_interval,
-    };
-    let service = CoordinatorServer::new(service).max_decoding_message_size(SMALL_MESSAGE_LIMIT_BYTES);
-    let (close, mut closed) = watch::channel(false);
-    let server = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
-        listener.incoming,
-        async move {
-            let _ = closed.wait_for(|closed| *closed).await;
-        },
-    ));
+    let address = run.options.listen.clone();
     let outcome = tokio::spawn(run.run(log));
-    Ok(Handle {
+    let handle = Handle {
         state,
-        address: listener.address.to_string(),
+        address,
         outcome,
-        server,
-        close,
-    })
+        server: None,
+    };
+    (handle, service)
 }
 
 /// The state of a new incarnation of the job, from this version on.
@@ -160,8 +198,11 @@ fn incarnation(options: &Options, job: JobRef, version: u64, data: &DataPosition
         details: BTreeMap::new(),
         stop: None,
         servers_lost: None,
+        without_copy: None,
+        moving_home: None,
         told: BTreeSet::new(),
         looked: Instant::now(),
+        troubles: Troubles::default(),
         last_checkpoint: version,
         num_steps: options.num_steps,
         lockstep,
@@ -174,6 +215,8 @@ struct Run {
     state: Arc<State>,
     steps: Mutex<StepLog>,
     options: Options,
+    /// The checkpoint that is being written while training goes on.
+    saving: tokio::sync::Mutex<Option<Task>>,
 }
 
 /// How an incarnation ended.
@@ -190,15 +233,31 @@ enum Trouble {
     Lost(String),
     /// Another attempt would not help.
     Final(String),
+    /// Another coordinator runs the job now: this one leaves everything as it is.
+    TakenOver(String),
 }
+
+impl Trouble {
+    /// The same, in other words.
+    fn said(self, words: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Lost(reason) => Self::Lost(words(reason)),
+            Self::Final(reason) => Self::Final(words(reason)),
+            Self::TakenOver(reason) => Self::TakenOver(words(reason)),
+        }
+    }
+}
+
+/// What a coordinator says last that finds another one in its place.
+const TAKEN_OVER: &str = "another coordinator has taken this job over\nhint: let only one run";
 
 impl From<coati_param_server::client::Error> for Trouble {
     fn from(error: coati_param_server::client::Error) -> Self {
         match error.rpc() {
             Some(rpc) if rpc.is_absence() => Self::Lost(error.to_string()),
-            Some(rpc) if rpc.code() == Some(ErrorCode::StaleIncarnation) => Self::Final(format!(
-                "{error}\nhint: another coordinator has taken this job over; let only one run"
-            )),
+            Some(rpc) if rpc.code() == Some(ErrorCode::StaleIncarnation) => {
+                Self::TakenOver(format!("{error}: {TAKEN_OVER}"))
+            }
             _ => Self::Final(error.to_string()),
         }
     }
@@ -214,7 +273,7 @@ impl Run {
                 Term::Over(outcome) => break outcome,
                 Term::ServersLost(reason) => {
                     let next = match progress.look(Instant::now(), self.stepped(), &reason) {
-                        Ok(()) => self.go_back(&reason).await,
+                        Ok(()) => self.go_back(&source, &reason).await,
                         Err(reason) => Err(reason),
                     };
                     match next {
@@ -230,13 +289,16 @@ impl Run {
         };
         self.farewell(servers.as_ref(), outcome.reason()).await;
         // The servers are gone: there is nothing that the log could go with.
-        self.steps().end();
+        let incarnation = self.state.lock().job.incarnation;
+        self.steps().end(incarnation);
         outcome
     }
 
     /// One incarnation from loading the servers to the end.
     async fn incarnation(&self, source: &Source, servers: &mut Option<PsGroup>) -> Term {
         let formed = tokio::select! {
+            // In a fixed order, so that a simulation can be repeated.
+            biased;
             formed = self.form(source, servers) => formed,
             given_up = self.given_up() => {
                 self.announce(&given_up);
@@ -245,8 +307,8 @@ impl Run {
         };
         let group = match (formed, &servers) {
             (Ok(()), Some(group)) => group.clone(),
-            (Err(Trouble::Lost(reason)), _) if !source.is_first() => return Term::ServersLost(reason),
-            (Err(Trouble::Lost(reason) | Trouble::Final(reason)), _) => {
+            (Err(Trouble::Lost(reason)), _) => return Term::ServersLost(reason),
+            (Err(Trouble::Final(reason) | Trouble::TakenOver(reason)), _) => {
                 let outcome = Outcome::Failed(format!("the cluster could not form: {reason}"));
                 self.announce(&outcome);
                 return Term::Over(outcome);
@@ -258,6 +320,7 @@ impl Run {
             }
         };
         let job = self.state.lock().job.clone();
+        let tending = self.options.replication.then(|| self.tend(&group, &job));
         let watch = farewell::watch_servers(
             Arc::clone(&self.state),
             group.clone(),
@@ -266,7 +329,7 @@ impl Run {
             self.options.model_dir.clone(),
         );
         let term = self.train_and_save(&group).await;
-        watch.abort();
+        drop((watch, tending));
         term
     }
 
@@ -276,15 +339,29 @@ impl Run {
         let ended = match self.train(servers).await {
             Err(Trouble::Lost(reason)) => return Term::ServersLost(reason),
             Err(Trouble::Final(reason)) => Err(reason),
+            Err(Trouble::TakenOver(reason)) => {
+                let outcome = Outcome::Failed(reason);
+                self.announce(&outcome);
+                return Term::Over(outcome);
+            }
             Ok(stopped) => Ok(stopped),
         };
-        // Replicas leave while the last checkpoint is written.
-        self.announce(&match &ended {
-            Ok(None) => Outcome::Completed,
-            Ok(Some(reason)) => Outcome::Interrupted(reason.clone()),
-            Err(reason) => Outcome::Failed(reason.clone()),
-        });
+        // A complete job needs its last checkpoint: replicas stay until it is written, so that the steps can be made again if a
+        // server is lost meanwhile. From others they leave while it is written.
+        match &ended {
+            Ok(None) => {}
+            Ok(Some(reason)) => self.announce(&Outcome::Interrupted(reason.clone())),
+            Err(reason) => self.announce(&Outcome::Failed(reason.clone())),
+        }
         let saved = self.save(servers).await;
+        if ended == Ok(None) {
+            if saved.is_err()
+                && let Some(lost) = self.lost_server(servers).await
+            {
+                return Term::ServersLost(lost);
+            }
+            self.announce(&Outcome::Completed);
+        }
         Term::Over(match (ended, saved) {
             (Err(reason), Ok(())) => Outcome::Failed(reason),
             (Err(reason), Err(error)) => Outcome::Failed(format!(
@@ -297,6 +374,25 @@ impl Run {
             (Ok(None), Ok(())) => Outcome::Completed,
             (Ok(Some(reason)), Ok(())) => Outcome::Interrupted(reason),
         })
+    }
+
+    /// A server that holds the variables no more, or does not answer.
+    async fn lost_server(&self, servers: &PsGroup) -> Option<String> {
+        let (job, lost) = {
+            let inner = self.state.lock();
+            (inner.job.clone(), inner.servers_lost.clone())
+        };
+        if lost.is_some() {
+            return lost;
+        }
+        for client in servers.clients() {
+            match client.status(self.options.limits.heartbeat_timeout).await {
+                Ok(status) if status.job.as_ref() == Some(&job) => {}
+                Ok(_) => return Some(format!("{} was started again and holds no variables", client.peer())),
+                Err(error) => return Some(error.to_string()),
+            }
+        }
+        None
     }
 
     /// Whether this incarnation made a step.

@@ -76,8 +76,12 @@ pub struct Options {
     pub replicas_to_aggregate: u32,
     /// In asynchronous training: how old gradients may be, and what their age changes.
     pub consistency: Consistency,
+    /// `coati.replication`: every server's variables have a copy on another one.
+    pub replication: bool,
     /// What becomes of gradients with NaN or infinity.
     pub on_nan: OnNan,
+    /// What travels in a shorter form than float32.
+    pub compression: v1::Compression,
     /// When to save.
     pub cadence: cadence::Options,
     /// What to keep.
@@ -150,6 +154,10 @@ pub enum Event {
         seconds: Vec<(String, f64)>,
         /// The contributors' ranks, ascending, and how many versions the gradient of each was behind.
         staleness: Vec<(u32, u64)>,
+        /// Bytes of gradients that the contributors sent.
+        bytes_pushed: u64,
+        /// Bytes of variables that they received.
+        bytes_pulled: u64,
     },
     /// Servers lost their variables: the job goes on from an earlier step.
     WentBack {
@@ -157,6 +165,12 @@ pub enum Event {
         from: u64,
         /// The step of the checkpoint.
         to: u64,
+    },
+    /// With `coati.replication`: the servers whose variables have no whole copy (yet, or any more). While there is none, losing
+    /// any one process loses no step.
+    Copies {
+        /// Their indices, ascending.
+        without: Vec<u32>,
     },
     /// A checkpoint is complete.
     Saved {

@@ -2,17 +2,21 @@
 //! only the coordinator was away.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
+use coati_common::work;
 use coati_param_server::{Contributor, PsGroup};
-use coati_proto::coati::v1::{JobRef, PsStatusReply};
+use coati_proto::coati::v1::JobRef;
 use futures::future::try_join_all;
+use tokio::time::Instant;
 
-use super::{Event, Init, Run, Trouble, incarnation};
+use super::shards::{fits, shard_of};
+use super::{Event, Init, Run, TAKEN_OVER, Trouble, claim, incarnation};
 use crate::launcher::control::{self, Request};
 use crate::state::{Inner, Phase};
-use crate::step_log::{Log, Step};
+use crate::step_log::{self, Log, Step};
 
 /// What an incarnation begins with.
 pub(super) struct Source {
@@ -22,6 +26,15 @@ pub(super) struct Source {
     pub log: Option<Log>,
     /// Tasks that the incarnation waits for before it begins; all of the cluster, the first time.
     pub awaited: Option<Vec<String>>,
+    /// What ended the incarnation before, where its variables may be found in copies.
+    pub lost: Option<Lost>,
+}
+
+/// Why an incarnation ended.
+pub(super) struct Lost {
+    reason: String,
+    /// Its newest committed step.
+    from: u64,
 }
 
 impl Source {
@@ -30,12 +43,18 @@ impl Source {
             init: init.clone(),
             log,
             awaited: None,
+            lost: None,
         }
     }
 
     /// Whether this coordinator forms the cluster for the first time.
     pub(super) fn is_first(&self) -> bool {
         self.awaited.is_none()
+    }
+
+    /// Whether all of the cluster must be there: a job that ran before goes on without those who do not come back.
+    pub(super) fn needs_all(&self) -> bool {
+        self.is_first() && self.log.is_none()
     }
 }
 
@@ -68,22 +87,15 @@ impl Progress {
     }
 }
 
-/// Whether servers in these states can go on where the log ends: all of them hold the variables of an incarnation that the log
-/// goes for, at its end or one step before.
-pub(super) fn go_on(log: &Log, servers: &[PsStatusReply]) -> bool {
-    let one_before = if log.steps.is_empty() { log.end() } else { log.end() - 1 };
-    servers.iter().all(|server| {
-        server.job.as_ref().is_some_and(|job| log.covers(job))
-            && server.state == "serving"
-            && (one_before..=log.end()).contains(&server.version)
-    })
-}
-
 impl Run {
-    /// Ends this incarnation and prepares the next one, from the newest checkpoint.
-    pub(super) async fn go_back(&self, reason: &str) -> Result<Source, String> {
+    /// Ends this incarnation and prepares the next one: from the newest checkpoint, unless there are copies.
+    pub(super) async fn go_back(&self, ended: &Source, reason: &str) -> Result<Source, String> {
+        let ending = self.state.lock().job.incarnation;
+        // Whoever writes a checkpoint of this incarnation gives it up, or completes it: then it is the newest.
+        self.state.servers_lost(ending, reason);
+        self.saved().await;
         let folder = self.options.model_dir.clone();
-        let latest = tokio::task::spawn_blocking(move || state::latest(&folder))
+        let latest = work::blocking(move || state::latest(&folder))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("{reason}; and going on is not possible: {error}"))?;
@@ -101,14 +113,18 @@ impl Run {
             if let Phase::Failed(reason) = &inner.phase {
                 return Err(reason.clone());
             }
-            let awaited = inner.membership.present().into_iter().map(str::to_owned).collect();
+            // Who was there takes part again. An incarnation that did not form has seen only some of those it waited for.
+            let present = inner.membership.present_until_lately(Instant::now());
+            let present = present.into_iter().map(str::to_owned);
+            let awaited = match inner.plan {
+                Some(_) => Some(present.collect()),
+                None => ended.awaited.clone(),
+            };
             let from = inner.clock.version();
             let job = JobRef {
-                incarnation: inner.job.incarnation + 1,
+                incarnation: next_incarnation(&self.options.model_dir, inner.job.incarnation)?,
                 ..inner.job.clone()
             };
-            // Before anybody hears of it.
-            self.begin_log(&job, to, &data);
             let expected = inner.membership.expected().to_vec();
             *inner = Inner {
                 stop: inner.stop.take(),
@@ -117,16 +133,30 @@ impl Run {
             (from, awaited)
         };
         self.state.changed();
-        self.went_back(reason, from, to);
+        let lost = Lost {
+            reason: reason.to_owned(),
+            from,
+        };
+        // With every step that was decided: those that servers hold must go with it.
+        let log = Some(&self.options.model_dir).filter(|_| self.options.replication);
+        let log = log.and_then(|folder| step_log::read(folder));
+        let log = log.filter(|log| log.job.job_id == self.options.job.job_id && log.end() >= from);
+        if log.is_none() {
+            self.went_back(reason, from, to);
+        }
         Ok(Source {
             init,
-            log: None,
-            awaited: Some(awaited),
+            lost: log.is_some().then_some(lost),
+            log,
+            awaited,
         })
     }
 
     /// Says how many steps a loss costs.
     pub(super) fn went_back(&self, reason: &str, from: u64, to: u64) {
+        if from <= to {
+            return;
+        }
         self.state.tell(Event::WentBack { from, to });
         self.state.warn(format!(
             "{reason}: going back from step {from} to step {to}; {} step(s) are lost and made again",
@@ -134,26 +164,43 @@ impl Run {
         ));
     }
 
-    /// Takes the servers over from an earlier coordinator of this job, if they and its log agree; finishes the step that it
-    /// decided last. Whether they do.
-    pub(super) async fn adopt(&self, servers: &PsGroup, log: &Log) -> Result<bool, Trouble> {
+    /// Takes the servers over from an earlier incarnation of this job, if they and its log agree; finishes the step that it
+    /// decided last. Returns the version and what of the data was used. `lost` says what ended that incarnation, if it was not
+    /// the coordinator's own end.
+    pub(super) async fn adopt(
+        &self,
+        servers: &PsGroup,
+        log: &Log,
+        lost: Option<&Lost>,
+    ) -> Result<Option<(u64, DataPosition)>, Trouble> {
         let limit = self.options.limits.commit;
         let states = try_join_all(servers.clients().iter().map(|client| client.status(limit)))
             .await
             .map_err(coati_param_server::client::Error::from)?;
-        if !go_on(log, &states) {
+        let fits = |(index, state)| shard_of(state, index).is_some_and(|shard| fits(log, shard));
+        if !states.iter().enumerate().all(fits) {
             let newest = states
                 .iter()
                 .filter(|server| server.state == "serving")
                 .map(|server| server.version);
-            if let Some(newest) = newest.max() {
+            if let Some(lost) = lost {
+                let to = self.state.lock().clock.version();
+                self.went_back(&lost.reason, lost.from, to);
+            } else if let Some(newest) = newest.max() {
                 self.state.warn(format!(
                     "the parameter servers hold variables of step {newest} that do not go with {} (which ends at step {})",
                     crate::step_log::FILE,
                     log.end()
                 ));
             }
-            return Ok(false);
+            return Ok(None);
+        }
+        let job = self.state.lock().job.clone();
+        if let Err(error) = self.steps().take_over(&job, log) {
+            self.state.warn(format!(
+                "{} cannot be written: {error}; if the master dies now, the job goes back to its last checkpoint",
+                crate::step_log::FILE
+            ));
         }
         servers.adopt(limit).await?;
         if let Some(step) = log.steps.last() {
@@ -163,7 +210,6 @@ impl Run {
                 .await?;
         }
         let mut inner = self.state.lock();
-        let job = inner.job.clone();
         let mut fresh = incarnation(&self.options, job, log.end(), &log.data, Vec::new());
         for (_, first, count) in log.steps.iter().flat_map(|step| &step.contributors) {
             fresh.ledger.replay(*first, *count);
@@ -173,13 +219,27 @@ impl Run {
         let fresh = incarnation(&self.options, fresh.job, log.end(), &data, Vec::new());
         (inner.clock, inner.ledger, inner.start_version) = (fresh.clock, fresh.ledger, fresh.start_version);
         drop(inner);
-        self.state.warn(format!(
-            "the coordinator was away: the parameter servers still hold step {}, training goes on from there",
-            log.end()
-        ));
-        let job = self.state.lock().job.clone();
-        self.begin_log(&job, log.end(), &data);
-        Ok(true)
+        let end = log.end();
+        self.state.warn(match lost {
+            Some(Lost { reason, .. }) => {
+                format!("{reason}: training goes on from the copies at step {end}; no step is lost")
+            }
+            None => format!(
+                "the coordinator was away: the parameter servers still hold step {end}, training goes on from there"
+            ),
+        });
+        Ok(Some((log.end(), data)))
+    }
+}
+
+/// The next incarnation of a job, unless another coordinator has begun one.
+fn next_incarnation(folder: &Path, own: u64) -> Result<u64, String> {
+    match claim::next(folder, own) {
+        Ok(next) => next.ok_or_else(|| format!("{}: {TAKEN_OVER}", folder.display())),
+        Err(error) => {
+            tracing::warn!(%error, "nothing but the folder's lock keeps a second coordinator away");
+            Ok(own + 1)
+        }
     }
 }
 
@@ -187,7 +247,7 @@ impl Run {
 pub(crate) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
     let (job_dir, pid) = (job_dir.to_owned(), i32::try_from(pid).ok());
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(work::blocking(move || {
         let request = Request::Restart {
             task,
             pid: Some(pid),
@@ -197,7 +257,7 @@ pub(crate) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
             Ok(reply) => tracing::info!(?reply, "the launcher was asked for another process"),
             Err(error) => tracing::info!(%error, "no launcher replaces the process"),
         }
-    });
+    }));
 }
 
 /// As the servers want them.
@@ -207,69 +267,7 @@ pub(super) fn contributors(step: &Step) -> Vec<Contributor> {
 
 #[cfg(test)]
 mod tests {
-    use coati_checkpoint::manifest::DataPosition;
-
     use super::*;
-
-    fn job(incarnation: u64) -> JobRef {
-        JobRef {
-            job_id: "j".into(),
-            incarnation,
-        }
-    }
-
-    fn server(incarnation: u64, version: u64) -> PsStatusReply {
-        PsStatusReply {
-            job: Some(job(incarnation)),
-            state: "serving".into(),
-            version,
-            ..PsStatusReply::default()
-        }
-    }
-
-    #[test]
-    fn servers_are_taken_over_only_where_the_log_knows_every_step() {
-        let step = |version| Step {
-            version,
-            contributors: Vec::new(),
-        };
-        let log = Log {
-            job: job(4),
-            oldest: 3,
-            version: 10,
-            data: DataPosition::default(),
-            steps: vec![step(10), step(11)],
-        };
-        assert!(go_on(&log, &[server(4, 12), server(4, 12)]));
-        assert!(
-            go_on(&log, &[server(4, 11), server(4, 12)]),
-            "the last commit reached one of them"
-        );
-        assert!(
-            !go_on(&log, &[server(4, 13), server(4, 13)]),
-            "a step that the log does not know"
-        );
-        assert!(
-            !go_on(&log, &[server(4, 10), server(4, 12)]),
-            "one lacks an earlier step"
-        );
-        assert!(
-            go_on(&log, &[server(3, 12), server(4, 12)]),
-            "who took them over died before it had the first one"
-        );
-        assert!(!go_on(&log, &[server(2, 12), server(4, 12)]), "another incarnation's");
-        assert!(!go_on(&log, &[server(5, 12), server(4, 12)]), "of a later coordinator");
-        assert!(
-            !go_on(&log, &[server(4, 12), PsStatusReply::default()]),
-            "one was started again"
-        );
-        let begun = Log {
-            steps: Vec::new(),
-            ..log
-        };
-        assert!(go_on(&begun, &[server(4, 10)]));
-        assert!(!go_on(&begun, &[server(4, 9)]));
-    }
 
     #[test]
     fn losses_without_a_step_in_between_end_the_job_after_a_while() {

@@ -1,9 +1,10 @@
 //! Committing step after step.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use coati_param_server::PsGroup;
+use coati_param_server::{PsGroup, client};
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
+use tokio::time::Instant;
 
 use super::recovery::{self, contributors};
 use super::{Event, Run, Trouble};
@@ -11,7 +12,7 @@ use crate::cadence::{self, Last};
 use crate::clock::{Decision, Reported};
 use crate::invariants::{Invariant, check};
 use crate::state::{Details, Phase};
-use crate::step_log::{FILE, Step};
+use crate::step_log::FILE;
 use crate::timing;
 
 /// After a request to stop, the step under way has so long: a replica that died can leave it unfinished for ever, and the
@@ -40,7 +41,7 @@ impl Run {
         loop {
             // However much the others report: who is silent is noticed.
             if Instant::now() >= look_at {
-                self.remove_lost();
+                self.remove_lost(look_at);
                 look_at = Instant::now() + look_every;
             }
             let decision = {
@@ -50,6 +51,9 @@ impl Run {
                 }
                 if let Some(reason) = &inner.servers_lost {
                     return Err(Trouble::Lost(reason.clone()));
+                }
+                if let Some(names) = &inner.moving_home {
+                    return Err(Trouble::Lost(format!("the variables of {names} move home")));
                 }
                 if inner.clock.version() >= inner.num_steps {
                     return Ok(None);
@@ -70,8 +74,9 @@ impl Run {
                         let stop = self.state.lock().stop.clone();
                         return Ok(stop.filter(|_| version < self.options.num_steps));
                     }
-                    if cadence::is_due(Instant::now(), version, last, self.options.cadence) {
-                        self.save_on_the_way(servers, version).await;
+                    if cadence::is_due(Instant::now(), version, last, self.options.cadence)
+                        && self.save_on_the_way(servers, version).await
+                    {
                         (last.at, last.version) = (Instant::now(), version);
                         committed_at = last.at;
                     }
@@ -94,20 +99,19 @@ impl Run {
         }
     }
 
-    fn remove_lost(&self) {
-        let lost = self.state.lock().remove_lost(Instant::now());
+    /// `due` is when this should have been looked at. Who was away for longer, as a process that was stopped is, has heard
+    /// nobody, and says nothing about the others.
+    fn remove_lost(&self, due: Instant) {
+        let now = Instant::now();
+        let mut inner = self.state.lock();
+        if now.saturating_duration_since(due) >= self.options.limits.heartbeat_timeout / 2 {
+            inner.membership.all_seen(now);
+        }
+        let lost = inner.remove_lost(now);
+        drop(inner);
         for lost in lost {
             self.state.warn(&lost.words);
             recovery::ask_for_restart(&self.options.model_dir, lost.task, lost.pid);
-        }
-    }
-
-    /// A failure is said and costs nothing but the checkpoint: the next attempt comes with the next due time.
-    async fn save_on_the_way(&self, servers: &PsGroup, version: u64) {
-        if let Err(error) = self.save(servers).await {
-            self.state.warn(format!(
-                "checkpoint of step {version} failed; the previous one stays: {error}"
-            ));
         }
     }
 
@@ -164,13 +168,20 @@ impl Run {
             inner.step_of(&chosen)
         };
         let version = step.version;
+        let contributors = contributors(&step);
+        if self.options.replication {
+            // What is decided must outlive any one server.
+            let prepare = |limit| servers.prepare(version, &contributors, limit);
+            self.on_servers(version, "prepared", prepare).await?;
+        }
         if let Err(error) = self.steps().step(&step) {
             self.state.warn(format!(
                 "{FILE} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint"
             ));
         }
         let chosen = chosen.as_slice();
-        let committed = self.commit_on_servers(servers, &step).await?;
+        let commit = |limit| servers.commit(version, &contributors, self.options.synchronous, limit);
+        let committed = self.on_servers(version, "committed", commit).await?;
         check(
             Invariant::VersionsAreConsecutive,
             committed.version == version + 1,
@@ -212,35 +223,30 @@ impl Run {
             epoch,
             seconds: time.named(),
             staleness: staleness.collect(),
+            bytes_pushed: bytes_moved(&details, 0),
+            bytes_pulled: bytes_moved(&details, 1),
         });
         Ok((committed.version, last_step))
     }
 
-    async fn commit_on_servers(
+    /// Repeats a call on all servers until the limit for commits: those that have done it before answer the same.
+    async fn on_servers<T, F: Future<Output = Result<T, client::Error>>>(
         &self,
-        servers: &PsGroup,
-        step: &Step,
-    ) -> Result<coati_param_server::store::Committed, Trouble> {
-        let (version, contributors) = (step.version, contributors(step));
+        version: u64,
+        done: &str,
+        call: impl Fn(Duration) -> F,
+    ) -> Result<T, Trouble> {
         let deadline = Instant::now() + self.options.limits.commit;
-        // Repeating a commit is safe: servers that have applied it answer the same.
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let limit = left.max(Duration::from_millis(100));
-            let committed = servers
-                .commit(version, &contributors, self.options.synchronous, limit)
-                .await;
-            match committed {
-                Ok(committed) => return Ok(committed),
+            match call(left.max(Duration::from_millis(100))).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) if left.is_zero() || !retryable(&error) || self.state.lock().servers_lost.is_some() => {
-                    let what = format!("step {} could not be committed: {error}", version + 1);
-                    return Err(match Trouble::from(error) {
-                        Trouble::Lost(_) => Trouble::Lost(what),
-                        Trouble::Final(_) => Trouble::Final(what),
-                    });
+                    let words = |reason| format!("step {} could not be {done}: {reason}", version + 1);
+                    return Err(Trouble::from(error).said(words));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, version, "commit is repeated");
+                    tracing::warn!(%error, version, "what could not be {done} is tried again");
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -255,6 +261,12 @@ fn is_skipped(reported: &Reported) -> bool {
 
 fn retryable(error: &coati_param_server::client::Error) -> bool {
     error.rpc().is_some_and(coati_common::rpc::Error::retryable)
+}
+
+/// What the contributors together say that they pushed (0) or pulled (1).
+fn bytes_moved(details: &[(u32, Details)], which: usize) -> u64 {
+    let each = details.iter().map(|(_, details)| details.bytes[which]);
+    each.fold(0, u64::saturating_add)
 }
 
 /// Means over the contributors' samples.

@@ -68,8 +68,8 @@ pub struct LayerTime {
     pub backward_s: f64,
 }
 
-/// The flat range of a layer's variables and their gradients, as soon as they are complete.
-pub type Progress<'a> = &'a mut (dyn FnMut(Range<usize>, &[f32]) + Send);
+/// Is told the flat range of a layer's variables and their gradients, as soon as they are complete; what it changes stays.
+pub type Progress<'a> = &'a mut (dyn FnMut(Range<usize>, &mut [f32]) + Send);
 
 /// An SSD MobileNet v1. See the module.
 #[derive(Debug)]
@@ -268,7 +268,7 @@ impl Network {
                 context.layer_backward(i, buffers, from, grads);
                 time.backward_s = start.elapsed().as_secs_f64();
                 let done = plan.layers[i].flat.clone();
-                progress(done.clone(), &grads[done]);
+                progress(done.clone(), &mut grads[done]);
             }
         });
         self.images = Some(images);

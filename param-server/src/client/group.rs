@@ -1,14 +1,18 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use coati_proto::coati::v1;
 use futures::future::{join_all, try_join_all};
 
+use super::feedback::Feedback;
+use super::transfer::{Source, Wanted};
 use super::{Configuration, Error, PsClient};
 use crate::placement::{Layout, ServerLayout};
 use crate::pool::{CHUNK, Pool};
 use crate::store::{Admit, Committed, Consistency, Contributor, Restored, Saved, Tag};
+use crate::wire::{Compression, Gradients};
 
 /// All servers of a placement. Cloning is cheap; clones share the connections.
 #[derive(Clone, Debug)]
@@ -19,6 +23,19 @@ pub struct PsGroup {
     /// Chunks on their way out.
     pool: Arc<Pool>,
     accept_non_finite: bool,
+    compression: Compression,
+    feedback: Arc<Feedback>,
+    pushed: Arc<AtomicU64>,
+    pulled: Arc<AtomicU64>,
+}
+
+/// Bytes of tensors that went over the wire, repeated attempts included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Gradients and batch statistics, to servers.
+    pub pushed: u64,
+    /// Variables, from servers.
+    pub pulled: u64,
 }
 
 impl PsGroup {
@@ -52,6 +69,10 @@ impl PsGroup {
             placement,
             pool: Pool::new(CHUNK),
             accept_non_finite: false,
+            compression: Compression::default(),
+            feedback: Arc::default(),
+            pushed: Arc::default(),
+            pulled: Arc::default(),
         })
     }
 
@@ -72,6 +93,40 @@ impl PsGroup {
             accept_non_finite,
             ..self
         }
+    }
+
+    /// The same servers with tensors in a shorter form. What top-k leaves out is kept by this group and its clones.
+    #[must_use]
+    pub fn with_compression(self, compression: Compression) -> Self {
+        Self {
+            compression,
+            feedback: Arc::default(),
+            ..self
+        }
+    }
+
+    /// What went over the wire so far, by this group and its clones.
+    pub fn moved(&self) -> Moved {
+        Moved {
+            pushed: self.pushed.load(Ordering::Relaxed),
+            pulled: self.pulled.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    pub(super) fn shared_layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    pub(super) fn count_pushed(&self) -> &AtomicU64 {
+        &self.pushed
     }
 
     /// Where variables live.
@@ -104,12 +159,7 @@ impl PsGroup {
         consistency: impl Into<Consistency>,
         limit: Duration,
     ) -> Result<(), Error> {
-        let configuration = Configuration {
-            placement: (*self.placement).clone(),
-            optimizer,
-            consistency: consistency.into(),
-            accept_non_finite: self.accept_non_finite,
-        };
+        let configuration = self.configuration(optimizer, consistency, false);
         try_join_all(
             self.clients
                 .iter()
@@ -117,6 +167,17 @@ impl PsGroup {
         )
         .await?;
         Ok(())
+    }
+
+    /// What [`PsGroup::configure`] tells each server, or what the one that keeps a copy of it is told.
+    pub fn configuration(&self, optimizer: Bytes, consistency: impl Into<Consistency>, copy: bool) -> Configuration {
+        Configuration {
+            placement: (*self.placement).clone(),
+            optimizer,
+            consistency: consistency.into(),
+            accept_non_finite: self.accept_non_finite,
+            copy,
+        }
     }
 
     /// Takes over what all servers hold, for a coordinator that was started again.
@@ -158,15 +219,30 @@ impl PsGroup {
     }
 
     /// Stages a contribution (gradients and batch statistics in the model's flat vector; constants are not sent) on all
-    /// servers. Too old if it is for one of them.
+    /// servers. Too old if it is for one of them. Leaves in the order in which a backward pass completes it.
     pub async fn push(&self, tag: Tag, flat: &[f32], limit: Duration) -> Result<Admit, Error> {
+        self.push_shared(tag, &Arc::new(flat.to_vec()), limit).await
+    }
+
+    /// As [`PsGroup::push`], without a copy: the vector is sent from where it is. It is free again when this returns, unless a
+    /// connection broke or was given up.
+    pub async fn push_shared(&self, tag: Tag, flat: &Arc<Vec<f32>>, limit: Duration) -> Result<Admit, Error> {
         self.check(flat.len())?;
+        let packed = match self.compression.gradients {
+            Gradients::TopK { fraction } => Some(self.feedback.pack(tag, &self.layout, flat, fraction)),
+            _ => None,
+        };
+        let encoding = match self.compression.gradients {
+            Gradients::Bfloat16 => v1::Encoding::Bfloat16,
+            _ => v1::Encoding::Float32,
+        };
+        let source = packed.map_or_else(|| Source::Flat(Arc::clone(flat), encoding), Source::Packed);
         let calls = self
-            .pairs()
-            .map(|(client, server)| client.push(server, tag, flat, &self.pool, limit));
+            .clients
+            .iter()
+            .map(|client| client.push(&self.layout, tag, source.clone(), limit, &self.pushed));
         let admitted = try_join_all(calls).await?;
-        let any = |admit| admitted.contains(&admit).then_some(admit);
-        Ok(any(Admit::TooOld).or(any(Admit::Fresh)).unwrap_or(Admit::Duplicate))
+        Ok(Admit::of_all(&admitted))
     }
 
     /// Receives the values, at `min_version` at least, into the model's flat vector; waits for them until `limit`.
@@ -194,12 +270,38 @@ impl PsGroup {
                 found,
             });
         };
+        let wanted = Wanted {
+            min_version,
+            moving_averages: averages,
+            weights: if self.compression.bf16_weights {
+                v1::Encoding::Bfloat16
+            } else {
+                v1::Encoding::Float32
+            },
+        };
+        let mut received = vec![0; self.clients.len()];
         let calls = self
             .pairs()
             .zip(&mut pieces)
-            .map(|((client, server), pieces)| client.pull(server.arena_len, pieces, min_version, averages, limit));
-        let versions = try_join_all(calls).await?;
+            .zip(&mut received)
+            .map(|(((client, server), pieces), received)| {
+                client.pull(server.arena_len, pieces, wanted, limit, received)
+            });
+        let versions = try_join_all(calls).await;
+        self.pulled.fetch_add(received.iter().sum(), Ordering::Relaxed);
+        let versions = versions?;
         Ok(versions.into_iter().min().unwrap_or(min_version))
+    }
+
+    /// Prepares the step of these contributions (in ascending order) on all servers; afterwards it survives the loss of one of
+    /// them, if true comes back: all copies have it, too. Repeat it after a failure.
+    pub async fn prepare(&self, version: u64, contributors: &[Contributor], limit: Duration) -> Result<bool, Error> {
+        let calls = self
+            .clients
+            .iter()
+            .map(|client| client.prepare(version, contributors, limit));
+        let copied = try_join_all(calls).await?;
+        Ok(copied.into_iter().all(|copied| copied))
     }
 
     /// Applies exactly these contributions (in ascending order) to `version` on all servers. Repeat it after a failure:
@@ -224,6 +326,13 @@ impl PsGroup {
             committed = result?;
         }
         Ok(committed)
+    }
+
+    /// Lets all servers keep the current version, which must be `version`, for a [`PsGroup::save`] while commits go on.
+    pub async fn snapshot(&self, version: u64, limit: Duration) -> Result<(), Error> {
+        let calls = self.clients.iter().map(|client| client.snapshot(version, limit));
+        try_join_all(calls).await?;
+        Ok(())
     }
 
     /// Lets each server write its data file of checkpoint `prefix` at `version`; returns the entries of all of them, for

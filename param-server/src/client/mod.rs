@@ -3,6 +3,8 @@
 //! Every call takes a limit and names the server that did not keep it. Broken connections are tried again within the
 //! limit, for a few seconds: every call may be repeated without harm.
 
+mod early;
+mod feedback;
 mod group;
 mod single;
 mod transfer;
@@ -11,7 +13,8 @@ use coati_common::rpc;
 
 use crate::placement;
 
-pub use group::PsGroup;
+pub use early::Pushing;
+pub use group::{Moved, PsGroup};
 pub use single::{Configuration, PsClient};
 
 /// Why a call on the servers failed.

@@ -1,10 +1,13 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coati_common::rpc::{self, Channel, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, Security};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
+use futures::stream;
+use tokio::time::Instant;
 use tonic::Request;
 
+use crate::SHARD_KEY;
 use crate::store::{Committed, Consistency, Contributor, Restored, Saved};
 
 /// Broken connections are tried again for so long: a server that was killed does not come back at once.
@@ -45,20 +48,13 @@ impl Retry {
     }
 }
 
-/// A request that carries its deadline.
-pub(super) fn timed<T>(message: T, limit: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(limit);
-    request
-}
-
 macro_rules! unary {
     ($client:expr, $what:expr, $limit:expr, $method:ident, $request:expr) => {{
         let (client, request, mut retry) = ($client, $request, Retry::new($limit));
         loop {
             let left = retry.left();
             let mut rpc = client.rpc.clone();
-            let call = rpc.$method(timed(request.clone(), left));
+            let call = rpc.$method(client.timed(request.clone(), left));
             match rpc::call(&client.peer, $what, left + rpc::call_headroom(), call).await {
                 Ok(reply) => break Ok(reply),
                 Err(error) => {
@@ -82,6 +78,8 @@ pub struct Configuration {
     pub consistency: Consistency,
     /// Stage gradients with NaN or infinity like any other instead of refusing them.
     pub accept_non_finite: bool,
+    /// Keep a copy, that follows its original until it is adopted.
+    pub copy: bool,
 }
 
 /// One parameter server. Cloning is cheap; clones share the connection.
@@ -89,6 +87,8 @@ pub struct Configuration {
 pub struct PsClient {
     pub(super) peer: Peer,
     pub(super) rpc: ParameterServerClient<Channel>,
+    /// The same connection, for bulk data.
+    pub(super) channel: Channel,
     pub(super) job: v1::JobRef,
     pub(super) index: u32,
     /// Rank that pulls, if it is a replica's connection.
@@ -111,16 +111,36 @@ impl PsClient {
     ) -> Result<Self, Error> {
         let peer = Peer::ps(index, address);
         let channel = rpc::connect_as(security, &peer, deadline).await?;
-        let rpc = ParameterServerClient::new(channel)
+        Ok(Self::on(channel, peer, index, job))
+    }
+
+    /// As [`PsClient::connect`] with a single attempt: to look whether it is there now.
+    pub async fn connect_once(index: u32, address: &str, job: v1::JobRef, limit: Duration) -> Result<Self, Error> {
+        let peer = Peer::ps(index, address);
+        let channel = rpc::connect_once(&peer, limit).await?;
+        Ok(Self::on(channel, peer, index, job))
+    }
+
+    fn on(channel: Channel, peer: Peer, index: u32, job: v1::JobRef) -> Self {
+        let rpc = ParameterServerClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-        Ok(Self {
+        Self {
             peer,
             rpc,
+            channel,
             job,
             index,
             replica: None,
-        })
+        }
+    }
+
+    /// A request that carries its deadline, and whose variables it is about.
+    pub(super) fn timed<T>(&self, message: T, limit: Duration) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(limit);
+        request.metadata_mut().insert(SHARD_KEY, self.index.into());
+        request
     }
 
     /// Who this is.
@@ -144,6 +164,30 @@ impl PsClient {
         unary!(self, "status", limit, status, v1::PsStatusRequest {})
     }
 
+    /// As [`PsClient::status`], asked once: to look whether it is there now.
+    pub async fn status_once(&self, limit: Duration) -> Result<v1::PsStatusReply, Error> {
+        let mut rpc = self.rpc.clone();
+        let call = rpc.status(self.timed(v1::PsStatusRequest {}, limit));
+        rpc::call(&self.peer, "status", limit, call).await
+    }
+
+    /// Whether it sees the caller's folder, with this file in it, and can write there; what is wrong, in words.
+    pub async fn check_folder(
+        &self,
+        folder: &str,
+        witness: &str,
+        content: &[u8],
+        limit: Duration,
+    ) -> Result<Option<String>, Error> {
+        let request = v1::CheckFolderRequest {
+            folder: folder.to_owned(),
+            witness: witness.to_owned(),
+            content: content.to_owned().into(),
+        };
+        let reply = unary!(self, "a look at the job's folder", limit, check_folder, request)?;
+        Ok(Some(reply.problem).filter(|problem| !problem.is_empty()))
+    }
+
     /// Takes placement and optimiser; repeating it within an incarnation changes nothing.
     pub async fn configure(&self, configuration: &Configuration, limit: Duration) -> Result<(), Error> {
         let request = v1::ConfigureRequest {
@@ -155,6 +199,7 @@ impl PsClient {
             scale_learning_rate: configuration.consistency.scale_learning_rate,
             delay_compensation: configuration.consistency.delay_compensation.map(Into::into),
             accept_non_finite: configuration.accept_non_finite,
+            copy: configuration.copy,
         };
         unary!(self, "configure", limit, configure, request).map(|_| ())
     }
@@ -186,6 +231,47 @@ impl PsClient {
         })
     }
 
+    /// Prepares the step of these contributions; true when its copy has it, too.
+    pub async fn prepare(&self, version: u64, contributors: &[Contributor], limit: Duration) -> Result<bool, Error> {
+        let request = v1::PrepareRequest {
+            job: self.job(),
+            version,
+            contributors: wired(contributors),
+        };
+        let what = format!("preparing the step from version {version}");
+        unary!(self, &what, limit, prepare, request).map(|reply| reply.copied)
+    }
+
+    /// Lets it send all that it holds, and every step from now on, to the server at `address`, which was configured to keep
+    /// the copy. A step waits for the copy no longer than `patience`.
+    pub async fn replicate(&self, address: &str, patience: Duration, limit: Duration) -> Result<(), Error> {
+        let request = v1::ReplicateRequest {
+            job: self.job(),
+            address: address.to_owned(),
+            limit_ms: u32::try_from(patience.as_millis()).unwrap_or(u32::MAX),
+        };
+        unary!(self, "replication", limit, replicate, request).map(|_| ())
+    }
+
+    /// Hands a copy what its original holds, or a step. Not repeated: who hands it over begins anew.
+    pub(crate) async fn follow(
+        &self,
+        begin: v1::FollowBegin,
+        chunks: Vec<v1::FollowChunk>,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let first = v1::FollowChunk {
+            begin: Some(begin),
+            ..v1::FollowChunk::default()
+        };
+        let stream = stream::iter(std::iter::once(first).chain(chunks));
+        let mut rpc = self.rpc.clone();
+        let call = rpc.follow(self.timed(stream, limit));
+        rpc::call(&self.peer, "the copy of a step", limit, call)
+            .await
+            .map(|_| ())
+    }
+
     /// Applies exactly these contributions.
     pub async fn commit(
         &self,
@@ -194,18 +280,10 @@ impl PsClient {
         drop_others: bool,
         limit: Duration,
     ) -> Result<Committed, Error> {
-        let contributors = contributors
-            .iter()
-            .map(|c| v1::Contributor {
-                replica: c.replica,
-                sequence: c.sequence,
-                samples: c.samples,
-            })
-            .collect();
         let request = v1::CommitRequest {
             job: self.job(),
             version,
-            contributors,
+            contributors: wired(contributors),
             drop_others,
         };
         let what = format!("commit of version {version}");
@@ -214,6 +292,16 @@ impl PsClient {
             version: reply.version,
             learning_rate: reply.learning_rate,
         })
+    }
+
+    /// Keeps the current version, which must be `version`, for a [`PsClient::save`] that comes later.
+    pub async fn snapshot(&self, version: u64, limit: Duration) -> Result<(), Error> {
+        let request = v1::SnapshotRequest {
+            job: self.job(),
+            version,
+        };
+        let what = format!("snapshot of version {version}");
+        unary!(self, &what, limit, snapshot, request).map(|_| ())
     }
 
     /// Writes its data file (`shard` of `shard_count`) of a checkpoint of `version`.
@@ -246,8 +334,12 @@ impl PsClient {
             reason: reason.to_owned(),
         };
         let mut rpc = self.rpc.clone();
-        rpc::call(&self.peer, "shutdown", limit, rpc.shutdown(timed(request, limit)))
+        rpc::call(&self.peer, "shutdown", limit, rpc.shutdown(self.timed(request, limit)))
             .await
             .map(|_| ())
     }
+}
+
+fn wired(contributors: &[Contributor]) -> Vec<v1::Contributor> {
+    contributors.iter().map(|&by| by.into()).collect()
 }

@@ -1,6 +1,8 @@
 //! Bulk transfers: initial values and gradients to a server, values from it.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,11 +10,16 @@ use coati_common::rpc::{self, Error, ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::body::Body;
 
-use super::single::{PsClient, Retry, timed};
-use crate::placement::ServerLayout;
+use super::feedback::Parts;
+use super::single::{PsClient, Retry};
+use crate::SHARD_KEY;
+use crate::placement::{Layout, ServerLayout};
 use crate::pool::{CHUNK, Pool};
 use crate::store::{Admit, Tag};
+use crate::wire::{self, Chunks, PULL, PUSH, Part, from_bf16, write_bf16};
 
 /// Chunks gathered ahead of the connection.
 const AHEAD: usize = 2;
@@ -22,29 +29,136 @@ const _: () = assert!(
     "tensors are sent from memory as they are: little endian"
 );
 
-/// Gathers elements `0 .. length` of an arena from the flat vector, chunk by chunk, for as long as they are wanted.
-async fn feed<T>(
+/// A chunk of gradients in the form in which it travels.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    /// Of the arena.
+    pub(super) elements: Range<usize>,
+    pub(super) encoding: v1::Encoding,
+    pub(super) data: Bytes,
+}
+
+/// Where a contribution's chunks come from. Owned, because the connection may hold them for longer than the call.
+#[derive(Clone)]
+pub(super) enum Source {
+    /// The model's flat vector; gradients as bfloat16 or as they are.
+    Flat(Arc<Vec<f32>>, v1::Encoding),
+    /// Made before, in the order in which they are sent.
+    Packed(Parts),
+}
+
+/// The pushed part of an arena in the order in which a backward pass completes it: batch statistics, which the forward pass
+/// has made, then gradients from the last variable to the first.
+pub(super) fn in_order_of_backward(server: &ServerLayout) -> Vec<Range<usize>> {
+    let cut = |range: Range<usize>| {
+        let end = range.end;
+        range.step_by(CHUNK).map(move |start| start..end.min(start + CHUNK))
+    };
+    let (trained, pushed) = (server.slotted_len.min(server.pushed_len), server.pushed_len);
+    let mut gradients: Vec<_> = cut(0..trained).collect();
+    gradients.reverse();
+    let mut chunks: Vec<_> = cut(trained..pushed).chain(gradients).collect();
+    if chunks.is_empty() {
+        // An empty arena still needs its first message.
+        chunks.push(0..0);
+    }
+    chunks
+}
+
+/// Parts of the flat vector that are shorter are gathered: a frame of its own costs more than the copy.
+const WORTH_A_FRAME: usize = 4 << 10;
+
+/// Elements of the flat vector, to be sent from where they are.
+struct Elements(Arc<Vec<f32>>, Range<usize>);
+
+impl AsRef<[u8]> for Elements {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0[self.1.clone()])
+    }
+}
+
+/// The bytes of a chunk as they travel, in parts.
+fn parts_of(
     server: &ServerLayout,
-    length: usize,
+    elements: &Range<usize>,
+    flat: &Arc<Vec<f32>>,
+    encoding: v1::Encoding,
+) -> (v1::Encoding, Vec<Bytes>) {
+    if encoding == v1::Encoding::Bfloat16 && elements.end <= server.slotted_len {
+        let mut short = Vec::with_capacity(elements.len() * 2);
+        for place in server.places(elements.clone()) {
+            write_bf16(&flat[place], &mut short);
+        }
+        return (encoding, vec![short.into()]);
+    }
+    let (mut parts, mut small) = (Vec::new(), Vec::new());
+    for place in server.places(elements.clone()) {
+        if place.len() < WORTH_A_FRAME {
+            small.extend_from_slice(bytemuck::cast_slice(&flat[place]));
+            continue;
+        }
+        if !small.is_empty() {
+            parts.push(std::mem::take(&mut small).into());
+        }
+        parts.push(Bytes::from_owner(Elements(Arc::clone(flat), place)));
+    }
+    if !small.is_empty() {
+        parts.push(small.into());
+    }
+    (v1::Encoding::Float32, parts)
+}
+
+/// A contribution to server `ps` as messages, made when the connection takes them; counts their data.
+fn messages(
+    layout: Arc<Layout>,
+    ps: usize,
+    source: Source,
+    tag: v1::PushTag,
+    sent: Arc<AtomicU64>,
+) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let chunks = layout.servers().get(ps).map_or_else(Vec::new, in_order_of_backward);
+    let mut tag = Some(tag);
+    (0..).zip(chunks).flat_map(move |(index, elements)| {
+        let packed: Option<&Packed> = match &source {
+            Source::Packed(parts) => parts.get(ps).and_then(|packed| packed.get(index)),
+            Source::Flat(..) => None,
+        };
+        let elements = packed.map_or(elements, |packed| packed.elements.clone());
+        let (encoding, data) = match (packed, &source, layout.servers().get(ps)) {
+            (Some(packed), ..) => (packed.encoding, vec![packed.data.clone()]),
+            (None, Source::Flat(flat, encoding), Some(server)) => parts_of(server, &elements, flat, *encoding),
+            _ => (v1::Encoding::Float32, Vec::new()),
+        };
+        let bytes = data.iter().map(Bytes::len).sum();
+        let topk = encoding == v1::Encoding::Topk;
+        let fields = v1::PushChunk {
+            tag: tag.take(),
+            offset: elements.start as u64,
+            encoding: encoding.into(),
+            elements: if topk { elements.len() as u32 } else { 0 },
+            data: Bytes::new(),
+        };
+        sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        std::iter::once(wire::head(&fields, bytes)).chain(data)
+    })
+}
+
+/// Gathers an arena from the flat vector, chunk by chunk, for as long as the initial values are wanted.
+async fn feed_load(
+    server: &ServerLayout,
     flat: &[f32],
     pool: &Arc<Pool>,
-    sender: mpsc::Sender<T>,
-    message: impl Fn(u64, Bytes) -> T,
+    sender: mpsc::Sender<v1::LoadChunk>,
+    message: impl Fn(u64, Bytes) -> v1::LoadChunk,
 ) {
     // An empty arena still needs its first message.
     let mut start = 0;
     loop {
-        let end = length.min(start + CHUNK);
+        let end = server.arena_len.min(start + CHUNK);
         let mut buffer = pool.take();
         server.gather(start, end, flat, &mut buffer.data);
-        if sender
-            .send(message(start as u64, Bytes::from_owner(buffer)))
-            .await
-            .is_err()
-        {
-            return;
-        }
-        if end == length {
+        let sent = sender.send(message(start as u64, Bytes::from_owner(buffer))).await;
+        if sent.is_err() || end == server.arena_len {
             return;
         }
         start = end;
@@ -75,9 +189,9 @@ impl PsClient {
                 }
             };
             let mut rpc = self.rpc.clone();
-            let call = rpc.load(timed(ReceiverStream::new(receiver), left));
+            let call = rpc.load(self.timed(ReceiverStream::new(receiver), left));
             let call = rpc::call(&self.peer, "load of initial values", left + rpc::call_headroom(), call);
-            let feed = feed(server, server.arena_len, flat, pool, sender, message);
+            let feed = feed_load(server, flat, pool, sender, message);
             match futures::join!(feed, call).1 {
                 Ok(_) => return Ok(()),
                 Err(error) => retry.again(error).await?,
@@ -85,70 +199,147 @@ impl PsClient {
         }
     }
 
-    /// Sends this server's part of a contribution.
+    /// Begins a call of `coati.v1.Transfer`; returns its answer's messages.
+    async fn transfer(&self, path: &'static str, body: Body, limit: Duration) -> Result<Body, Status> {
+        let mut request = http::Request::new(body);
+        *request.method_mut() = http::Method::POST;
+        *request.version_mut() = http::Version::HTTP_2;
+        *request.uri_mut() = http::Uri::from_static(path);
+        let headers = request.headers_mut();
+        headers.insert(http::header::TE, http::HeaderValue::from_static("trailers"));
+        let grpc = http::HeaderValue::from_static("application/grpc");
+        headers.insert(http::header::CONTENT_TYPE, grpc);
+        if let Ok(timeout) = http::HeaderValue::from_str(&grpc_timeout(limit)) {
+            headers.insert("grpc-timeout", timeout);
+        }
+        headers.insert(SHARD_KEY, self.index.into());
+        let mut channel = self.channel.clone();
+        let failed = Status::from_error;
+        std::future::poll_fn(|context| tonic::codegen::Service::poll_ready(&mut channel, context))
+            .await
+            .map_err(failed)?;
+        let response = tonic::codegen::Service::call(&mut channel, request)
+            .await
+            .map_err(failed)?;
+        if let Some(status) = Status::from_header_map(response.headers())
+            && status.code() != tonic::Code::Ok
+        {
+            return Err(status);
+        }
+        if response.status() != http::StatusCode::OK {
+            return Err(Status::unavailable(format!("answered {}", response.status())));
+        }
+        Ok(Body::new(response.into_body()))
+    }
+
+    fn service_error(&self, what: &str, error: ServiceError) -> Error {
+        Error::Service {
+            peer: self.peer.clone(),
+            what: what.to_owned(),
+            error,
+        }
+    }
+
+    /// Sends this server's part of a contribution; adds its bytes to `sent`.
     pub(super) async fn push(
         &self,
-        server: &ServerLayout,
+        layout: &Arc<Layout>,
         tag: Tag,
-        flat: &[f32],
-        pool: &Arc<Pool>,
+        source: Source,
         limit: Duration,
+        sent: &Arc<AtomicU64>,
     ) -> Result<Admit, Error> {
         let mut retry = Retry::new(limit);
-        let what = format!("push of version {}", tag.version);
         loop {
             let left = retry.left();
-            let (sender, receiver) = mpsc::channel(AHEAD);
-            let message = |offset, data| {
-                let named = || v1::PushTag {
-                    job: self.job(),
-                    version: tag.version,
-                    replica: tag.replica,
-                    sequence: tag.sequence,
-                };
-                v1::PushChunk {
-                    tag: (offset == 0).then(named),
-                    offset,
-                    data,
-                }
-            };
-            let mut rpc = self.rpc.clone();
-            let call = rpc.push(timed(ReceiverStream::new(receiver), left));
-            let call = rpc::call(&self.peer, &what, left + rpc::call_headroom(), call);
-            let feed = feed(server, server.pushed_len, flat, pool, sender, message);
-            match futures::join!(feed, call).1 {
-                Ok(reply) if reply.staged => return Ok(Admit::Fresh),
-                Ok(reply) if reply.too_old => return Ok(Admit::TooOld),
-                Ok(_) => return Ok(Admit::Duplicate),
+            let named = self.named(tag);
+            let messages = messages(
+                Arc::clone(layout),
+                self.index as usize,
+                source.clone(),
+                named,
+                Arc::clone(sent),
+            );
+            let body = wire::request_body(futures::stream::iter(messages));
+            match self.push_once(tag.version, body, left).await {
+                Ok(admit) => return Ok(admit),
                 Err(error) => retry.again(error).await?,
             }
         }
     }
 
-    /// Receives this server's arena into its pieces of the flat vector; returns its version.
+    /// A contribution's name, with this client's incarnation.
+    pub(super) fn named(&self, tag: Tag) -> v1::PushTag {
+        v1::PushTag {
+            job: self.job(),
+            version: tag.version,
+            replica: tag.replica,
+            sequence: tag.sequence,
+        }
+    }
+
+    /// One attempt to send a contribution.
+    pub(super) async fn push_once(&self, version: u64, body: Body, limit: Duration) -> Result<Admit, Error> {
+        let call = async {
+            let mut reply = Chunks::<v1::PushReply>::new(self.transfer(PUSH, body, limit).await?);
+            let message = reply.next().await?;
+            if message.is_some() {
+                reply.next().await?;
+            }
+            reply.end()?;
+            match message {
+                Some(Part::Head(reply, _)) => Ok(tonic::Response::new(reply)),
+                _ => Err(Status::unavailable("no answer")),
+            }
+        };
+        let what = format!("push of version {version}");
+        let reply = rpc::call(&self.peer, &what, limit + rpc::call_headroom(), call).await?;
+        Ok(match (reply.staged, reply.too_old) {
+            (true, _) => Admit::Fresh,
+            (false, true) => Admit::TooOld,
+            (false, false) => Admit::Duplicate,
+        })
+    }
+
+    /// Receives this server's arena into its pieces of the flat vector; returns its version, adds its bytes to `received`.
     pub(super) async fn pull(
         &self,
         arena_len: usize,
         pieces: &mut [&mut [f32]],
-        min_version: u64,
-        moving_averages: bool,
+        wanted: Wanted,
         limit: Duration,
+        received: &mut u64,
     ) -> Result<u64, Error> {
         let mut retry = Retry::new(limit);
-        let what = format!("version {min_version}");
+        let what = format!("version {}", wanted.min_version);
         loop {
             let left = retry.left();
             let request = v1::PullRequest {
                 job: self.job(),
-                min_version,
-                moving_averages,
+                min_version: wanted.min_version,
+                moving_averages: wanted.moving_averages,
                 replica: self.replica,
+                weights: wanted.weights.into(),
             };
-            let receiving = self.receive(request, arena_len, pieces, &what, left);
+            let receiving = self.receive(request, arena_len, pieces, left, received);
             let received = rpc::with_deadline(&self.peer, &what, left + rpc::call_headroom(), receiving).await?;
             match received {
                 Ok(version) => return Ok(version),
-                Err(error) => retry.again(error).await?,
+                Err(status) => {
+                    let silent = status.code() == tonic::Code::DeadlineExceeded
+                        && status.metadata().get_bin(rpc::METADATA_KEY).is_none();
+                    let error = if silent {
+                        // The transport's own timer, not an answer.
+                        Error::Timeout {
+                            peer: self.peer.clone(),
+                            what: what.clone(),
+                            waited: left,
+                        }
+                    } else {
+                        self.service_error(&what, ServiceError::from(&status))
+                    };
+                    retry.again(error).await?;
+                }
             }
         }
     }
@@ -158,79 +349,109 @@ impl PsClient {
         request: v1::PullRequest,
         arena_len: usize,
         pieces: &mut [&mut [f32]],
-        what: &str,
         left: Duration,
-    ) -> Result<u64, Error> {
-        let service = |error: ServiceError| Error::Service {
-            peer: self.peer.clone(),
-            what: what.to_owned(),
-            error,
-        };
-        let mismatch = |found: u64| {
-            let message = format!("values of element {found} of {arena_len} came out of order");
-            service(ServiceError::new(ErrorCode::LayoutMismatch, message))
-        };
-        let mut rpc = self.rpc.clone();
-        let mut stream = rpc::call(
-            &self.peer,
-            what,
-            left + rpc::call_headroom(),
-            rpc.pull(timed(request, left)),
-        )
-        .await?;
-        let mut target = Cursor {
-            pieces,
-            piece: 0,
-            within: 0,
-            done: 0,
-        };
+        received: &mut u64,
+    ) -> Result<u64, Status> {
+        let message = wire::head(&request, 0);
+        let body = wire::request_body(futures::stream::once(async { message }));
+        let mut chunks = Chunks::<v1::PullChunk>::new(self.transfer(PULL, body, left).await?);
+        let mut target = Cursor::new(pieces);
         let mut version = None;
-        while let Some(chunk) = stream
-            .message()
-            .await
-            .map_err(|status| service(ServiceError::from(&status)))?
-        {
-            version.get_or_insert(chunk.version);
-            if chunk.data.is_empty() {
-                continue;
-            }
-            if chunk.offset != target.done as u64 || !target.write(&chunk.data) {
-                return Err(mismatch(chunk.offset));
+        let mut chunk = (v1::Encoding::Float32, 0);
+        let mut held = Vec::new();
+        while let Some(part) = chunks.next().await? {
+            match part {
+                Part::Head(fields, bytes) => {
+                    version.get_or_insert(fields.version);
+                    if bytes > 0 && (fields.offset != target.done as u64 / 4 || !held.is_empty()) {
+                        return Err(out_of_order(fields.offset, arena_len));
+                    }
+                    chunk = (fields.encoding(), bytes);
+                }
+                Part::Data(data) => {
+                    *received += data.len() as u64;
+                    let fits = if chunk.0 == v1::Encoding::Bfloat16 {
+                        held.extend_from_slice(&data);
+                        if held.len() < chunk.1 {
+                            continue;
+                        }
+                        let mut values = vec![0.0; held.len() / 2];
+                        from_bf16(&held, &mut values);
+                        held.clear();
+                        target.write(bytemuck::cast_slice(&values))
+                    } else {
+                        target.write(&data)
+                    };
+                    if !fits {
+                        return Err(out_of_order(target.done as u64 / 4, arena_len));
+                    }
+                }
             }
         }
+        chunks.end()?;
         match version {
-            Some(version) if target.done == arena_len => Ok(version),
-            _ => {
-                // Cut off without an error: as if the connection had broken.
-                let message = format!("the stream ended after {} of {arena_len} elements", target.done);
-                Err(service(ServiceError::new(ErrorCode::Unavailable, message)))
-            }
+            Some(version) if target.done == arena_len * 4 => Ok(version),
+            // Cut off without an error: as if the connection had broken.
+            _ => Err(Status::unavailable(format!(
+                "the stream ended after {} of {arena_len} elements",
+                target.done / 4
+            ))),
         }
     }
 }
 
-/// Writes an arena's bytes to the pieces that make it up, one after the other.
+/// What is asked of a pull.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) min_version: u64,
+    pub(super) moving_averages: bool,
+    pub(super) weights: v1::Encoding,
+}
+
+fn out_of_order(found: u64, arena_len: usize) -> Status {
+    let message = format!("values of element {found} of {arena_len} came out of order");
+    ServiceError::new(ErrorCode::LayoutMismatch, message).into()
+}
+
+/// At most eight digits and a unit, as gRPC over HTTP/2 writes it.
+fn grpc_timeout(limit: Duration) -> String {
+    if limit.as_millis() < 100_000_000 {
+        format!("{}m", limit.as_millis())
+    } else {
+        format!("{}S", limit.as_secs().min(99_999_999))
+    }
+}
+
+/// Writes an arena's bytes to the pieces that make it up, one after the other, however they are split.
 struct Cursor<'a, 'b> {
     pieces: &'a mut [&'b mut [f32]],
     piece: usize,
+    /// Bytes.
     within: usize,
+    /// Bytes.
     done: usize,
 }
 
-impl Cursor<'_, '_> {
+impl<'a, 'b> Cursor<'a, 'b> {
+    fn new(pieces: &'a mut [&'b mut [f32]]) -> Self {
+        Self {
+            pieces,
+            piece: 0,
+            within: 0,
+            done: 0,
+        }
+    }
+
     /// False when there is more than the pieces take.
     fn write(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let Some(piece) = self.pieces.get_mut(self.piece) else {
                 return false;
             };
-            let room = &mut piece[self.within..];
-            let count = room.len().min(bytes.len() / 4);
-            if count == 0 && !room.is_empty() {
-                return false;
-            }
-            let (now, later) = bytes.split_at(count * 4);
-            bytemuck::cast_slice_mut::<f32, u8>(&mut room[..count]).copy_from_slice(now);
+            let room = &mut bytemuck::cast_slice_mut::<f32, u8>(piece)[self.within..];
+            let count = room.len().min(bytes.len());
+            let (now, later) = bytes.split_at(count);
+            room[..count].copy_from_slice(now);
             bytes = later;
             self.within += count;
             self.done += count;
@@ -240,5 +461,39 @@ impl Cursor<'_, '_> {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_leave_first_and_then_gradients_from_the_last_to_the_first() {
+        let server = ServerLayout {
+            arena_len: 3 * CHUNK + 30,
+            pushed_len: 3 * CHUNK + 20,
+            slotted_len: 2 * CHUNK + 5,
+            ..ServerLayout::default()
+        };
+        let chunks = in_order_of_backward(&server);
+        let starts: Vec<_> = chunks.iter().map(|chunk| chunk.start).collect();
+        assert_eq!(starts, [2 * CHUNK + 5, 3 * CHUNK + 5, 2 * CHUNK, CHUNK, 0]);
+        assert_eq!(chunks.iter().map(Range::len).sum::<usize>(), server.pushed_len);
+        assert_eq!(in_order_of_backward(&ServerLayout::default()), [0..0]);
+    }
+
+    #[test]
+    fn values_land_in_their_pieces_however_they_are_split() {
+        let values: Vec<f32> = (0..10).map(|i| i as f32).collect();
+        let bytes: &[u8] = bytemuck::cast_slice(&values);
+        for step in [1, 3, 7, 40] {
+            let (mut a, mut b) = ([0.0; 3], [0.0; 7]);
+            let mut pieces = [a.as_mut_slice(), b.as_mut_slice()];
+            let mut cursor = Cursor::new(&mut pieces);
+            assert!(bytes.chunks(step).all(|part| cursor.write(part)));
+            assert!(!cursor.write(&[0]), "full");
+            assert_eq!([&a[..], &b[..]].concat(), values);
+        }
     }
 }

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use coati_common::variables::{VariableKind, VariableSpec};
 use coati_proto::coati::v1;
 
@@ -301,15 +303,22 @@ impl ServerLayout {
             .partition_point(|piece| piece.offset + piece.length <= offset)
     }
 
+    /// Where elements of the arena are in the flat vector, in the arena's order.
+    pub fn places(&self, elements: Range<usize>) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.pieces[self.piece_at(elements.start)..]
+            .iter()
+            .map_while(move |piece| {
+                let first = piece.offset.max(elements.start);
+                let last = (piece.offset + piece.length).min(elements.end);
+                let source = piece.flat + (first - piece.offset);
+                (first < last).then(|| source..source + (last - first))
+            })
+    }
+
     /// Appends elements `from .. to` of the arena, taken from the flat vector.
     pub fn gather(&self, from: usize, to: usize, flat: &[f32], out: &mut Vec<f32>) {
-        for piece in &self.pieces[self.piece_at(from)..] {
-            let (first, last) = (piece.offset.max(from), (piece.offset + piece.length).min(to));
-            if first >= last {
-                break;
-            }
-            let source = piece.flat + (first - piece.offset);
-            out.extend_from_slice(&flat[source..source + (last - first)]);
+        for place in self.places(from..to) {
+            out.extend_from_slice(&flat[place]);
         }
     }
 

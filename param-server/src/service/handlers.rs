@@ -1,16 +1,22 @@
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_common::rpc::{ErrorCode, Security, ServiceError};
+use coati_common::wall_clock;
+use coati_common::work;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_server::ParameterServer;
-use futures::{Stream, StreamExt as _, stream};
+use http::{HeaderMap, HeaderValue};
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::background::background;
+use super::follower::Follower;
 use super::life::{Contact, Ended, Life};
+use super::shards::{self, Shard, Shards};
+use crate::SHARD_KEY;
 use crate::optimizer::OptimizerConfig;
-use crate::store::{Admit, Consistency, Contributor, Push, Store, Tag};
+use crate::store::{self, Consistency, Contributor, Store, lock};
 
 /// A pull without a deadline of its own waits this long for its version.
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
@@ -18,18 +24,39 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 /// Thin: checks what the wire leaves open, moves work that blocks off the async threads, and asks the store.
 pub(super) struct Service {
     index: u32,
-    store: Arc<Store>,
+    shards: Shards,
+    /// For the way to a copy.
+    security: Security,
     life: Arc<Life>,
 }
 
-type PullStream = Pin<Box<dyn Stream<Item = Result<v1::PullChunk, Status>> + Send>>;
-
 impl Service {
-    pub(super) fn new(index: u32, store: Arc<Store>, life: Arc<Life>) -> Self {
-        Self { index, store, life }
+    pub(super) fn new(index: u32, shards: Shards, security: Security, life: Arc<Life>) -> Self {
+        Self {
+            index,
+            shards,
+            security,
+            life,
+        }
     }
 
-    fn contact(&self) -> Result<Contact, ServiceError> {
+    /// What a request is about.
+    fn shard<T>(&self, request: &Request<T>) -> Result<(u32, Arc<Shard>), ServiceError> {
+        self.shards
+            .of(request.metadata().get(SHARD_KEY).map(MetadataValue::as_bytes))
+    }
+
+    fn store<T>(&self, request: &Request<T>) -> Result<Arc<Store>, ServiceError> {
+        Ok(Arc::clone(&self.shard(request)?.1.store))
+    }
+
+    /// As for other requests, by the headers of a bulk transfer.
+    pub(super) fn store_of(&self, headers: &HeaderMap) -> Result<Arc<Store>, ServiceError> {
+        let (_, shard) = self.shards.of(headers.get(SHARD_KEY).map(HeaderValue::as_bytes))?;
+        Ok(Arc::clone(&shard.store))
+    }
+
+    pub(super) fn contact(&self) -> Result<Contact, ServiceError> {
         if self.life.is_leaving() {
             return Err(ServiceError::new(
                 ErrorCode::ShuttingDown,
@@ -38,27 +65,26 @@ impl Service {
         }
         Ok(self.life.contact())
     }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> Result<T, ServiceError> + Send + 'static,
-    ) -> Result<T, ServiceError> {
-        let store = Arc::clone(&self.store);
-        let result = tokio::task::spawn_blocking(move || work(&store)).await;
-        result.unwrap_or_else(|error| {
-            Err(ServiceError::new(
-                ErrorCode::Internal,
-                format!("internal error: {error}"),
-            ))
-        })
-    }
 }
 
-fn missing(what: &str) -> ServiceError {
+pub(super) async fn blocking<T: Send + 'static>(
+    store: Arc<Store>,
+    task: impl FnOnce(&Store) -> Result<T, ServiceError> + Send + 'static,
+) -> Result<T, ServiceError> {
+    let result = work::blocking(move || task(&store)).await;
+    result.unwrap_or_else(|error| {
+        Err(ServiceError::new(
+            ErrorCode::Internal,
+            format!("internal error: {error}"),
+        ))
+    })
+}
+
+pub(super) fn missing(what: &str) -> ServiceError {
     ServiceError::new(ErrorCode::InvalidRequest, format!("the request has no {what}"))
 }
 
-fn job(job: Option<v1::JobRef>) -> Result<v1::JobRef, ServiceError> {
+pub(super) fn job(job: Option<v1::JobRef>) -> Result<v1::JobRef, ServiceError> {
     job.ok_or_else(|| missing("job"))
 }
 
@@ -72,17 +98,13 @@ async fn drained<T>(result: Result<T, ServiceError>, stream: &mut Streaming<impl
 
 #[tonic::async_trait]
 impl ParameterServer for Service {
-    async fn status(&self, _request: Request<v1::PsStatusRequest>) -> Result<Response<v1::PsStatusReply>, Status> {
+    async fn status(&self, request: Request<v1::PsStatusRequest>) -> Result<Response<v1::PsStatusReply>, Status> {
         let _contact = self.life.contact();
-        let status = self.store.status();
+        let status = self.store(&request)?.status();
         let state = if self.life.is_leaving() {
             "leaving"
-        } else if status.version.is_some() {
-            "serving"
-        } else if status.job.is_some() {
-            "loading"
         } else {
-            "waiting"
+            shards::state(&status)
         };
         Ok(Response::new(v1::PsStatusReply {
             task: Some(v1::Task {
@@ -96,16 +118,35 @@ impl ParameterServer for Service {
             held_bytes: status.held_bytes,
             resident_bytes: resident_bytes(),
             pid: u64::from(std::process::id()),
+            shards: self.shards.status(),
+            clock_ms: wall_clock::now_ms(),
+        }))
+    }
+
+    async fn check_folder(
+        &self,
+        request: Request<v1::CheckFolderRequest>,
+    ) -> Result<Response<v1::CheckFolderReply>, Status> {
+        let _contact = self.contact()?;
+        let request = request.into_inner();
+        let index = self.index;
+        let looked = work::blocking(move || super::folder::problem(&request, index)).await;
+        let problem = looked.map_err(|error| ServiceError::new(ErrorCode::Internal, error.to_string()))?;
+        Ok(Response::new(v1::CheckFolderReply {
+            problem: problem.unwrap_or_default(),
         }))
     }
 
     #[tracing::instrument(skip_all, fields(ps = self.index))]
     async fn configure(&self, request: Request<v1::ConfigureRequest>) -> Result<Response<v1::ConfigureReply>, Status> {
         let _contact = self.contact()?;
+        let (index, shard) = self.shard(&request)?;
+        let store = &shard.store;
         let request = request.into_inner();
         let consistency = Consistency::try_from(&request)?;
         let job = job(request.job)?;
-        if request.ps_index != self.index {
+        // Others' variables come here only as copies.
+        if request.ps_index != index || (index != self.index && !request.copy) {
             let message = format!("this is ps-{}, the request is for ps-{}", self.index, request.ps_index);
             return Err(ServiceError::new(ErrorCode::UnknownTask, message)
                 .with_hint("the order of addresses in the cluster differs between tasks")
@@ -114,17 +155,20 @@ impl ParameterServer for Service {
         let placement = request.placement.ok_or_else(|| missing("placement"))?;
         let optimizer = OptimizerConfig::decode(&request.optimizer)
             .map_err(|error| ServiceError::new(ErrorCode::InvalidRequest, format!("optimizer: {error}")))?;
-        self.store
-            .configure(&job, request.ps_index, &placement, optimizer, consistency)?;
-        self.store.accept_non_finite(&job, request.accept_non_finite)?;
+        store.configure(&job, request.ps_index, &placement, optimizer, consistency)?;
+        store.accept_non_finite(&job, request.accept_non_finite)?;
+        if request.copy {
+            store.become_copy(&job)?;
+        }
         tracing::info!(job = job.job_id, incarnation = job.incarnation, "configured");
         Ok(Response::new(v1::ConfigureReply {}))
     }
 
     async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptReply>, Status> {
         let _contact = self.contact()?;
+        let store = self.store(&request)?;
         let job = job(request.into_inner().job)?;
-        let version = self.store.adopt(&job)?;
+        let version = store.adopt(&job)?;
         tracing::info!(incarnation = job.incarnation, version, "taken over");
         Ok(Response::new(v1::AdoptReply { version }))
     }
@@ -132,11 +176,12 @@ impl ParameterServer for Service {
     #[tracing::instrument(skip_all, fields(ps = self.index))]
     async fn load(&self, request: Request<Streaming<v1::LoadChunk>>) -> Result<Response<v1::LoadReply>, Status> {
         let _contact = self.contact()?;
+        let store = self.store(&request)?;
         let mut stream = request.into_inner();
         let Some(first) = stream.message().await? else {
             return Err(missing("first chunk").into());
         };
-        let begun = job(first.job).and_then(|job| self.store.begin_load(&job));
+        let begun = job(first.job).and_then(|job| store.begin_load(&job));
         let mut loading = drained(begun, &mut stream).await?;
         let version = first.version;
         let mut next = Some((first.offset, first.data));
@@ -145,7 +190,7 @@ impl ParameterServer for Service {
             drained(written, &mut stream).await?;
             next = stream.message().await?.map(|chunk| (chunk.offset, chunk.data));
         }
-        let elements = self.blocking(move |_| loading.finish(version)).await?;
+        let elements = blocking(store, move |_| loading.finish(version)).await?;
         tracing::info!(version, elements, "loaded");
         Ok(Response::new(v1::LoadReply { elements }))
     }
@@ -153,11 +198,13 @@ impl ParameterServer for Service {
     #[tracing::instrument(skip_all, fields(ps = self.index))]
     async fn restore(&self, request: Request<v1::RestoreRequest>) -> Result<Response<v1::RestoreReply>, Status> {
         let _contact = self.contact()?;
+        let store = self.store(&request)?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        let restored = self
-            .blocking(move |store| store.restore(&job, &request.prefix, request.version, request.slots_optional))
-            .await?;
+        let restored = blocking(store, move |store| {
+            store.restore(&job, &request.prefix, request.version, request.slots_optional)
+        })
+        .await?;
         let (tensors, slots_initialised) = (restored.tensors, restored.slots_initialised);
         Ok(Response::new(v1::RestoreReply {
             tensors,
@@ -165,121 +212,108 @@ impl ParameterServer for Service {
         }))
     }
 
-    async fn push(&self, request: Request<Streaming<v1::PushChunk>>) -> Result<Response<v1::PushReply>, Status> {
+    async fn prepare(&self, request: Request<v1::PrepareRequest>) -> Result<Response<v1::PrepareReply>, Status> {
         let _contact = self.contact()?;
+        let (_, shard) = self.shard(&request)?;
+        let request = request.into_inner();
+        let job = job(request.job)?;
+        let follower = lock(&shard.follower).clone().filter(|f| *f.job() == job);
+        let contributors: Vec<Contributor> = request.contributors.iter().map(Contributor::from).collect();
+        let store = Arc::clone(&shard.store);
+        let update = blocking(store, move |store| store.prepare(&job, request.version, &contributors)).await?;
+        let copied = match (update, follower) {
+            (Some(update), Some(follower)) => follower.hand(update).await,
+            // Of what was applied before, the copy has heard.
+            (None, follower) => follower.is_some(),
+            (Some(_), None) => false,
+        };
+        Ok(Response::new(v1::PrepareReply { copied }))
+    }
+
+    #[tracing::instrument(skip_all, fields(ps = self.index))]
+    async fn replicate(&self, request: Request<v1::ReplicateRequest>) -> Result<Response<v1::ReplicateReply>, Status> {
+        let _contact = self.contact()?;
+        let (index, shard) = self.shard(&request)?;
+        let request = request.into_inner();
+        let job = job(request.job)?;
+        // Refused here rather than in the background.
+        let store = Arc::clone(&shard.store);
+        store.pull(&job, 0)?;
+        let mut follower = lock(&shard.follower);
+        if !follower.as_ref().is_some_and(|f| f.serves(&job, &request.address)) {
+            tracing::info!(index, copy = request.address, "a copy of these variables is made");
+            let limit = Duration::from_millis(request.limit_ms.into());
+            let security = self.security.clone();
+            *follower = Some(Arc::new(Follower::start(
+                store,
+                security,
+                index,
+                job,
+                request.address,
+                limit,
+            )));
+        }
+        Ok(Response::new(v1::ReplicateReply {}))
+    }
+
+    async fn follow(&self, request: Request<Streaming<v1::FollowChunk>>) -> Result<Response<v1::FollowReply>, Status> {
+        let _contact = self.contact()?;
+        let store = self.store(&request)?;
         let mut stream = request.into_inner();
-        let Some(first) = stream.message().await? else {
-            return Err(missing("first chunk").into());
-        };
-        let begun = first.tag.ok_or_else(|| missing("tag")).and_then(|tag| {
-            let job = job(tag.job)?;
-            let tag = Tag {
-                replica: tag.replica,
-                sequence: tag.sequence,
-                version: tag.version,
-            };
-            self.store.begin_push(&job, tag)
-        });
-        let admit = match drained(begun, &mut stream).await? {
-            Push::Ignored(admit) => {
-                while stream.message().await?.is_some() {}
-                admit
-            }
-            Push::Wanted(mut staging) => {
-                let mut next = Some((first.offset, first.data));
-                while let Some((offset, data)) = next {
-                    let written = staging.write(offset, &data);
-                    drained(written, &mut stream).await?;
-                    next = stream.message().await?.map(|chunk| (chunk.offset, chunk.data));
-                }
-                staging.finish()?
-            }
-        };
-        Ok(Response::new(v1::PushReply {
-            staged: admit == Admit::Fresh,
-            too_old: admit == Admit::TooOld,
-        }))
+        let first = stream.message().await?.and_then(|first| first.begin);
+        let begun = first
+            .ok_or_else(|| missing("beginning"))
+            .and_then(|begin| store.follow(begin));
+        let mut incoming = drained(begun, &mut stream).await?;
+        while let Some(chunk) = stream.message().await? {
+            let written = incoming.write(chunk.vector, chunk.offset, &chunk.data);
+            drained(written, &mut stream).await?;
+        }
+        blocking(store, move |_| incoming.finish()).await?;
+        Ok(Response::new(v1::FollowReply {}))
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
         let _contact = self.contact()?;
+        let store = self.store(&request)?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        let contributors: Vec<Contributor> = request
-            .contributors
-            .iter()
-            .map(|c| Contributor {
-                replica: c.replica,
-                sequence: c.sequence,
-                samples: c.samples,
-            })
-            .collect();
-        let committed = self
-            .blocking(move |store| store.commit(&job, request.version, &contributors, request.drop_others))
-            .await?;
+        let contributors: Vec<Contributor> = request.contributors.iter().map(Contributor::from).collect();
+        let committed = blocking(store, move |store| {
+            store.commit(&job, request.version, &contributors, request.drop_others)
+        })
+        .await?;
         Ok(Response::new(v1::CommitReply {
             version: committed.version,
             learning_rate: committed.learning_rate,
         }))
     }
 
-    type PullStream = PullStream;
-
-    async fn pull(&self, request: Request<v1::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
-        let contact = self.contact()?;
-        let wait = server_wait(&request);
+    async fn snapshot(&self, request: Request<v1::SnapshotRequest>) -> Result<Response<v1::SnapshotReply>, Status> {
+        let _contact = self.contact()?;
+        let store = self.store(&request)?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        // Whatever came of it, the snapshot below says it.
-        let _ = tokio::time::timeout(wait, self.store.wait_for(&job, request.min_version)).await;
-        let (min_version, averages, replica) = (request.min_version, request.moving_averages, request.replica);
-        let snapshot = self
-            .blocking(move |store| {
-                if averages {
-                    store.pull_averages(&job, min_version)
-                } else if let Some(replica) = replica {
-                    store.pull_as(&job, replica, min_version)
-                } else {
-                    store.pull(&job, min_version)
-                }
-            })
-            .await?;
-        let version = snapshot.version();
-        let chunks = snapshot.into_chunks().map(|(offset, data)| v1::PullChunk {
-            version: 0,
-            offset,
-            data,
-        });
-        // A server without any variable still says its version.
-        let first = stream::once(async move {
-            Ok(v1::PullChunk {
-                version,
-                ..Default::default()
-            })
-        });
-        let rest = stream::iter(chunks).map(move |chunk| {
-            let _open = &contact;
-            Ok(chunk)
-        });
-        Ok(Response::new(Box::pin(first.chain(rest))))
+        blocking(store, move |store| store.snapshot(&job, request.version)).await?;
+        Ok(Response::new(v1::SnapshotReply {}))
     }
 
     #[tracing::instrument(skip_all, fields(ps = self.index))]
     async fn save(&self, request: Request<v1::SaveRequest>) -> Result<Response<v1::SaveReply>, Status> {
         let _contact = self.contact()?;
+        let store = self.store(&request)?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        let saved = self
-            .blocking(move |store| {
-                store.save(
-                    &job,
-                    &request.prefix,
-                    request.shard,
-                    request.shard_count,
-                    request.version,
-                )
-            })
-            .await?;
+        let save = move || {
+            store.save(
+                &job,
+                &request.prefix,
+                request.shard,
+                request.shard_count,
+                request.version,
+            )
+        };
+        let saved = background(save).await?;
         Ok(Response::new(v1::SaveReply {
             tensors: saved.tensors,
             bytes: saved.bytes,
@@ -289,17 +323,10 @@ impl ParameterServer for Service {
     async fn shutdown(&self, request: Request<v1::PsShutdownRequest>) -> Result<Response<v1::PsShutdownReply>, Status> {
         let _contact = self.life.contact();
         let request = request.into_inner();
-        if let Some(own) = self.store.status().job {
+        let held = self.shards.status().into_iter().filter_map(|shard| shard.job);
+        if let Some(own) = held.max_by_key(|job| job.incarnation) {
             let asking = job(request.job)?;
-            if own.job_id != asking.job_id || asking.incarnation < own.incarnation {
-                // The right refusal for either is what any other request would get.
-                return Err(self
-                    .store
-                    .begin_load(&asking)
-                    .err()
-                    .unwrap_or_else(|| missing("job"))
-                    .into());
-            }
+            store::belongs(&own, &asking)?;
         }
         tracing::info!(reason = request.reason, "told to leave");
         self.life.leave(Ended::Told(request.reason));
@@ -308,9 +335,8 @@ impl ParameterServer for Service {
 }
 
 /// How long a pull may wait here: a little less than its caller does, so that the caller hears why it was in vain.
-fn server_wait<T>(request: &Request<T>) -> Duration {
-    let asked = request
-        .metadata()
+pub(super) fn server_wait(headers: &HeaderMap) -> Duration {
+    let asked = headers
         .get("grpc-timeout")
         .and_then(|value| parse_timeout(value.to_str().ok()?));
     asked.map_or(DEFAULT_WAIT, |timeout| {

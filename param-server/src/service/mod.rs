@@ -1,21 +1,29 @@
 //! The parameter server's service: a [`Store`] behind gRPC.
 
+mod background;
+mod folder;
+mod follower;
 mod handlers;
 mod life;
+mod shards;
+mod transfer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::rpc::{self, MESSAGE_LIMIT_BYTES, Security};
+use coati_common::rpc::{self, InProcess, MESSAGE_LIMIT_BYTES, Security};
 use coati_proto::coati::v1::parameter_server_server::ParameterServerServer;
 use tokio::sync::watch;
+use tonic::server::NamedService as _;
 
 pub use life::Ended;
 
 use crate::store::{self, Store};
 use handlers::Service;
 use life::Life;
+use shards::Shards;
+use transfer::Transfer;
 
 /// What a server needs to know.
 #[derive(Clone, Debug)]
@@ -77,26 +85,51 @@ impl Handle {
     }
 }
 
+/// Short calls, and bulk transfers.
+fn answering(
+    index: u32,
+    shards: Shards,
+    security: Security,
+    life: Arc<Life>,
+) -> (ParameterServerServer<Service>, Transfer) {
+    let service = Arc::new(Service::new(index, shards, security, life));
+    let transfer = Transfer(Arc::clone(&service));
+    let service = ParameterServerServer::from_arc(service)
+        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+        .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    (service, transfer)
+}
+
+/// Server number `index` with what `store` holds, for callers in this process: listens nowhere, and lives as long as it is held.
+pub fn in_process(index: u32, store: Arc<Store>) -> InProcess {
+    let shards = Shards::with(index, store);
+    let (service, transfer) = answering(index, shards, Security::of_this_process(), Arc::new(Life::new()));
+    let services = [InProcess::serving(service), InProcess::serving(transfer)];
+    InProcess::through(move |request| {
+        let bulk = request.uri().path().trim_start_matches('/').starts_with(Transfer::NAME);
+        services[usize::from(bulk)].call(request)
+    })
+}
+
 /// Listens and serves until told to leave. Returns as soon as the port is bound.
 pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let mut server = rpc::server(&options.security)?;
     let listener = rpc::bind(&options.listen).await?;
     let life = Arc::new(Life::new());
-    let store = Arc::new(Store::new(options.store));
-    let service = Service::new(options.index, store, Arc::clone(&life));
-    let service = ParameterServerServer::new(service)
-        .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
-        .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+    let shards = Shards::new(options.index, options.store);
+    let (service, transfer) = answering(options.index, shards, options.security.clone(), Arc::clone(&life));
     let (done, ended) = watch::channel(None);
     let address = listener.address;
     tracing::info!(%address, ps = options.index, "parameter server listens");
     let leaving = Arc::clone(&life);
-    let mut serving = tokio::spawn(server.add_service(service).serve_with_incoming_shutdown(
-        listener.incoming,
-        async move {
-            leaving.left().await;
-        },
-    ));
+    let mut serving = tokio::spawn(
+        server
+            .add_service(service)
+            .add_service(transfer)
+            .serve_with_incoming_shutdown(listener.incoming, async move {
+                leaving.left().await;
+            }),
+    );
     let watched = Arc::clone(&life);
     tokio::spawn(async move {
         let reason = tokio::select! {

@@ -10,6 +10,7 @@ use super::backups::{Backups, Values};
 use super::consistency::{Consistency, scaled};
 use super::ledger::{Admit, Contributor, Ledger, Prepared, Tag};
 use super::model::{Model, threads_for};
+use super::replication::Update;
 use super::{Snapshot, Status, lock};
 use crate::optimizer::OptimizerConfig;
 use crate::placement::{Layout, ServerLayout};
@@ -54,7 +55,7 @@ pub(crate) struct Staged {
     pub(crate) pulled: Option<Values>,
 }
 
-/// One incarnation's state. Lock order: model, then ledger, then backups.
+/// One incarnation's state. Lock order: model, then ledger, then backups; `ready` by itself.
 #[derive(Debug)]
 pub(crate) struct Engine {
     job_id: String,
@@ -67,16 +68,22 @@ pub(crate) struct Engine {
     consistency: Consistency,
     /// `coati.on_nan: apply`
     accept_non_finite: AtomicBool,
-    threads: usize,
+    /// Keeps the variables of another server, until it is adopted.
+    copy: AtomicBool,
+    pub(super) threads: usize,
     pub(crate) pool: Arc<Pool>,
     /// Held for as long as a commit computes.
-    model: Mutex<Option<Model>>,
+    pub(super) model: Mutex<Option<Model>>,
     /// Only for whoever holds the model.
     shelf: Mutex<Shelf>,
     /// Held for moments only.
-    ledger: Mutex<Option<Ledger<Staged>>>,
+    pub(super) ledger: Mutex<Option<Ledger<Staged>>>,
+    /// The step that is prepared from the variables' version, if one is. Changed only under the model's lock.
+    pub(super) ready: Mutex<Option<Arc<Update>>>,
     /// Empty unless delays are compensated. Held for moments only.
     backups: Mutex<Backups>,
+    /// For a checkpoint.
+    kept: Mutex<Option<(Model, u64)>>,
     versions: watch::Sender<Seen>,
 }
 
@@ -100,12 +107,15 @@ impl Engine {
             placement,
             consistency,
             accept_non_finite: AtomicBool::new(false),
+            copy: AtomicBool::new(false),
             threads,
             pool,
             model: Mutex::default(),
             shelf: Mutex::default(),
             ledger: Mutex::default(),
+            ready: Mutex::default(),
             backups: Mutex::default(),
+            kept: Mutex::default(),
             versions: watch::Sender::new(Seen::Loading),
         }
     }
@@ -125,7 +135,19 @@ impl Engine {
             .map(Ledger::version)
             .ok_or_else(not_loaded)?;
         self.incarnation.store(incarnation, Ordering::SeqCst);
+        self.copy.store(false, Ordering::SeqCst);
+        // Whoever waits for a version in the incarnation before hears that it is over.
+        self.versions.send_modify(|_| {});
         Ok(version)
+    }
+
+    /// Keeps a copy from now on. Only before it serves anybody.
+    pub(crate) fn become_copy(&self) {
+        self.copy.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_copy(&self) -> bool {
+        self.copy.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_configured_as(
@@ -153,7 +175,9 @@ impl Engine {
         self.versions.send_replace(Seen::Retired);
         *lock(&self.model) = None;
         *lock(&self.ledger) = None;
+        *lock(&self.ready) = None;
         *lock(&self.backups) = Backups::default();
+        *lock(&self.kept) = None;
     }
 
     pub(crate) fn versions(&self) -> watch::Receiver<Seen> {
@@ -185,6 +209,8 @@ impl Engine {
             version,
             held_bytes,
             staged,
+            copy: self.is_copy(),
+            prepared: lock(&self.ready).is_some(),
         }
     }
 
@@ -211,6 +237,15 @@ impl Engine {
                 ),
             )
             .with_hint("begin a new incarnation to replace the variables")),
+            // A load that is repeated after its answer was lost may arrive late.
+            Some(ledger) if ledger.staged() > 0 => Err(ServiceError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "{} contributions are staged for the variables of version {}",
+                    ledger.staged(),
+                    ledger.version()
+                ),
+            )),
             _ => Ok(()),
         }
     }
@@ -233,7 +268,7 @@ impl Engine {
         Ok(model)
     }
 
-    fn is_adaptive(&self) -> bool {
+    pub(super) fn is_adaptive(&self) -> bool {
         let compensation = self.consistency.delay_compensation;
         compensation.is_some_and(|compensation| compensation.mean_square_decay.is_some())
     }
@@ -241,12 +276,17 @@ impl Engine {
     pub(crate) fn install(&self, model: Model, version: u64) -> Result<(), ServiceError> {
         let mut held = lock(&self.model);
         self.check_loadable()?;
+        self.replace(&mut held, model, version);
+        Ok(())
+    }
+
+    /// Begins anew with this model. Under the model's lock, so that no waiter misses or overtakes a commit.
+    pub(super) fn replace(&self, held: &mut Option<Model>, model: Model, version: u64) {
         *held = Some(model);
         *lock(&self.ledger) = Some(Ledger::new(version, self.consistency.max_staleness));
+        *lock(&self.ready) = None;
         *lock(&self.backups) = Backups::default();
-        // Under the model's lock, so that no waiter misses or overtakes a commit.
         self.announce(version);
-        Ok(())
     }
 
     fn announce(&self, version: u64) {
@@ -288,6 +328,15 @@ impl Engine {
         let mut held = lock(&self.model);
         let model = held.as_mut().ok_or_else(not_loaded)?;
         let server = self.server()?;
+        let ready = lock(&self.ready).take_if(|ready| ready.is(version, contributors));
+        if let Some(ready) = ready {
+            let learning_rate = ready.rate;
+            self.apply_ready(model, ready, drop_others)?;
+            return Ok(Committed {
+                version: version + 1,
+                learning_rate,
+            });
+        }
         let prepared = lock(&self.ledger)
             .as_mut()
             .ok_or_else(not_loaded)?
@@ -304,11 +353,8 @@ impl Engine {
                 staleness,
             } => (contributions, staleness),
         };
-        let mut rate = learning_rate(&self.optimizer.learning_rate, version);
-        if self.consistency.scale_learning_rate {
-            rate = scaled(rate, staleness);
-        }
-        let mut contributions = self.compensated(model, server, staged);
+        let rate = self.rate(learning_rate(&self.optimizer.learning_rate, version), staleness);
+        let mut contributions = self.compensated(&model.values, model.mean_squares.as_mut(), server, staged);
         let threads = threads_for(server.pushed_len, self.threads);
         model.apply(
             server,
@@ -318,11 +364,7 @@ impl Engine {
             &mut lock(&self.shelf),
             threads,
         );
-        let released = lock(&self.ledger)
-            .as_mut()
-            .map(|ledger| ledger.applied(version, contributors, rate, drop_others));
-        lock(&self.backups).forget((version + 1).saturating_sub(self.consistency.max_staleness));
-        self.announce(version + 1);
+        let released = self.applied(version, contributors, rate, drop_others);
         drop(held);
         drop((contributions, released));
         Ok(Committed {
@@ -331,8 +373,60 @@ impl Engine {
         })
     }
 
+    /// Applies a step that was prepared.
+    pub(super) fn apply_ready(
+        &self,
+        model: &mut Model,
+        ready: Arc<Update>,
+        drop_others: bool,
+    ) -> Result<(), ServiceError> {
+        let server = self.server()?;
+        let (version, rate) = (ready.version, ready.rate);
+        let contributors = ready.contributors.clone();
+        if ready.mean_squares.is_some() {
+            model.mean_squares.clone_from(&ready.mean_squares);
+        }
+        let mean = match Arc::try_unwrap(ready) {
+            Ok(ready) => ready.mean,
+            // It is still on its way to the copy.
+            Err(shared) => self.pool.copy(&shared.mean),
+        };
+        let threads = threads_for(server.pushed_len, self.threads);
+        let (rule, shelf) = (&self.optimizer, &mut lock(&self.shelf));
+        model.apply(server, rule, rate, &mut [(mean, 1)], shelf, threads);
+        drop(self.applied(version, &contributors, rate, drop_others));
+        Ok(())
+    }
+
+    /// Records what was applied; gives back what is of no use any more.
+    fn applied(&self, version: u64, contributors: &[Contributor], rate: f32, drop_others: bool) -> Vec<Staged> {
+        // What was prepared from this version and is not this step will never be one.
+        *lock(&self.ready) = None;
+        let released = lock(&self.ledger)
+            .as_mut()
+            .map(|ledger| ledger.applied(version, contributors, rate, drop_others));
+        lock(&self.backups).forget((version + 1).saturating_sub(self.consistency.max_staleness));
+        self.announce(version + 1);
+        released.unwrap_or_default()
+    }
+
+    /// The learning rate of an update with gradients of this age.
+    pub(super) fn rate(&self, scheduled: f32, staleness: u64) -> f32 {
+        if self.consistency.scale_learning_rate {
+            scaled(scheduled, staleness)
+        } else {
+            scheduled
+        }
+    }
+
     /// The contributions as they are to be applied: with what the variables changed since they were pulled made up for.
-    fn compensated(&self, model: &mut Model, server: &ServerLayout, staged: Vec<(Staged, u32)>) -> Vec<(Buffer, u32)> {
+    pub(super) fn compensated(
+        &self,
+        now: &Arc<Vec<f32>>,
+        mut mean_squares: Option<&mut Arc<Vec<f32>>>,
+        server: &ServerLayout,
+        staged: Vec<(Staged, u32)>,
+    ) -> Vec<(Buffer, u32)> {
         let Some(compensation) = self.consistency.delay_compensation else {
             return staged
                 .into_iter()
@@ -341,14 +435,13 @@ impl Engine {
         };
         let mut contributions = Vec::with_capacity(staged.len());
         for (Staged { mut buffer, pulled }, samples) in staged {
-            let now = Arc::clone(&model.values);
             // Without knowing, as if nothing had changed: the mean square goes on.
-            let pulled = pulled.as_ref().map_or(&now, |(_, values)| values);
-            let mean_squares = model.mean_squares.as_mut().map(Arc::make_mut);
+            let pulled = pulled.as_ref().map_or(now, |(_, values)| values);
+            let mean_squares = mean_squares.as_deref_mut().map(Arc::make_mut);
             compensation.apply(
                 &server.segments,
                 &mut buffer.data,
-                &now,
+                now,
                 pulled,
                 mean_squares.map_or(&mut [], Vec::as_mut_slice),
             );
@@ -377,6 +470,36 @@ impl Engine {
         Snapshot::new(&model, self.server()?, version, averages)
     }
 
+    /// Keeps what is held now for a checkpoint of `version`, in place of what was kept before.
+    pub(crate) fn keep(&self, version: u64) -> Result<(), ServiceError> {
+        if lock(&self.kept).as_ref().is_some_and(|(_, kept)| *kept == version) {
+            return Ok(());
+        }
+        let (model, at) = self.model()?;
+        if at != version {
+            return Err(not_at(version, at));
+        }
+        *lock(&self.kept) = Some((model, at));
+        Ok(())
+    }
+
+    /// What a checkpoint of `version` is written from.
+    pub(crate) fn saved_model(&self, version: u64) -> Result<Model, ServiceError> {
+        let kept = lock(&self.kept).as_ref().filter(|(_, kept)| *kept == version).cloned();
+        if let Some((model, _)) = kept {
+            return Ok(model);
+        }
+        match self.model()? {
+            (model, at) if at == version => Ok(model),
+            (_, at) => Err(not_at(version, at)),
+        }
+    }
+
+    /// A checkpoint of `version` is written: nothing needs to be kept for it.
+    pub(crate) fn release(&self, version: u64) {
+        lock(&self.kept).take_if(|(_, kept)| *kept == version);
+    }
+
     /// One consistent state; cheap, as vectors are shared.
     pub(crate) fn model(&self) -> Result<(Model, u64), ServiceError> {
         let held = lock(&self.model);
@@ -389,7 +512,14 @@ impl Engine {
     }
 }
 
-fn not_loaded() -> ServiceError {
+fn not_at(wanted: u64, at: u64) -> ServiceError {
+    let message = format!("a checkpoint of version {wanted} is asked for, the variables are at version {at}");
+    let mut error = ServiceError::new(ErrorCode::UnknownVersion, message);
+    error.retryable = at < wanted;
+    error
+}
+
+pub(super) fn not_loaded() -> ServiceError {
     ServiceError::new(
         ErrorCode::NotConfigured,
         "this parameter server is configured but holds no values yet",

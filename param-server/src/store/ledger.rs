@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_proto::coati::v1;
 
 use crate::invariants::{self, Invariant};
 
@@ -28,6 +29,26 @@ pub struct Contributor {
     pub samples: u32,
 }
 
+impl From<&v1::Contributor> for Contributor {
+    fn from(wire: &v1::Contributor) -> Self {
+        Self {
+            replica: wire.replica,
+            sequence: wire.sequence,
+            samples: wire.samples,
+        }
+    }
+}
+
+impl From<Contributor> for v1::Contributor {
+    fn from(by: Contributor) -> Self {
+        Self {
+            replica: by.replica,
+            sequence: by.sequence,
+            samples: by.samples,
+        }
+    }
+}
+
 /// What becomes of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admit {
@@ -37,6 +58,16 @@ pub enum Admit {
     Duplicate,
     /// No commit can use it any more: ignored.
     TooOld,
+}
+
+impl Admit {
+    /// What becomes of a contribution to several servers: too old if it is for one of them, new if it is for one of them.
+    pub(crate) fn of_all(each: &[Self]) -> Self {
+        [Self::TooOld, Self::Fresh]
+            .into_iter()
+            .find(|admit| each.contains(admit))
+            .unwrap_or(Self::Duplicate)
+    }
 }
 
 /// What a commit amounts to.

@@ -10,6 +10,7 @@ mod ledger;
 mod memory;
 mod model;
 mod persist;
+mod replication;
 mod snapshot;
 mod staging;
 
@@ -23,13 +24,16 @@ use coati_proto::coati::v1;
 pub use consistency::{Consistency, DelayCompensation};
 pub use engine::Committed;
 pub use ledger::{Admit, Contributor, Ledger, Prepared, Tag};
+use persist::Written;
 pub use persist::{Restored, Saved};
+pub use replication::{Incoming, Seed, Update};
 pub use snapshot::Snapshot;
-pub use staging::{Loading, Push, Staging};
+pub(crate) use staging::Covered;
+pub use staging::{Chunk, Loading, Push, Staging};
 
 use crate::optimizer::OptimizerConfig;
 use crate::placement::Layout;
-use engine::Engine;
+use engine::{Engine, Seen};
 
 /// What a server can be told once.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +47,8 @@ pub struct Options {
 pub struct Store {
     engine: Mutex<Option<Arc<Engine>>>,
     options: Options,
+    /// One save after the other, whatever their incarnation: they may be of the same step. What the last one wrote.
+    written: Mutex<Option<Written>>,
 }
 
 /// What a status line shows.
@@ -56,6 +62,10 @@ pub struct Status {
     pub held_bytes: u64,
     /// Contributions staged.
     pub staged: usize,
+    /// It keeps the variables of another server.
+    pub copy: bool,
+    /// The step from this version is prepared.
+    pub prepared: bool,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -69,6 +79,7 @@ impl Store {
         Self {
             engine: Mutex::default(),
             options,
+            written: Mutex::default(),
         }
     }
 
@@ -86,12 +97,7 @@ impl Store {
         let mut slot = lock(&self.engine);
         if let Some(engine) = slot.as_ref() {
             let own = engine.job();
-            if own.job_id != job.job_id {
-                return Err(wrong_job(&own, job));
-            }
-            if job.incarnation < own.incarnation {
-                return Err(stale(&own, job));
-            }
+            belongs(&own, job)?;
             if job.incarnation == own.incarnation {
                 return if engine.is_configured_as(ps, placement, &optimizer, &consistency) {
                     Ok(())
@@ -140,13 +146,7 @@ impl Store {
                 "this parameter server holds nothing to go on with",
             )
         })?;
-        let own = engine.job();
-        if own.job_id != job.job_id {
-            return Err(wrong_job(&own, job));
-        }
-        if job.incarnation < own.incarnation {
-            return Err(stale(&own, job));
-        }
+        belongs(&engine.job(), job)?;
         engine.adopt(job.incarnation)
     }
 
@@ -157,8 +157,17 @@ impl Store {
         Ok(())
     }
 
-    /// The engine of exactly this incarnation.
+    /// The engine of exactly this incarnation, which holds the variables themselves and not their copy.
     pub(crate) fn engine(&self, job: &v1::JobRef) -> Result<Arc<Engine>, ServiceError> {
+        let engine = self.any_engine(job)?;
+        if engine.is_copy() {
+            let message = format!("this is the copy of ps-{}, kept for its loss", engine.ps);
+            return Err(ServiceError::new(ErrorCode::NotConfigured, message));
+        }
+        Ok(engine)
+    }
+
+    fn any_engine(&self, job: &v1::JobRef) -> Result<Arc<Engine>, ServiceError> {
         let slot = lock(&self.engine);
         let engine = slot.as_ref().ok_or_else(|| {
             ServiceError::new(
@@ -209,7 +218,7 @@ impl Store {
         match self.begin_push(job, tag)? {
             Push::Ignored(admit) => Ok(admit),
             Push::Wanted(mut staging) => {
-                staging.write(0, bytemuck::cast_slice(data))?;
+                staging.take(0, data)?;
                 staging.finish()
             }
         }
@@ -224,6 +233,40 @@ impl Store {
         drop_others: bool,
     ) -> Result<Committed, ServiceError> {
         self.engine(job)?.commit(version, contributors, drop_others)
+    }
+
+    /// Forms the mean of these contributions, which the commit that names the same ones applies; nothing when that was
+    /// applied before. Hand it to the copy, if there is one.
+    pub fn prepare(
+        &self,
+        job: &v1::JobRef,
+        version: u64,
+        contributors: &[Contributor],
+    ) -> Result<Option<Arc<Update>>, ServiceError> {
+        self.engine(job)?.prepare(version, contributors)
+    }
+
+    /// Everything as it is now, for a copy to begin with, and the step that is prepared on top of it.
+    pub fn all(&self, job: &v1::JobRef) -> Result<(Seed, Option<Arc<Update>>), ServiceError> {
+        self.engine(job)?.all()
+    }
+
+    /// What was just configured is a copy: it takes its values from [`Store::follow`] and serves nobody until it is adopted.
+    pub fn become_copy(&self, job: &v1::JobRef) -> Result<(), ServiceError> {
+        let engine = self.any_engine(job)?;
+        if engine.status().version.is_none() {
+            engine.become_copy();
+        } else if !engine.is_copy() {
+            let message = format!("these are the variables of ps-{} themselves, not their copy", engine.ps);
+            return Err(ServiceError::new(ErrorCode::Conflict, message));
+        }
+        Ok(())
+    }
+
+    /// Begins to take, as a copy, what its original holds or has prepared.
+    pub fn follow(&self, begin: v1::FollowBegin) -> Result<Incoming, ServiceError> {
+        let job = begin.job.clone().unwrap_or_default();
+        Incoming::new(self.any_engine(&job)?, begin)
     }
 
     /// The newest values, if they are at `min_version` at least. Cheap; never changes afterwards.
@@ -241,19 +284,21 @@ impl Store {
         self.engine(job)?.snapshot(min_version, true, None)
     }
 
+    /// How many of the arena's first elements belong to trainable variables alone.
+    pub fn trainable(&self, job: &v1::JobRef) -> Result<usize, ServiceError> {
+        self.engine(job)?.server().map(|server| server.slotted_len)
+    }
+
     /// Waits until the variables are at `version` at least, or this incarnation is over. Has no deadline of its own.
     pub async fn wait_for(&self, job: &v1::JobRef, version: u64) -> Result<(), ServiceError> {
         let engine = self.engine(job)?;
         let mut versions = engine.versions();
-        // Closed or retired: the next look at the engine says which incarnation took over.
-        let reached = versions
-            .wait_for(|seen| seen.is_retired() || seen.version().is_some_and(|v| v >= version))
+        let over = |seen: &Seen| seen.is_retired() || engine.job().incarnation != job.incarnation;
+        let _ = versions
+            .wait_for(|seen| over(seen) || seen.version().is_some_and(|v| v >= version))
             .await;
-        if reached.is_ok_and(|seen| !seen.is_retired()) {
-            Ok(())
-        } else {
-            self.engine(job).map(|_| ())
-        }
+        // Closed, retired or taken over: this look at the engine says by which incarnation.
+        self.engine(job).map(|_| ())
     }
 
     /// Reads this server's pieces, slots included, from checkpoint `prefix`.
@@ -267,7 +312,14 @@ impl Store {
         persist::restore(self.engine(job)?.as_ref(), prefix, version, slots_optional)
     }
 
-    /// Writes this server's data file of a checkpoint of the current version. Commits may go on meanwhile.
+    /// Keeps the current version, which must be `version`, for a [`Store::save`] that comes later. Waits for a commit
+    /// under way and takes moments otherwise: vectors are shared, and copied by the next commit. One version is kept.
+    pub fn snapshot(&self, job: &v1::JobRef, version: u64) -> Result<(), ServiceError> {
+        self.engine(job)?.keep(version)
+    }
+
+    /// Writes this server's data file of a checkpoint of the version that [`Store::snapshot`] kept, which is kept no
+    /// longer then, or else of the current one. Commits may go on meanwhile.
     pub fn save(
         &self,
         job: &v1::JobRef,
@@ -276,8 +328,28 @@ impl Store {
         shard_count: u32,
         version: u64,
     ) -> Result<Saved, ServiceError> {
-        persist::save(self.engine(job)?.as_ref(), prefix, shard, shard_count, version)
+        // Held to the end: a request that is repeated because its connection broke waits for the first one.
+        let mut written = lock(&self.written);
+        persist::save(
+            self.engine(job)?.as_ref(),
+            &mut written,
+            prefix,
+            shard,
+            shard_count,
+            version,
+        )
     }
+}
+
+/// Refuses a request of another job, or of an older incarnation than the one that is served.
+pub(crate) fn belongs(own: &v1::JobRef, asking: &v1::JobRef) -> Result<(), ServiceError> {
+    if own.job_id != asking.job_id {
+        return Err(wrong_job(own, asking));
+    }
+    if asking.incarnation < own.incarnation {
+        return Err(stale(own, asking));
+    }
+    Ok(())
 }
 
 fn wrong_job(own: &v1::JobRef, job: &v1::JobRef) -> ServiceError {

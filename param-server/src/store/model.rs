@@ -8,7 +8,7 @@ use coati_common::variables::VariableKind;
 use crate::invariants::{self, Invariant};
 use crate::optimizer::{self, AdamPowers, OptimizerConfig, Rule};
 use crate::placement::{Segment, ServerLayout};
-use crate::pool::{Buffer, Shelf};
+use crate::pool::{Buffer, Shelf, replaced};
 
 /// Elements handled at a time: a block of all vectors together stays in the cache.
 const BLOCK: usize = 8 << 10;
@@ -75,11 +75,18 @@ impl Model {
             mean.data.len() == server.pushed_len && others.iter().all(|o| o.len() == server.pushed_len),
             || format!("arena of {}, staged {}", server.pushed_len, mean.data.len()),
         );
-        let (values, slots) = (
-            shelf.writable(&mut self.values),
-            self.slots.iter_mut().map(owned).collect::<Vec<_>>(),
-        );
-        let mut slots = slots.into_iter();
+        // What readers hold (pulls under way, a checkpoint that is being written) stays as it is: those blocks are brought over
+        // one by one, when they are in the cache anyway.
+        let old_values = shelf.writable(&mut self.values);
+        let old_slots: Vec<_> = self.slots.iter_mut().map(|slot| replaced(slot, || None)).collect();
+        let old_averages = self.averages.as_mut().and_then(|averages| replaced(averages, || None));
+        let values = owned(&mut self.values);
+        let (values, tail) = values.split_at_mut(server.pushed_len);
+        if let Some(old) = &old_values {
+            tail.copy_from_slice(&old[server.pushed_len..]);
+        }
+        let slots = self.slots.iter_mut().zip(&old_slots);
+        let mut slots = slots.map(|(slot, old)| Target::new(owned(slot), old.as_ref()));
         let step = Step {
             segments: &server.segments,
             optimizer,
@@ -91,19 +98,47 @@ impl Model {
         let vectors = Vectors {
             from: 0,
             mean: &mut mean.data,
-            values: &mut values[..server.pushed_len],
-            first: slots.next().map_or(&mut [], |v| v.as_mut_slice()),
-            second: slots.next().map_or(&mut [], |v| v.as_mut_slice()),
-            averages: self.averages.as_mut().map_or(&mut [], |a| owned(a).as_mut_slice()),
+            values: Target::new(values, old_values.as_ref()),
+            first: slots.next().unwrap_or_default(),
+            second: slots.next().unwrap_or_default(),
+            averages: self
+                .averages
+                .as_mut()
+                .map(|averages| Target::new(owned(averages), old_averages.as_ref()))
+                .unwrap_or_default(),
         };
         step.run_on(vectors, threads.max(1));
         self.powers = self.powers.map(|powers| powers.next(&optimizer.rule));
     }
 }
 
-/// In place when no reader holds the vector, else in a copy.
-fn owned(vector: &mut Arc<Vec<f32>>) -> &mut Vec<f32> {
-    Arc::make_mut(vector)
+/// The weighted mean of `contributions` (`[pushed_len]` and their samples, in order of summation), as [`Model::apply`] forms
+/// it: with that mean as its only contribution, it does the same to the last bit.
+pub(crate) fn mean(server: &ServerLayout, mut contributions: Vec<(Buffer, u32)>, threads: usize) -> Option<Buffer> {
+    let ((mean, first_samples), others) = contributions.split_first_mut()?;
+    let weights = Weights::new(*first_samples, others.iter().map(|(_, samples)| *samples));
+    let others: Vec<&[f32]> = others.iter().map(|(buffer, _)| buffer.data.as_slice()).collect();
+    let share = server.pushed_len.div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let mut shares = mean.data.chunks_mut(share).enumerate();
+        let own = shares.next();
+        let reduce = |(index, part): (usize, &mut [f32])| {
+            for (block, mean) in part.chunks_mut(BLOCK).enumerate() {
+                let from = index * share + block * BLOCK;
+                weights.reduce(mean, &others, from..from + mean.len());
+            }
+        };
+        for part in shares {
+            scope.spawn(move || reduce(part));
+        }
+        own.into_iter().for_each(reduce);
+    });
+    Some(contributions.swap_remove(0).0)
+}
+
+/// Nobody else holds it: see [`replaced`].
+fn owned(vector: &mut Arc<Vec<f32>>) -> &mut [f32] {
+    Arc::<Vec<f32>>::make_mut(vector)
 }
 
 /// How a weighted mean is formed.
@@ -180,20 +215,53 @@ struct Step<'a> {
 struct Vectors<'a> {
     from: usize,
     mean: &'a mut [f32],
-    values: &'a mut [f32],
-    first: &'a mut [f32],
-    second: &'a mut [f32],
-    averages: &'a mut [f32],
+    values: Target<'a>,
+    first: Target<'a>,
+    second: Target<'a>,
+    averages: Target<'a>,
+}
+
+/// A range of a vector that is written to.
+#[derive(Default)]
+struct Target<'a> {
+    elements: &'a mut [f32],
+    /// Where its elements are until they are brought over; empty when they are in place.
+    old: &'a [f32],
+}
+
+impl<'a> Target<'a> {
+    fn new(elements: &'a mut [f32], old: Option<&'a Arc<Vec<f32>>>) -> Self {
+        let old = old.map_or(&[][..], |old| &old[..elements.len()]);
+        Self { elements, old }
+    }
+
+    fn split(self, at: usize) -> (Self, Self) {
+        let (now, later) = self.elements.split_at_mut(at.min(self.elements.len()));
+        let (old_now, old_later) = self.old.split_at(at.min(self.old.len()));
+        let now = Self {
+            elements: now,
+            old: old_now,
+        };
+        let later = Self {
+            elements: later,
+            old: old_later,
+        };
+        (now, later)
+    }
+
+    fn bring(self) -> &'a mut [f32] {
+        if !self.old.is_empty() {
+            self.elements.copy_from_slice(self.old);
+        }
+        self.elements
+    }
 }
 
 impl<'a> Vectors<'a> {
     fn split(self, at: usize) -> (Self, Self) {
-        let cut = |v: &'a mut [f32]| {
-            let at = at.min(v.len());
-            v.split_at_mut(at)
-        };
-        let ((m0, m1), (v0, v1)) = (cut(self.mean), cut(self.values));
-        let ((f0, f1), (s0, s1), (a0, a1)) = (cut(self.first), cut(self.second), cut(self.averages));
+        let (m0, m1) = self.mean.split_at_mut(at.min(self.mean.len()));
+        let (v0, v1) = self.values.split(at);
+        let ((f0, f1), (s0, s1), (a0, a1)) = (self.first.split(at), self.second.split(at), self.averages.split(at));
         (
             Self {
                 from: self.from,
@@ -221,7 +289,7 @@ impl Step<'_> {
         if threads == 1 {
             return self.run(vectors);
         }
-        let share = vectors.values.len().div_ceil(threads);
+        let share = vectors.values.elements.len().div_ceil(threads);
         std::thread::scope(|scope| {
             for _ in 1..threads {
                 let (now, rest) = vectors.split(share);
@@ -235,8 +303,8 @@ impl Step<'_> {
     fn run(&self, mut vectors: Vectors<'_>) {
         for segment in self.segments {
             let end = segment.offset + segment.length;
-            while vectors.from < end && !vectors.values.is_empty() {
-                let count = (end - vectors.from).min(BLOCK).min(vectors.values.len());
+            while vectors.from < end && !vectors.values.elements.is_empty() {
+                let count = (end - vectors.from).min(BLOCK).min(vectors.values.elements.len());
                 let (block, rest) = vectors.split(count);
                 self.block(segment.kind, block);
                 vectors = rest;
@@ -244,29 +312,22 @@ impl Step<'_> {
         }
     }
 
-    #[allow(clippy::needless_pass_by_value, reason = "it is a bundle of exclusive borrows")]
     fn block(&self, kind: VariableKind, block: Vectors<'_>) {
-        let range = block.from..block.from + block.values.len();
+        let values = block.values.bring();
+        let (first, second, averages) = (block.first.bring(), block.second.bring(), block.averages.bring());
+        let range = block.from..block.from + values.len();
         match kind {
             VariableKind::Constant => {}
             VariableKind::MovingStatistic { decay } => {
                 self.weights.reduce(block.mean, self.others, range);
-                optimizer::moving_average(decay, block.values, block.mean);
+                optimizer::moving_average(decay, values, block.mean);
             }
             VariableKind::Trainable => {
                 self.weights.reduce(block.mean, self.others, range);
                 let rule: &Rule = &self.optimizer.rule;
-                optimizer::update(
-                    rule,
-                    self.rate,
-                    self.powers,
-                    block.mean,
-                    block.values,
-                    block.first,
-                    block.second,
-                );
+                optimizer::update(rule, self.rate, self.powers, block.mean, values, first, second);
                 if let Some(decay) = self.optimizer.moving_average_decay {
-                    optimizer::moving_average(decay, block.averages, block.values);
+                    optimizer::moving_average(decay, averages, values);
                 }
             }
         }
@@ -289,7 +350,14 @@ mod tests {
         }
     }
 
-    fn run(threads: usize, samples: &[u32]) -> Vec<f32> {
+    fn all(model: &Model) -> Vec<f32> {
+        let mut all = model.values.to_vec();
+        all.extend(model.averages.iter().chain(&model.slots).flat_map(|v| v.iter()));
+        all
+    }
+
+    /// Everything that is held after a commit, for which somebody reads it meanwhile or not.
+    fn run(threads: usize, samples: &[u32], read: bool) -> Vec<f32> {
         let specs = [
             spec("w", 100_000, VariableKind::Trainable),
             spec("m", 50, VariableKind::MovingStatistic { decay: 0.9 }),
@@ -308,6 +376,8 @@ mod tests {
         };
         let values: Vec<f32> = (0..server.arena_len).map(|i| i as f32 * 1e-3).collect();
         let mut model = Model::new(values, server, &optimizer);
+        let reader = read.then(|| model.clone());
+        let before = all(&model);
         let pool = Pool::new(server.pushed_len);
         let mut contributions: Vec<_> = samples
             .iter()
@@ -328,15 +398,18 @@ mod tests {
             &mut Shelf::default(),
             threads,
         );
-        let mut all = model.values.to_vec();
-        all.extend(model.averages.iter().chain(&model.slots).flat_map(|v| v.iter()));
-        all
+        assert!(
+            reader.is_none_or(|reader| all(&reader) == before),
+            "a reader keeps its version"
+        );
+        all(&model)
     }
 
     #[test]
     fn threads_do_not_change_a_bit() {
-        let one = run(1, &[8, 8, 3]);
-        assert_eq!(one, run(3, &[8, 8, 3]));
+        let one = run(1, &[8, 8, 3], false);
+        assert_eq!(one, run(3, &[8, 8, 3], false));
+        assert_eq!(one, run(2, &[8, 8, 3], true), "nor does somebody who reads meanwhile");
         assert_eq!(
             one[100_050..100_057],
             (100_050..100_057).map(|i| i as f32 * 1e-3).collect::<Vec<_>>()

@@ -1,6 +1,6 @@
 //! Checkpoints: this server's pieces, slots included, as slices of TensorFlow's tensors.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coati_checkpoint::bundle::{self, DataFileWriter, Reader, Slice, flat_range_slices};
@@ -10,6 +10,7 @@ use coati_common::variables::{VariableKind, VariableSpec};
 use coati_proto::coati::v1;
 
 use super::engine::Engine;
+use super::model::Model;
 use crate::optimizer::{AdamPowers, MOVING_AVERAGE};
 use crate::placement::{LocalPiece, ServerLayout};
 
@@ -37,20 +38,56 @@ pub struct Restored {
     pub slots_initialised: Vec<String>,
 }
 
+/// A data file that is complete.
+#[derive(Debug)]
+pub(crate) struct Written {
+    incarnation: u64,
+    version: u64,
+    path: PathBuf,
+    saved: Saved,
+}
+
 pub(super) fn save(
     engine: &Engine,
+    written: &mut Option<Written>,
     prefix: &str,
     shard: u32,
     shard_count: u32,
     version: u64,
 ) -> Result<Saved, ServiceError> {
-    let (model, at) = engine.model()?;
-    if at != version {
-        let message = format!("a checkpoint of version {version} is asked for, the variables are at version {at}");
-        let mut error = ServiceError::new(ErrorCode::UnknownVersion, message);
-        error.retryable = at < version;
-        return Err(error);
-    }
+    let incarnation = engine.job().incarnation;
+    let path = bundle::data_path(Path::new(prefix), shard, shard_count);
+    let model = match engine.saved_model(version) {
+        Ok(model) => model,
+        Err(error) => {
+            let before = written
+                .as_ref()
+                .filter(|before| (before.incarnation, before.version) == (incarnation, version) && before.path == path);
+            return before
+                .filter(|before| std::fs::metadata(&before.path).is_ok_and(|file| file.len() == before.saved.bytes))
+                .map(|before| before.saved.clone())
+                .ok_or(error);
+        }
+    };
+    let result = write(engine, &model, prefix, shard, shard_count, version);
+    engine.release(version);
+    *written = result.as_ref().ok().map(|saved| Written {
+        incarnation,
+        version,
+        path,
+        saved: saved.clone(),
+    });
+    result
+}
+
+fn write(
+    engine: &Engine,
+    model: &Model,
+    prefix: &str,
+    shard: u32,
+    shard_count: u32,
+    version: u64,
+) -> Result<Saved, ServiceError> {
     let server = engine.server()?;
     let mut file = DataFileWriter::create(Path::new(prefix), shard, shard_count).map_err(failed)?;
     for piece in &server.pieces {
@@ -79,10 +116,8 @@ pub(super) fn save(
         }
     }
     let bytes = file.bytes();
-    Ok(Saved {
-        tensors: file.finish().map_err(failed)?,
-        bytes,
-    })
+    let tensors = file.finish().map_err(failed)?;
+    Ok(Saved { tensors, bytes })
 }
 
 fn slot_name(spec: &VariableSpec, suffix: &str) -> String {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_common::variables::VariableKind;
+use coati_proto::coati::v1::Encoding;
 
 use super::model::Model;
 use crate::placement::ServerLayout;
 use crate::pool::CHUNK;
+use crate::wire::write_bf16;
 
 /// One server's arena at one version. Later commits leave it as it is.
 #[derive(Clone, Debug)]
@@ -79,17 +81,35 @@ impl Snapshot {
             .map(|part| (part.range.start, &part.vector[part.range.clone()]))
     }
 
-    /// The values as messages, not copied: first element within the arena, bytes.
-    pub fn into_chunks(self) -> impl Iterator<Item = (u64, Bytes)> {
-        self.parts.into_iter().flat_map(|part| {
+    /// The values as messages: first element within the arena, how they are written, bytes. Float32 is not copied.
+    /// `trainable` of the first elements may be bfloat16 if `weights` is.
+    pub(crate) fn into_chunks(
+        self,
+        weights: Encoding,
+        trainable: usize,
+    ) -> impl Iterator<Item = (u64, Encoding, Bytes)> {
+        let short = if weights == Encoding::Bfloat16 { trainable } else { 0 };
+        self.parts.into_iter().flat_map(move |part| {
             let Part { vector, range } = part;
-            let end = range.end;
-            range.step_by(CHUNK).map(move |start| {
-                let part = Part {
-                    vector: Arc::clone(&vector),
-                    range: start..end.min(start + CHUNK),
-                };
-                (start as u64, Bytes::from_owner(part))
+            let border = short.clamp(range.start, range.end);
+            let halves = [
+                (Encoding::Bfloat16, range.start..border),
+                (Encoding::Float32, border..range.end),
+            ];
+            halves.into_iter().flat_map(move |(encoding, range)| {
+                let (vector, end) = (Arc::clone(&vector), range.end);
+                range.step_by(CHUNK).map(move |start| {
+                    let range = start..end.min(start + CHUNK);
+                    let data = if encoding == Encoding::Bfloat16 {
+                        let mut short = Vec::with_capacity(range.len() * 2);
+                        write_bf16(&vector[range], &mut short);
+                        short.into()
+                    } else {
+                        let vector = Arc::clone(&vector);
+                        Bytes::from_owner(Part { vector, range })
+                    };
+                    (start as u64, encoding, data)
+                })
             })
         })
     }

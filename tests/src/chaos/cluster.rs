@@ -35,6 +35,8 @@ pub(super) struct Watch<'a> {
     pub(super) follower: &'a Follower,
     /// Ranks that contribute to each step.
     pub(super) replicas: u32,
+    /// Whether every parameter server has a copy.
+    pub(super) copies: bool,
     /// Steps that it said it was at, each with the number of the log's entries then.
     pub(super) announced: Vec<(usize, u64)>,
 }
@@ -99,7 +101,7 @@ impl Watch<'_> {
         let deadline = Instant::now() + limit;
         loop {
             let (status, mark) = (self.status(), self.follower.len());
-            let missing = match Self::missing(&status, replaced) {
+            let missing = match self.missing(&status, replaced) {
                 None => match self.everybody(mark, replaced, deadline) {
                     None => return Ok(()),
                     Some(missing) => missing,
@@ -117,7 +119,7 @@ impl Watch<'_> {
     }
 
     /// Who or what a status lacks.
-    fn missing(status: &Value, replaced: Option<(&str, Seen)>) -> Option<String> {
+    fn missing(&self, status: &Value, replaced: Option<(&str, Seen)>) -> Option<String> {
         let tasks = status["tasks"].as_array()?;
         for task in tasks {
             let name = task["task"].as_str().unwrap_or_default();
@@ -136,6 +138,9 @@ impl Watch<'_> {
                 "the coordinator says {}, {}",
                 progress["state"], status["problem"]
             ));
+        }
+        if self.copies && progress["copies"] != "whole" {
+            return Some(format!("copies of the parameter servers: {}", progress["copies"]));
         }
         None
     }

@@ -82,7 +82,7 @@ impl Default for Options {
             seed: 1,
             workers: 2,
             servers: 3,
-            replication: 0,
+            replication: 1,
             victims: ["master", "worker", "ps"].map(str::to_owned).to_vec(),
             silence: Duration::from_secs(3),
             save_every: 25,
@@ -145,6 +145,7 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Report {
         model: MODEL,
         follower: &follower,
         replicas: options.workers + 1,
+        copies: options.replication > 0,
         announced: Vec::new(),
     };
     let disturbed = disturb(options, &mut watch, &mut report, say);

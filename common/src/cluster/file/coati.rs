@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::{consistency, security};
+use super::{compression, consistency, security};
 use crate::cluster::duration;
-use crate::cluster::plan::{Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
+use crate::cluster::plan::{Compression, Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
 use crate::cluster::security::{OnNan, Security};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
@@ -40,8 +40,11 @@ pub(super) struct Coati {
     pub(super) launcher: Launcher,
     pub(super) placement: Placement,
     pub(super) consistency: Consistency,
+    /// Where it is asked for.
+    pub(super) replication: Option<Position>,
     pub(super) security: Security,
     pub(super) on_nan: OnNan,
+    pub(super) compression: Compression,
     pub(super) threads_per_replica: Option<NonZeroU32>,
     pub(super) heartbeat: Heartbeat,
     pub(super) restart: Restart,
@@ -61,27 +64,16 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             "placement" => coati.placement = placement(document, node, &key)?,
             "consistency" => coati.consistency = consistency::read(document, node, pipeline)?,
             "replication" => {
-                let replicas = document.integer(node, &key, 0, 1000)?;
-                if replicas > 0 {
-                    return Err(not_built(
-                        document,
-                        node.at,
-                        &format!("`{key}: {replicas}`"),
-                        "0 (parameter servers keep no copies)",
-                    ));
+                let copies = document.integer(node, &key, 0, 1000)?;
+                if copies > 1 {
+                    let supported = "1 (every parameter server has a copy on the next one) and 0";
+                    return Err(not_built(document, node.at, &format!("`{key}: {copies}`"), supported));
                 }
+                coati.replication = (copies == 1).then_some(node.at);
             }
             "security" => coati.security = security::read(document, node)?,
             "on_nan" => coati.on_nan = security::on_nan(document, node, &key)?,
-            "compression" => {
-                let value = match &node.value {
-                    Value::Bool(false) => "none".to_owned(),
-                    _ => document.text(node, &key)?,
-                };
-                if value != "none" {
-                    return Err(not_built(document, node.at, &format!("`{key}: {value}`"), "none"));
-                }
-            }
+            "compression" => coati.compression = compression::read(document, node, &key)?,
             "threads_per_replica" => {
                 let value = document.integer(node, &key, 1, 1024)?;
                 coati.threads_per_replica = u32::try_from(value).ok().and_then(NonZeroU32::new);

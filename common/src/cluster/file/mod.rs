@@ -15,6 +15,7 @@
 //! Keys may be written in camelCase (as in the service's REST interface) or `snake_case` (as in its client libraries).
 
 mod coati;
+mod compression;
 mod consistency;
 mod security;
 mod training_input;

@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use super::{ClusterFile, Error};
 use crate::cluster::{
-    ClusterPlan, Consistency, DelayCompensation, DelayCompensationKind, Devices, OnNan, Placement, TaskType,
+    ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices, GradientCompression,
+    OnNan, Placement, TaskType, WeightCompression,
 };
 
 const LOCAL: &str = "\
@@ -446,11 +447,12 @@ fn workers_need_a_parameter_server_today() {
 fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
-         replication: 0\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
+         replication: 1\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
          heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
+    assert!(plan.replication);
     assert_eq!(plan.consistency.max_staleness, Some(8));
     assert_eq!((plan.security.tls, plan.security.own), (false, None));
     assert_eq!(plan.security.token_file, Some("secret".into()));
@@ -567,6 +569,32 @@ fn who_may_take_part_and_broken_gradients_have_safe_defaults() {
 }
 
 #[test]
+fn compression_is_off_unless_it_is_asked_for() {
+    let of = |section: &str| plan(&format!("{LOCAL}coati: {section}\n")).compression;
+    let off = Compression::default();
+    assert_eq!(
+        (off.gradients, off.weights),
+        (GradientCompression::None, WeightCompression::None)
+    );
+    for section in [
+        "{}",
+        "{compression: none}",
+        "{compression: false}",
+        "{compression: {gradients: none}}",
+    ] {
+        assert_eq!(of(section), off, "{section}");
+    }
+    let both = of("{compression: {gradients: bf16, weights: bf16}}");
+    assert_eq!(
+        (both.gradients, both.weights),
+        (GradientCompression::Bf16, WeightCompression::Bf16)
+    );
+    let slow = of("{compression: {gradients: topk, topk_fraction: 0.05}}");
+    assert_eq!((slow.gradients, slow.topk_fraction), (GradientCompression::TopK, 0.05));
+    assert_eq!(of("{compression: {gradients: topk}}").topk_fraction, 0.01);
+}
+
+#[test]
 fn what_is_not_built_is_refused_by_name_with_what_is() {
     for (section, text, hint) in [
         (
@@ -590,14 +618,34 @@ fn what_is_not_built_is_refused_by_name_with_what_is() {
             "supported today: localhost, which needs no list",
         ),
         (
-            "{replication: 1}",
-            "`coati.replication: 1` is not built yet",
-            "supported today: 0 (parameter servers keep no copies)",
+            "{replication: 2}",
+            "`coati.replication: 2` is not built yet",
+            "supported today: 1 (every parameter server has a copy on the next one) and 0",
         ),
         (
             "{compression: fp16}",
-            "`coati.compression: fp16` is not built yet",
-            "supported today: none",
+            "unknown value `fp16` of `coati.compression`",
+            "write `none`, or a section such as {gradients: bf16, weights: bf16}",
+        ),
+        (
+            "{compression: {gradients: top_k}}",
+            "unknown value `top_k` of `coati.compression.gradients`",
+            "did you mean `topk`?",
+        ),
+        (
+            "{compression: {weights: topk}}",
+            "unknown value `topk` of `coati.compression.weights`",
+            "known are none, bf16",
+        ),
+        (
+            "{compression: {gradients: topk, topk_fraction: 0}}",
+            "`coati.compression.topk_fraction` must be above 0 and at most 1, found `0`",
+            "0.01 sends one element of a hundred",
+        ),
+        (
+            "{compression: {gradients: bf16, topk_fraction: 0.1}}",
+            "`coati.compression.topk_fraction` without `gradients: topk`",
+            "add `gradients: topk`, or leave it out",
         ),
         (
             "{security: tls}",

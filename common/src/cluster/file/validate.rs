@@ -34,7 +34,9 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         placement: job.coati.placement,
         consistency: job.coati.consistency,
         security: job.coati.security,
+        replication: job.coati.replication.is_some(),
         on_nan: job.coati.on_nan,
+        compression: job.coati.compression,
         threads_per_replica: job.coati.threads_per_replica,
         heartbeat: job.coati.heartbeat,
         restart: job.coati.restart,
@@ -204,6 +206,13 @@ fn check_parameter_servers(
             at,
             format!("{workers} workers without a parameter server: all-reduce between hosts is not built yet"),
             Some("set `parameterServerCount` to an odd number, such as 1 or 3, and `parameterServerType`".to_owned()),
+        ));
+    }
+    if let Some(at) = job.coati.replication.filter(|_| servers < 2) {
+        return Err(document.fault(
+            at,
+            format!("`coati.replication: 1` with {servers} parameter server(s): a copy lies on another server"),
+            Some("use 3 parameter servers, or `replication: 0`".to_owned()),
         ));
     }
     if servers == 0 || servers % 2 == 1 {

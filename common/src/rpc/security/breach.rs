@@ -33,6 +33,9 @@ impl Breach {
 
     pub(crate) fn hint(&self) -> &'static str {
         match self {
+            Self::Untrusted(why) | Self::Refused(why) if is_about_dates(why) => {
+                "compare the certificate's dates with the clocks of both hosts"
+            }
             Self::Untrusted(_) | Self::Refused(_) => {
                 "tasks of a job share the certificates in <model_dir>/tls: is it the same folder for both, and is the address not that of another job? Certificates of your own (`coati: security:`) must be of the same authority and name the host"
             }
@@ -41,6 +44,13 @@ impl Breach {
             }
         }
     }
+}
+
+/// rustls: `certificate expired: verification time …`, `NotValidYet`; alerts: `CertificateExpired`.
+fn is_about_dates(why: &str) -> bool {
+    ["xpired", "NotValidYet", "not valid yet"]
+        .iter()
+        .any(|words| why.contains(words))
 }
 
 impl fmt::Display for Breach {
@@ -57,6 +67,19 @@ impl fmt::Display for Breach {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_out_of_date_points_to_the_clocks() {
+        for why in [
+            "certificate expired: verification time 1 (UNIX)",
+            "NotValidYet",
+            "CertificateExpired",
+        ] {
+            assert!(Breach::Untrusted(why.into()).hint().contains("clocks"), "{why}");
+            assert!(Breach::Refused(why.into()).hint().contains("clocks"), "{why}");
+        }
+        assert!(!Breach::Untrusted("UnknownIssuer".into()).hint().contains("clocks"));
+    }
 
     #[test]
     fn what_libraries_say_is_understood() {
