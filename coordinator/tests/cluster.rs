@@ -160,22 +160,34 @@ pub(crate) async fn servers(count: u32) -> Vec<service::Handle> {
     servers
 }
 
+fn addresses(servers: &[service::Handle]) -> Vec<String> {
+    servers.iter().map(|server| server.address().to_string()).collect()
+}
+
+/// Servers that the options name.
+async fn serving(count: u32, options: &mut Options) -> Vec<service::Handle> {
+    let servers = servers(count).await;
+    options.ps_addresses = addresses(&servers);
+    servers
+}
+
 impl Job {
     /// Starts servers and coordinator.
     pub(crate) async fn start(servers: u32, mut options: Options) -> Self {
-        let servers = self::servers(servers).await;
-        let ps_addresses: Vec<String> = servers.iter().map(|server| server.address().to_string()).collect();
-        options.ps_addresses.clone_from(&ps_addresses);
+        let servers = serving(servers, &mut options).await;
         let (sender, events) = mpsc::unbounded_channel();
         let handle = coati_coordinator::start(options, sender).await.unwrap();
-        let address = handle.address().to_owned();
+        Self::of(handle, events, servers)
+    }
+
+    fn of(handle: Handle, events: UnboundedReceiver<Event>, servers: Vec<service::Handle>) -> Self {
         Self {
+            address: handle.address().to_owned(),
+            ps_addresses: addresses(&servers),
             handle,
             events,
             servers,
             replicas: Vec::new(),
-            address,
-            ps_addresses,
         }
     }
 
@@ -199,23 +211,12 @@ impl Job {
         let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         options.listen = held.local_addr().unwrap().to_string();
         drop(held);
-        let servers = self::servers(servers).await;
-        let ps_addresses: Vec<String> = servers.iter().map(|server| server.address().to_string()).collect();
-        options.ps_addresses.clone_from(&ps_addresses);
+        let servers = serving(servers, &mut options).await;
         let (sender, events) = mpsc::unbounded_channel();
         let runtime = Runtime::new().unwrap();
         let started = runtime.spawn(coati_coordinator::start(options, sender));
         let handle = started.await.unwrap().unwrap();
-        let address = handle.address().to_owned();
-        let job = Self {
-            handle,
-            events,
-            servers,
-            replicas: Vec::new(),
-            address,
-            ps_addresses,
-        };
-        (job, runtime)
+        (Self::of(handle, events, servers), runtime)
     }
 
     /// Starts another coordinator in place of one that died, with 40 steps to make.

@@ -78,13 +78,22 @@ pub(crate) async fn take_part(address: &str, rank: u32, habits: Habits) -> Seen 
     let mut seen = Seen::default();
     loop {
         let stop = match Replica::join(address, rank, &identity()).await {
-            Ok(mut replica) => match replica.steps(&habits, &mut seen).await {
-                Ok(end) => {
-                    seen.end = end;
-                    return seen;
+            Ok(mut replica) => {
+                let cut_off = replica.client.cut_off();
+                // As a worker's: who is cut off waits no longer for servers that may never answer.
+                let steps = tokio::select! {
+                    biased;
+                    end = replica.steps(&habits, &mut seen) => end,
+                    error = cut_off => Err(error.into()),
+                };
+                match steps {
+                    Ok(end) => {
+                        seen.end = end;
+                        return seen;
+                    }
+                    Err(stop) => stop,
                 }
-                Err(stop) => stop,
-            },
+            }
             // The coordinator is gone for good.
             Err(Stop { why, .. }) if why.contains("did not answer within") => Stop { why, again: false },
             Err(stop) => stop,
@@ -120,9 +129,11 @@ impl Replica {
         let mut client = join(address, rank, identity).await?;
         let plan = client.plan(LIMIT, |_| ()).await?;
         let placement = plan.placement.clone().unwrap();
-        let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), LIMIT)
-            .await?
-            .for_replica(plan.replica);
+        let servers = tokio::select! {
+            servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), LIMIT) => servers?,
+            error = client.cut_off() => return Err(error.into()),
+        };
+        let servers = servers.for_replica(plan.replica);
         Ok(Self { client, servers, plan })
     }
 

@@ -167,11 +167,15 @@ impl Cluster {
             };
             let plan = client.plan(limit * 2, say).await?;
             let placement = plan.placement.clone().unwrap_or_default();
-            let servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), self.limits.formation)
-                .await
-                .map_err(|error| found(error.into()))?
-                .for_replica(plan.replica);
-            Ok((client, plan, servers))
+            // The plan may be of an incarnation that ends for the loss of just these servers.
+            let servers = tokio::select! {
+                servers = PsGroup::connect(placement, &plan.ps_addresses, client.job(), self.limits.formation) => {
+                    servers.map_err(|error| found(error.into()))?
+                }
+                error = client.cut_off() => return Err(error.into()),
+            };
+            let replica = plan.replica;
+            Ok((client, plan, servers.for_replica(replica)))
         };
         tokio::select! {
             joined = joining => joined,

@@ -40,6 +40,11 @@ impl Service {
         }
     }
 
+    /// The server leaves: nobody waits for it any more.
+    pub(super) fn retire(&self) {
+        self.shards.retire();
+    }
+
     /// What a request is about.
     fn shard<T>(&self, request: &Request<T>) -> Result<(u32, Arc<Shard>), ServiceError> {
         self.shards

@@ -91,19 +91,19 @@ fn answering(
     shards: Shards,
     security: Security,
     life: Arc<Life>,
-) -> (ParameterServerServer<Service>, Transfer) {
+) -> (Arc<Service>, ParameterServerServer<Service>, Transfer) {
     let service = Arc::new(Service::new(index, shards, security, life));
     let transfer = Transfer(Arc::clone(&service));
-    let service = ParameterServerServer::from_arc(service)
+    let short = ParameterServerServer::from_arc(Arc::clone(&service))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-    (service, transfer)
+    (service, short, transfer)
 }
 
 /// Server number `index` with what `store` holds, for callers in this process: listens nowhere, and lives as long as it is held.
 pub fn in_process(index: u32, store: Arc<Store>) -> InProcess {
     let shards = Shards::with(index, store);
-    let (service, transfer) = answering(index, shards, Security::of_this_process(), Arc::new(Life::new()));
+    let (_, service, transfer) = answering(index, shards, Security::of_this_process(), Arc::new(Life::new()));
     let services = [InProcess::serving(service), InProcess::serving(transfer)];
     InProcess::through(move |request| {
         let bulk = request.uri().path().trim_start_matches('/').starts_with(Transfer::NAME);
@@ -117,14 +117,14 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let listener = rpc::bind(&options.listen).await?;
     let life = Arc::new(Life::new());
     let shards = Shards::new(options.index, options.store);
-    let (service, transfer) = answering(options.index, shards, options.security.clone(), Arc::clone(&life));
+    let (service, short, transfer) = answering(options.index, shards, options.security.clone(), Arc::clone(&life));
     let (done, ended) = watch::channel(None);
     let address = listener.address;
     tracing::info!(%address, ps = options.index, "parameter server listens");
     let leaving = Arc::clone(&life);
     let mut serving = tokio::spawn(
         server
-            .add_service(service)
+            .add_service(short)
             .add_service(transfer)
             .serve_with_incoming_shutdown(listener.incoming, async move {
                 leaving.left().await;
@@ -146,6 +146,7 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
         // The first reason counts, even if its effects were seen before it.
         watched.leave(reason);
         let reason = watched.left().await;
+        service.retire();
         if !serving.is_finished() && tokio::time::timeout(GRACE, &mut serving).await.is_err() {
             tracing::warn!("requests were still under way when the server left");
             serving.abort();

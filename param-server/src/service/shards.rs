@@ -78,6 +78,14 @@ impl Shards {
         Ok((index, shard))
     }
 
+    /// The server leaves: whoever waits for a version hears that it will not come.
+    pub(super) fn retire(&self) {
+        for shard in lock(&self.held).values() {
+            shard.store.retire();
+            *lock(&shard.follower) = None;
+        }
+    }
+
     /// Whatever is configured, by index.
     pub(super) fn status(&self) -> Vec<v1::ShardStatus> {
         let held: Vec<(u32, Arc<Shard>)> = lock(&self.held)

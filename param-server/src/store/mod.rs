@@ -192,6 +192,13 @@ impl Store {
         }
     }
 
+    /// Lets go of everything, and of everybody who waits.
+    pub(crate) fn retire(&self) {
+        if let Some(engine) = lock(&self.engine).as_ref() {
+            engine.retire();
+        }
+    }
+
     /// What is held now.
     pub fn status(&self) -> Status {
         let engine = lock(&self.engine).clone();
