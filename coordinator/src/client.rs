@@ -433,11 +433,13 @@ async fn beat(
             }
             Err(error) if !vigil.is_overdue(Instant::now()) && error.retryable() => Directive::Continue,
             Err(rpc::Error::Timeout { .. }) if !vigil.is_silent(asked, Instant::now()) => Directive::Continue,
-            Err(error @ rpc::Error::Timeout { .. }) => {
-                shared.ask_for_another();
+            Err(error) if calls_for_rejoining(&error) => {
+                // Whatever it is that does not answer. A process that was replaced meanwhile is left alone.
+                if error.is_absence() && vigil.is_silent(asked, Instant::now()) {
+                    shared.ask_for_another();
+                }
                 Directive::Rejoin(error.to_string())
             }
-            Err(error) if calls_for_rejoining(&error) => Directive::Rejoin(error.to_string()),
             Err(error) => Directive::Abort(error.to_string()),
         };
         let over = directive != Directive::Continue;

@@ -239,9 +239,14 @@ fn a_master_that_was_replaced_while_nobody_saw_it_ends() {
     let second = second.finish().exits(130);
     let (_, last) = second.stderr.rsplit_once("checkpoint model/").unwrap();
     let step = number_after(last, "model.ckpt-");
-    // Three replicas made the steps before, one those after.
-    assert_eq!(
+    // Three replicas made the steps before, one those after; the first master may have decided one more by itself, of a
+    // contribution that had arrived.
+    let (seen, expected) = (
         records_seen(&job, "model", step),
-        12 * taken_over + 4 * (step - taken_over)
+        12 * taken_over + 4 * (step - taken_over),
+    );
+    assert!(
+        [expected, expected - 8].contains(&seen),
+        "{seen} records, {expected} expected"
     );
 }

@@ -40,9 +40,10 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// The tolerated silence in milliseconds.
 static TOLERATED: AtomicU64 = AtomicU64::new(SILENCE.as_millis() as u64);
 
-/// A peer that vanishes without a word (its packets are dropped, its host is gone) is noticed after this time on all
-/// connections that this process makes or takes from now on: calls that wait for it end with `unavailable`. A process is one
-/// task of one job, so the limit, `coati.heartbeat_timeout`, is the process's as its credentials are.
+/// A peer that vanishes without a word (its packets are dropped, its host is gone) is noticed after twice this time on all
+/// connections that this process makes or takes from now on: calls that wait for it end with `unavailable`. Twice, because
+/// heartbeats know more of why a peer is silent, and judge first. A process is one task of one job, so the limit,
+/// `coati.heartbeat_timeout`, is the process's as its credentials are.
 pub fn tolerate_silence(limit: Duration) {
     let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
     TOLERATED.store(millis.max(1), Ordering::Relaxed);
@@ -59,10 +60,10 @@ pub(super) struct KeepAlive {
 
 impl KeepAlive {
     fn within(silence: Duration) -> Self {
-        let interval = silence / 3;
+        let interval = silence * 2 / 3;
         Self {
             interval,
-            timeout: silence - interval,
+            timeout: silence * 2 - interval,
         }
     }
 
@@ -88,12 +89,12 @@ mod tests {
         let keep = KeepAlive::within(SILENCE);
         assert_eq!(
             (keep.interval, keep.timeout),
-            (Duration::from_secs(10), Duration::from_secs(20))
+            (Duration::from_secs(20), Duration::from_secs(40))
         );
         for millis in [1, 2, 100, 4000, 3_600_000] {
             let silence = Duration::from_millis(millis);
             let keep = KeepAlive::within(silence);
-            assert_eq!(keep.interval + keep.timeout, silence);
+            assert_eq!(keep.interval + keep.timeout, silence * 2);
             assert!(keep.timeout > keep.interval);
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use coati_common::rpc::ErrorCode;
 use coati_param_server::{PsClient, PsGroup};
 use coati_proto::coati::v1::JobRef;
-use futures::future::select_all;
+use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::replication::Processes;
@@ -60,7 +60,8 @@ impl Run {
 }
 
 /// Servers leave when nobody speaks to them; while replicas evaluate or wait, the coordinator does. A server that is gone, was
-/// started again, or is silent for longer than a task may be, ends the incarnation: its variables are lost. Ends when what is returned is dropped.
+/// started again, or is silent for longer than a task may be, ends the incarnation: its variables are lost. Goes on after that
+/// until it knows of each server whether it hangs; ends when what is returned is dropped.
 pub(super) fn watch_servers(
     state: Arc<State>,
     servers: PsGroup,
@@ -70,35 +71,37 @@ pub(super) fn watch_servers(
 ) -> Task {
     let (every, silence) = (limits.heartbeat_interval, limits.heartbeat_timeout);
     Task::spawn(async move {
-        let watching = servers
-            .clients()
-            .iter()
-            .map(|client| watch_server(client, &job, every, silence));
-        let (lost, server, _) = select_all(watching.map(Box::pin)).await;
-        state.servers_lost(job.incarnation, &lost.why);
-        if let Some(pid) = lost.hangs {
-            recovery::ask_for_restart(&model_dir, format!("ps-{server}"), pid);
-        }
+        let watching = servers.clients().iter().map(|client| {
+            let (state, job, model_dir) = (&state, &job, &model_dir);
+            async move {
+                let lost = watch_server(client, job, every, silence).await;
+                state.servers_lost(job.incarnation, &lost.why);
+                if let Some((process, pid)) = lost.hangs {
+                    recovery::ask_for_restart(model_dir, format!("ps-{process}"), pid);
+                }
+            }
+        });
+        join_all(watching).await;
     })
 }
 
 /// A server that is of no use any more.
 struct LostServer {
     why: String,
-    /// Of a process that is there and does not answer.
-    hangs: Option<u64>,
+    /// The index and the pid of a process that is there and does not answer: not that of the variables, if they are guests.
+    hangs: Option<(u32, u64)>,
 }
 
 /// Returns when a server is lost.
 async fn watch_server(client: &PsClient, job: &JobRef, every: Duration, silence: Duration) -> LostServer {
-    let (mut vigil, mut pid) = (Vigil::new(silence, Instant::now()), None);
+    let (mut vigil, mut process) = (Vigil::new(silence, Instant::now()), None);
     let gone = |why: String| LostServer { why, hangs: None };
     loop {
         let asked = Instant::now();
         match client.status(vigil.patience()).await {
             Ok(status) if status.job.as_ref() == Some(job) => {
                 vigil.hear(Instant::now());
-                pid = Some(status.pid);
+                process = status.task.map(|task| (task.index, status.pid));
             }
             Ok(status) => {
                 let later = status
@@ -117,7 +120,7 @@ async fn watch_server(client: &PsClient, job: &JobRef, every: Duration, silence:
             Err(error) if error.code() == Some(ErrorCode::Unavailable) || vigil.is_silent(asked, Instant::now()) => {
                 return LostServer {
                     why: error.to_string(),
-                    hangs: pid,
+                    hangs: process,
                 };
             }
             Err(error) => tracing::warn!(%error, "a parameter server does not answer"),

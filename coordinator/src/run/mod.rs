@@ -266,10 +266,11 @@ impl From<coati_param_server::client::Error> for Trouble {
 impl Run {
     async fn run(self, log: Option<Log>) -> Outcome {
         let mut servers = None;
+        let mut watches = Vec::new();
         let mut source = Source::new(&self.options.init, log);
         let mut progress = Progress::new(self.options.limits.rejoin);
         let outcome = loop {
-            match self.incarnation(&source, &mut servers).await {
+            match self.incarnation(&source, &mut servers, &mut watches).await {
                 Term::Over(outcome) => break outcome,
                 Term::ServersLost(reason) => {
                     let next = match progress.look(Instant::now(), self.stepped(), &reason) {
@@ -287,6 +288,7 @@ impl Run {
                 }
             }
         };
+        drop(watches);
         self.farewell(servers.as_ref(), outcome.reason()).await;
         // The servers are gone: there is nothing that the log could go with.
         let incarnation = self.state.lock().job.incarnation;
@@ -294,8 +296,9 @@ impl Run {
         outcome
     }
 
-    /// One incarnation from loading the servers to the end.
-    async fn incarnation(&self, source: &Source, servers: &mut Option<PsGroup>) -> Term {
+    /// One incarnation from loading the servers to the end. Who watches its servers goes on beyond that: a commit without an
+    /// answer may end it before anybody knows that a server hangs.
+    async fn incarnation(&self, source: &Source, servers: &mut Option<PsGroup>, watches: &mut Vec<Task>) -> Term {
         let formed = tokio::select! {
             // In a fixed order, so that a simulation can be repeated.
             biased;
@@ -328,8 +331,10 @@ impl Run {
             &self.options.limits,
             self.options.model_dir.clone(),
         );
+        watches.retain(|watch| !watch.is_finished());
+        watches.push(watch);
         let term = self.train_and_save(&group).await;
-        drop((watch, tending));
+        drop(tending);
         term
     }
 
