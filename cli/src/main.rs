@@ -12,6 +12,7 @@ use clap::Parser as _;
 
 use crate::args::{Cli, Command};
 use crate::console::say;
+use coati_common::invariants::{self, Invariant};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(args::normalised(std::env::args_os()));
@@ -31,7 +32,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("error: {}", chain(&error)));
-            failure::exit_code(&error).into()
+            let code = failure::exit_code(&error);
+            let in_time = code != coati_common::exit::ExitCode::UserError || !invariants::trains();
+            invariants::check(Invariant::RefusedBeforeTraining, in_time, || error.to_string());
+            code.into()
         }
     }
 }

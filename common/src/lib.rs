@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod config;
 pub mod events;
 pub mod exit;
+pub mod invariants;
 pub mod label_map;
 pub mod rpc;
 pub mod tfrecord;

@@ -8,8 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use coati_checkpoint::manifest::{DataPosition, OpenRange};
-
-use crate::invariants::{Invariant, check};
+use coati_common::invariants::{Invariant, check};
 
 /// How ranges are handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,10 +219,21 @@ impl Ledger {
     }
 
     fn use_range(&mut self, first: u64, count: u64) {
+        check(
+            Invariant::PositionUsedOnce,
+            count == 0 || !self.is_used(first, count),
+            || format!("records from position {first}, {count} of them, are used again"),
+        );
         self.used.insert(first, first + count);
         while let Some(entry) = self.used.first_entry().filter(|entry| *entry.key() <= self.watermark) {
             self.watermark = self.watermark.max(entry.remove());
         }
+    }
+
+    /// Whether any of these positions was used.
+    fn is_used(&self, first: u64, count: u64) -> bool {
+        let before = self.used.range(..first + count).next_back();
+        first < self.watermark || before.is_some_and(|(_, &end)| end > first)
     }
 
     /// The lease was not used: its records go to whoever asks next.
@@ -263,6 +273,8 @@ impl Ledger {
 mod tests {
     use proptest::prelude::*;
 
+    use coati_common::invariants::broken_count;
+
     use super::*;
 
     fn ledger(replicas: u32, lockstep: bool) -> Ledger {
@@ -300,6 +312,21 @@ mod tests {
             }
         );
         assert_eq!(ledger.lease(1).first, 0);
+    }
+
+    #[test]
+    #[cfg_attr(debug_assertions, should_panic = "PositionUsedOnce")]
+    fn a_record_that_two_steps_use_is_found() {
+        let before = broken_count(Invariant::PositionUsedOnce);
+        let mut ledger = ledger(2, false);
+        ledger.replay(4, 4);
+        ledger.replay(0, 4);
+        assert_eq!(broken_count(Invariant::PositionUsedOnce), before);
+        ledger.replay(10, 4);
+        for first in [3, 7, 8, 12] {
+            ledger.replay(first, 3);
+        }
+        assert_eq!(broken_count(Invariant::PositionUsedOnce), before + 4);
     }
 
     #[test]

@@ -6,7 +6,6 @@
 pub mod cadence;
 pub mod client;
 pub mod clock;
-pub mod invariants;
 #[cfg(unix)]
 pub mod launcher;
 pub mod ledger;

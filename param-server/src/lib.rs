@@ -4,7 +4,6 @@
 //! committed steps; [`service`] puts it behind gRPC and [`client`] talks to it. Needs no libtorch.
 
 pub mod client;
-pub mod invariants;
 pub mod optimizer;
 pub mod placement;
 mod pool;

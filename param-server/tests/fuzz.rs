@@ -1,6 +1,6 @@
 //! What a stray or broken process may send: an error, no panic, and memory in proportion to what was sent.
 
-use coati_param_server::invariants::{self, Invariant};
+use coati_common::invariants;
 use coati_param_server::optimizer::OptimizerConfig;
 use coati_param_server::store::{Chunk, Options, Push};
 use coati_param_server::{Admit, Consistency, Contributor, Layout, Store, Strategy as Placing, Tag, plan};
@@ -237,18 +237,6 @@ fn ask(store: &Store, current: &mut u64, request: Request) {
     }
 }
 
-fn broken() -> u64 {
-    [
-        Invariant::VersionGrowsByOne,
-        Invariant::AppliedOnce,
-        Invariant::StagedComplete,
-        Invariant::StalenessBounded,
-    ]
-    .map(invariants::broken_count)
-    .iter()
-    .sum()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -288,6 +276,6 @@ proptest! {
         for request in requests {
             ask(&store, &mut current, request);
         }
-        prop_assert_eq!(broken(), 0);
+        prop_assert_eq!(invariants::all_broken(), 0);
     }
 }

@@ -314,12 +314,7 @@ fn a_manifest_of_a_future_version() {
 fn two_coordinators_for_one_job() {
     let job = Job::new();
     let cluster = job.cluster("cluster.yaml", &Cluster::new().coati("restart: {max: 0}"));
-    let running = job
-        .train("model", 1_000_000)
-        .with("--save_checkpoints_steps 5")
-        .cluster(cluster)
-        .start();
-    running.wait_for("checkpoint model/model.ckpt-5");
+    let running = job.under_way(cluster);
     let master = crate::faults::pid_of(&job, "master").to_string();
     let held = format!("another coordinator runs this job: process {master} on ");
     let words = ["model: ", held.as_str(), "hint: wait for it to end or stop it"];

@@ -141,12 +141,7 @@ fn a_master_that_was_stopped_for_a_while_takes_nobody_else_for_dead() {
         .coati("heartbeat_timeout: 1s")
         .coati("heartbeat_interval: 200ms");
     let cluster = job.cluster("cluster.yaml", &limits);
-    let running = job
-        .train("model", 1_000_000)
-        .with("--save_checkpoints_steps 5 --keep_checkpoint_max 1000")
-        .cluster(cluster)
-        .start();
-    running.wait_for("checkpoint model/model.ckpt-5");
+    let running = job.under_way(cluster);
     let master = pid_of(&job, "master");
     kill(master, Signal::SIGSTOP).unwrap();
     // For longer than anybody may be silent: that is what happens here, and nobody waits for anything.

@@ -9,12 +9,7 @@ use crate::faults::pid_of;
 /// Kills each process of a task as soon as it is there, until the job ends.
 fn killed_again_and_again(job: &Job, task: &str) -> Finished {
     let cluster = job.cluster("cluster.yaml", &Cluster::new().coati("restart: {max: 2, window: 10m}"));
-    let running = job
-        .train("model", 1_000_000)
-        .with("--save_checkpoints_steps 5 --keep_checkpoint_max 1000")
-        .cluster(cluster)
-        .start();
-    running.wait_for("checkpoint model/model.ckpt-5");
+    let running = job.under_way(cluster);
     let mut last: Option<Pid> = None;
     for number in 0..3 {
         if number > 0 {
@@ -47,12 +42,7 @@ fn the_job_ends_and_keeps_its_checkpoints(task: &str) {
 fn nobody_outlives_the_launcher_whatever_state_they_are_in() {
     let job = Job::new();
     let cluster = job.cluster("cluster.yaml", &Cluster::new());
-    let running = job
-        .train("model", 1_000_000)
-        .with("--save_checkpoints_steps 5")
-        .cluster(cluster)
-        .start();
-    running.wait_for("checkpoint model/model.ckpt-5");
+    let running = job.under_way(cluster);
     // One hangs, one has just been started again.
     kill(pid_of(&job, "ps-1"), Signal::SIGSTOP).unwrap();
     kill(pid_of(&job, "worker-0"), Signal::SIGKILL).unwrap();

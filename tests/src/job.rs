@@ -133,6 +133,17 @@ impl Job {
         self.coati(fixed)
     }
 
+    /// Training on this cluster that has no end of its own, keeps all of its checkpoints, one in five steps, and has written the first.
+    pub fn under_way(&self, cluster: impl AsRef<OsStr>) -> Process {
+        let running = self
+            .train("model", 1_000_000)
+            .with("--save_checkpoints_steps 5 --keep_checkpoint_max 1000")
+            .cluster(cluster)
+            .start();
+        running.wait_for("checkpoint model/model.ckpt-5");
+        running
+    }
+
     /// `coati eval --run_once --format json` of a model folder.
     pub fn eval(&self, model_dir: &str) -> Coati {
         let fixed = "eval --pipeline_config_path pipeline.config --run_once --format json --checkpoint_dir";

@@ -1,16 +1,12 @@
 //! The coordinator's log of steps (`coati-steps.log`) of a job that runs: who contributed which records to which step.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::BufReader;
 use std::ops::Range;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coati_common::tfrecord::Reader;
-use coati_proto::coati::v1::{StepLogRecord, step_log_record::Record};
-use prost::Message as _;
+use crate::chaos::log::{self, Entry};
 
 /// Longest wait for a step.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -31,31 +27,19 @@ impl Steps {
     /// Reads the log of a job's folder; nothing where there is none.
     pub fn read(model_dir: &Path) -> Self {
         let mut found = Self::default();
-        let Ok(file) = File::open(model_dir.join("coati-steps.log")) else {
-            return found;
-        };
-        let mut reader = Reader::new(BufReader::new(file), "coati-steps.log");
-        let mut data = Vec::new();
         // The last record may be half written.
-        while reader.read_into(&mut data).is_ok_and(|more| more) {
-            let record = crate::or_panic(StepLogRecord::decode(data.as_slice()), "coati-steps.log");
-            match record.record {
-                Some(Record::Begin(begin)) => {
-                    found.incarnation = begin.job.unwrap_or_default().incarnation;
-                    found.first = begin.version;
+        let bytes = std::fs::read(model_dir.join("coati-steps.log")).unwrap_or_default();
+        for entry in log::entries(&bytes) {
+            match entry {
+                Entry::Begin { incarnation, version } => {
+                    found.incarnation = incarnation;
+                    found.first = version;
                 }
-                Some(Record::Step(step)) => {
-                    assert_eq!(step.version, found.newest(), "the log has a gap");
-                    let used = step.contributors.into_iter().map(|by| {
-                        let (replica, records) = (
-                            by.contributor.unwrap_or_default().replica,
-                            by.records.unwrap_or_default(),
-                        );
-                        (replica, records.first..records.first + records.count)
-                    });
+                Entry::Step { version, shares } => {
+                    assert_eq!(version, found.newest(), "the log has a gap");
+                    let used = shares.iter().map(|by| (by.replica, by.first..by.first + by.count));
                     found.steps.push(used.collect());
                 }
-                None => {}
             }
         }
         found

@@ -116,6 +116,8 @@ pub struct Summary {
     pub bytes_pushed_per_step: f64,
     /// Bytes of variables received from parameter servers in a step, by all contributors together; 0 in one process.
     pub bytes_pulled_per_step: f64,
+    /// How often this process found something that must hold not to.
+    pub invariants_broken: u64,
 }
 
 /// Who wants to know. Called from one thread.

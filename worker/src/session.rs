@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use coati_common::invariants;
 use coati_detection::model::Ssd;
 
 use crate::input::{self, Input, Which};
@@ -73,6 +74,7 @@ impl<'a> Session<'a> {
 
     pub(crate) fn start(&mut self, started: &Started) -> Result<(), Error> {
         self.curves = Some(tensorboard::Curves::create(&self.options.model_dir).map_err(Error::job)?);
+        invariants::training_begins();
         self.observer.started(started);
         self.begun = Instant::now();
         self.evaluated = self.begun;
@@ -161,6 +163,13 @@ impl<'a> Session<'a> {
     /// The end, for observers and for scripts (`summary.json`).
     pub(crate) fn finish(mut self) -> Summary {
         let mut summary = self.tally.summary();
+        summary.invariants_broken = invariants::all_broken();
+        if summary.invariants_broken > 0 {
+            let broken = summary.invariants_broken;
+            self.observer.warning(&format!(
+                "{broken} broken invariant(s): the log names them\nhint: please report this, with the log"
+            ));
+        }
         summary.seconds_to_first_step = self.first_step.unwrap_or(0.0);
         if let Some(curves) = &mut self.curves {
             curves.finished(&summary);

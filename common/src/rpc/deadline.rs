@@ -2,7 +2,12 @@ use std::time::Duration;
 
 use tonic::{Response, Status};
 
+use crate::invariants::{self, Invariant};
+
 use super::{Error, ErrorCode, Peer, ServiceError};
+
+/// Nobody who waits longer than this for one answer has a deadline.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How much longer the caller waits than the deadline it sends along, so that the server's own (better) answer
 /// about what it was waiting for arrives first.
@@ -12,6 +17,10 @@ pub const fn call_headroom() -> Duration {
 
 /// Awaits `future`, but not longer than `limit`; the error names the peer and what was awaited.
 pub async fn with_deadline<F: Future>(peer: &Peer, what: &str, limit: Duration, future: F) -> Result<F::Output, Error> {
+    let ends = limit <= LONGEST && !peer.task.is_empty() && !peer.address.is_empty();
+    invariants::check(Invariant::WaitNamesPeerAndEnds, ends, || {
+        format!("{what} of `{peer}`, for {limit:?}")
+    });
     tokio::time::timeout(limit, future).await.map_err(|_| Error::Timeout {
         peer: peer.clone(),
         what: what.to_owned(),
@@ -85,6 +94,16 @@ mod tests {
         .unwrap_err();
         assert_eq!(error.to_string(), "ps-1 (127.0.0.1:4003): waited 0.1 s for version 7");
         assert!(error.retryable());
+    }
+
+    #[tokio::test]
+    #[cfg_attr(debug_assertions, should_panic = "WaitNamesPeerAndEnds")]
+    async fn a_wait_without_a_name_or_an_end_is_found() {
+        let before = invariants::broken_count(Invariant::WaitNamesPeerAndEnds);
+        let ready = std::future::ready(());
+        let _ = with_deadline(&Peer::new("", "h:1"), "a step", Duration::from_secs(1), ready.clone()).await;
+        let _ = with_deadline(&Peer::new("master", "h:1"), "a step", Duration::MAX, ready).await;
+        assert_eq!(invariants::broken_count(Invariant::WaitNamesPeerAndEnds), before + 2);
     }
 
     #[tokio::test]

@@ -74,7 +74,7 @@ pub(super) fn watch_servers(
         let watching = servers.clients().iter().map(|client| {
             let (state, job, model_dir) = (&state, &job, &model_dir);
             async move {
-                let lost = watch_server(client, job, every, silence).await;
+                let lost = watch_server(client, job, every, silence, state).await;
                 state.servers_lost(job.incarnation, &lost.why);
                 if let Some((process, pid)) = lost.hangs {
                     recovery::ask_for_restart(model_dir, format!("ps-{process}"), pid);
@@ -92,15 +92,28 @@ struct LostServer {
     hangs: Option<(u32, u64)>,
 }
 
-/// Returns when a server is lost.
-async fn watch_server(client: &PsClient, job: &JobRef, every: Duration, silence: Duration) -> LostServer {
-    let (mut vigil, mut process) = (Vigil::new(silence, Instant::now()), None);
+/// Returns when a server is lost; says when it has found an invariant broken.
+async fn watch_server(
+    client: &PsClient,
+    job: &JobRef,
+    every: Duration,
+    silence: Duration,
+    state: &State,
+) -> LostServer {
+    let (mut vigil, mut process, mut broken) = (Vigil::new(silence, Instant::now()), None, 0);
     let gone = |why: String| LostServer { why, hangs: None };
     loop {
         let asked = Instant::now();
         match client.status(vigil.patience()).await {
             Ok(status) if status.job.as_ref() == Some(job) => {
                 vigil.hear(Instant::now());
+                if status.invariants_broken > broken {
+                    broken = status.invariants_broken;
+                    state.warn(format!(
+                        "{} found {broken} broken invariant(s): its log names them\nhint: please report this, with the log",
+                        client.peer()
+                    ));
+                }
                 process = status.task.map(|task| (task.index, status.pid));
             }
             Ok(status) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
+use coati_common::invariants::{Invariant, check};
 use coati_common::work;
 use coati_param_server::{Contributor, PsGroup};
 use coati_proto::coati::v1::JobRef;
@@ -205,9 +206,13 @@ impl Run {
         servers.adopt(limit).await?;
         if let Some(step) = log.steps.last() {
             let contributors = contributors(step);
-            servers
+            let committed = servers
                 .commit(step.version, &contributors, self.options.synchronous, limit)
                 .await?;
+            let (reached, end) = (committed.version, log.end());
+            check(Invariant::GoesOnWhereTheLogEnds, reached == end, || {
+                format!("the log ends at step {end}, the servers go on at {reached}")
+            });
         }
         let mut inner = self.state.lock();
         let mut fresh = incarnation(&self.options, job, log.end(), &log.data, Vec::new());

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coati_checkpoint::manifest::{self, DataPosition, Manifest};
 use coati_checkpoint::{keep, saver};
+use coati_common::invariants::{Invariant, check};
 use coati_common::work;
 use coati_param_server::store::Saved;
 use coati_param_server::{PsGroup, Strategy};
@@ -96,6 +97,10 @@ impl Run {
             .snapshot(version, self.options.limits.commit)
             .await
             .map_err(|error| error.to_string())?;
+        let newest = self.state.lock().clock.version();
+        check(Invariant::CheckpointIsOneInstant, newest == version, || {
+            format!("the servers keep step {version}, {newest} was committed meanwhile")
+        });
         // It may begin here and not with the checkpoint's last file: servers are compared with its end, whatever it begins with.
         self.begin_log(&job, version, &data);
         Ok(Some(Kept {

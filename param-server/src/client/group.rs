@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use coati_common::invariants::{self, Invariant};
 use coati_proto::coati::v1;
 use futures::future::{join_all, try_join_all};
 
@@ -324,6 +325,10 @@ impl PsGroup {
         };
         for result in join_all(calls).await {
             committed = result?;
+            let reached = committed.version;
+            invariants::check(Invariant::OneVersionAStep, reached == version + 1, || {
+                format!("a server went from version {version} to {reached}")
+            });
         }
         Ok(committed)
     }

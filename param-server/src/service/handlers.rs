@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coati_common::invariants;
 use coati_common::rpc::{ErrorCode, Security, ServiceError};
 use coati_common::wall_clock;
 use coati_common::work;
@@ -124,6 +125,7 @@ impl ParameterServer for Service {
             resident_bytes: resident_bytes(),
             pid: u64::from(std::process::id()),
             shards: self.shards.status(),
+            invariants_broken: invariants::all_broken(),
             clock_ms: wall_clock::now_ms(),
         }))
     }

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use coati_common::invariants::{self, Invariant};
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
-
-use crate::invariants::{self, Invariant};
 
 /// One replica's contribution, within an incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -304,7 +303,7 @@ impl<B> Ledger<B> {
     /// Records an applied commit; gives back the data of what can never be committed any more, and with `drop_others`
     /// of everything staged for this or an older version.
     pub fn applied(&mut self, version: u64, contributors: &[Contributor], rate: f32, drop_others: bool) -> Vec<B> {
-        invariants::check(Invariant::VersionGrowsByOne, version == self.version, || {
+        invariants::check(Invariant::OneVersionAStep, version == self.version, || {
             format!("commit of {version} at {}", self.version)
         });
         self.last = Some(Applied {

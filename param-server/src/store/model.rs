@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use coati_common::invariants::{self, Invariant};
 use coati_common::variables::VariableKind;
 
-use crate::invariants::{self, Invariant};
 use crate::optimizer::{self, AdamPowers, OptimizerConfig, Rule};
 use crate::placement::{Segment, ServerLayout};
 use crate::pool::{Buffer, Shelf, replaced};

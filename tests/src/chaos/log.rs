@@ -185,6 +185,13 @@ fn read(open: Option<&mut Opened>, shared: &Shared) {
     }
 }
 
+/// Everything whole that these bytes of a log say.
+pub(crate) fn entries(bytes: &[u8]) -> Vec<Entry> {
+    let mut found = Vec::new();
+    records(bytes, |record| found.extend(entry(record)));
+    found
+}
+
 /// Calls `found` with each whole record; returns how many bytes they take.
 fn records(bytes: &[u8], mut found: impl FnMut(&[u8])) -> usize {
     let mut at = 0;

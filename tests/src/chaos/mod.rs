@@ -14,8 +14,10 @@ mod cluster;
 mod judge;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use coati_common::invariants;
 use nix::sys::signal::Signal;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
@@ -164,6 +166,7 @@ pub fn run(options: &Options, say: &mut dyn FnMut(&str)) -> Report {
         }
         Err(problem) => report.findings.push(problem),
     }
+    report.findings.extend(broken_invariants(&job.path(MODEL).join("logs")));
     report.seconds = begun.elapsed().as_secs_f64();
     if options.keep || !report.holds() {
         job.keep();
@@ -290,6 +293,18 @@ fn end(job: &Job, options: &Options, running: Process, follower: &Follower) -> R
         return Err(format!("it did not go on to its end: {ended}"));
     }
     Ok(stopped.stderr + "\n" + &ended.stderr)
+}
+
+/// Lines of the tasks' logs that tell of something that must hold and did not.
+fn broken_invariants(logs: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(logs).into_iter().flatten().flatten();
+    let logs = files.filter_map(|file| Some((file.file_name(), std::fs::read_to_string(file.path()).ok()?)));
+    logs.flat_map(|(name, text)| {
+        let lines = text.lines().filter(|line| line.contains(invariants::WORDS));
+        let named = lines.map(|line| format!("{}: {line}", name.display()));
+        named.collect::<Vec<_>>()
+    })
+    .collect()
 }
 
 /// What the log says, beside what the job said.
