@@ -11,10 +11,8 @@ use tonic::transport::{Endpoint, Uri};
 
 use super::incoming::READ_AHEAD_BYTES;
 use super::line::{self, Line};
-use super::neighbour;
 use super::security::{Attach, Breach};
 use super::settings::KeepAlive;
-use super::stream::Stream;
 use super::{CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, Peer, STREAM_WINDOW_BYTES, Security, settings};
 
 /// A connection to a task; each call on it carries the job's token.
@@ -180,8 +178,9 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Line, Unreachable
         let address = dialled.clone();
         async move {
             // The system itself would try for minutes where packets vanish.
-            let connecting = tokio::time::timeout(LONGEST_ATTEMPT, open(&address));
+            let connecting = tokio::time::timeout(LONGEST_ATTEMPT, TcpStream::connect(address));
             let stream = connecting.await.map_err(|_| io::ErrorKind::TimedOut)??;
+            settings::tune(&stream)?;
             io::Result::Ok(TokioIo::new(BufReader::with_capacity(READ_AHEAD_BYTES, stream)))
         }
     });
@@ -190,16 +189,6 @@ async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Line, Unreachable
         .await
         .map(Line::Socket)
         .map_err(|error| reason(&error))
-}
-
-async fn open(address: &str) -> io::Result<Stream> {
-    let mut found = tokio::net::lookup_host(address).await?;
-    if let Some(neighbour) = found.find_map(neighbour::dial) {
-        return Ok(Stream::Neighbour(neighbour));
-    }
-    let stream = TcpStream::connect(address).await?;
-    settings::tune(&stream)?;
-    Ok(Stream::Tcp(stream))
 }
 
 fn reason(error: &(dyn std::error::Error + 'static)) -> Unreachable {

@@ -5,14 +5,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
-
-use super::neighbour;
-use super::stream::Stream as Way;
 
 /// Read from the socket at a time. TLS asks for 4 KiB at a time, each of which would be a system call; larger reads than
 /// this go around the buffer.
@@ -24,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// An accepted connection. It counts towards the limit until it is dropped.
 #[derive(Debug)]
 pub struct Connection {
-    stream: BufReader<Way>,
+    stream: BufReader<TcpStream>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -33,7 +30,6 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
-    neighbours: Option<UnixListener>,
     slots: Arc<Semaphore>,
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -41,25 +37,10 @@ pub struct Incoming {
 impl Incoming {
     pub(super) fn new(listener: TcpListener, limit: usize) -> Self {
         Self {
-            neighbours: listener.local_addr().ok().and_then(neighbour::listen),
             listener,
             slots: Arc::new(Semaphore::new(limit)),
             pause: None,
         }
-    }
-}
-
-impl Incoming {
-    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<io::Result<Way>>> {
-        if let Some(neighbours) = &self.neighbours
-            && let Poll::Ready(accepted) = neighbours.poll_accept(context)
-        {
-            let accepted = accepted.map(|(stream, _)| neighbour::accepted(stream).map(Way::Neighbour));
-            return Poll::Ready(accepted);
-        }
-        let (stream, from) = ready!(self.listener.poll_accept(context))?;
-        tracing::trace!(%from, "accepted");
-        Poll::Ready(Ok(super::settings::tune(&stream).map(|()| Way::Tcp(stream))))
     }
 }
 
@@ -72,19 +53,21 @@ impl Stream for Incoming {
                 ready!(pause.as_mut().poll(context));
                 self.pause = None;
             }
-            match ready!(self.poll_accept(context)) {
-                Ok(Ok(stream)) => {
+            match ready!(self.listener.poll_accept(context)) {
+                Ok((stream, from)) => {
                     let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-                        let from = stream.connect_info().remote_addr();
-                        tracing::warn!(?from, "too many connections: the newest is closed");
+                        tracing::warn!(%from, "too many connections: the newest is closed");
                         continue;
                     };
+                    if let Err(error) = super::settings::tune(&stream) {
+                        tracing::debug!(%from, %error, "connection ended at once");
+                        continue;
+                    }
                     return Poll::Ready(Some(Ok(Connection {
                         stream: BufReader::with_capacity(READ_AHEAD_BYTES, stream),
                         _slot: slot,
                     })));
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "connection ended at once"),
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
                     self.pause = Some(Box::pin(sleep(PAUSE)));
@@ -141,7 +124,6 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt as _;
-    use tokio::net::TcpStream;
     use tokio_stream::StreamExt as _;
 
     use super::*;

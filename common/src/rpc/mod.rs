@@ -6,12 +6,10 @@ mod dial;
 mod error;
 mod incoming;
 pub mod line;
-mod neighbour;
 mod peer;
 pub mod security;
 mod serve;
 mod settings;
-mod stream;
 
 pub use deadline::{Call, call, call_headroom, with_deadline};
 pub use dial::{Channel, Unreachable, connect, connect_as, connect_once};
