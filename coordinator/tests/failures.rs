@@ -277,7 +277,7 @@ async fn taken_over_by_halves(job: &Job, folder: &std::path::Path) {
     };
     StepLog::new(folder).take_over(&next, &log).unwrap();
     let server = PsClient::connect(1, &job.ps_addresses[1], next, LIMIT).await.unwrap();
-    assert!(server.adopt(LIMIT).await.unwrap() >= log.end() - 1);
+    assert!(server.adopt(log.end() - 1, LIMIT).await.unwrap() >= log.end() - 1);
 }
 
 async fn goes_on_from_what_the_servers_hold(by_halves: bool) {

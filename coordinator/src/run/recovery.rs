@@ -203,7 +203,9 @@ impl Run {
                 crate::step_log::FILE
             ));
         }
-        servers.adopt(limit).await?;
+        // The log ends there. Where it has no step, all of them had committed the last one, and copies have it in hand.
+        let reached = log.steps.last().map_or(log.end(), |step| step.version);
+        servers.adopt(reached, limit).await?;
         if let Some(step) = log.steps.last() {
             let contributors = contributors(step);
             let committed = servers

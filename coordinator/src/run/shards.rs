@@ -23,7 +23,8 @@ pub(super) fn fits(log: &Log, shard: &ShardStatus) -> bool {
     match shard.state.as_str() {
         // Contributions are staged until a commit takes them.
         "serving" => before || shard.version == log.end(),
-        "copy" => (before && shard.prepared) || shard.version == log.end(),
+        // One that has the last step in hand makes it, also where the log began anew behind that step.
+        "copy" => (shard.prepared && shard.version + 1 == log.end()) || shard.version == log.end(),
         _ => false,
     }
 }

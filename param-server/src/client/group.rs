@@ -182,8 +182,8 @@ impl PsGroup {
     }
 
     /// Takes over what all servers hold, for a coordinator that was started again.
-    pub async fn adopt(&self, limit: Duration) -> Result<(), Error> {
-        try_join_all(self.clients.iter().map(|client| client.adopt(limit))).await?;
+    pub async fn adopt(&self, reached: u64, limit: Duration) -> Result<(), Error> {
+        try_join_all(self.clients.iter().map(|client| client.adopt(reached, limit))).await?;
         Ok(())
     }
 

@@ -205,8 +205,9 @@ impl PsClient {
     }
 
     /// Takes over what it holds, for a coordinator that was started again; returns the version.
-    pub async fn adopt(&self, limit: Duration) -> Result<u64, Error> {
-        let request = v1::AdoptRequest { job: self.job() };
+    pub async fn adopt(&self, reached: u64, limit: Duration) -> Result<u64, Error> {
+        let job = self.job();
+        let request = v1::AdoptRequest { job, reached };
         unary!(self, "adoption", limit, adopt, request).map(|reply| reply.version)
     }
 

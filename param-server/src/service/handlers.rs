@@ -174,8 +174,9 @@ impl ParameterServer for Service {
     async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptReply>, Status> {
         let _contact = self.contact()?;
         let store = self.store(&request)?;
-        let job = job(request.into_inner().job)?;
-        let version = store.adopt(&job)?;
+        let request = request.into_inner();
+        let job = job(request.job)?;
+        let version = store.adopt(&job, request.reached)?;
         tracing::info!(incarnation = job.incarnation, version, "taken over");
         Ok(Response::new(v1::AdoptReply { version }))
     }

@@ -129,7 +129,15 @@ impl Engine {
     }
 
     /// Serves another incarnation from now on, with all that is held. Only under the store's lock.
-    pub(crate) fn adopt(&self, incarnation: u64) -> Result<u64, ServiceError> {
+    pub(crate) fn adopt(&self, incarnation: u64, reached: u64) -> Result<u64, ServiceError> {
+        if self.is_copy() {
+            let mut held = lock(&self.model);
+            let model = held.as_mut().ok_or_else(not_loaded)?;
+            let decided = lock(&self.ready).take_if(|ready| ready.version.checked_add(1) == Some(reached));
+            if let Some(decided) = decided {
+                self.apply_ready(model, decided, false)?;
+            }
+        }
         let version = lock(&self.ledger)
             .as_ref()
             .map(Ledger::version)

@@ -138,7 +138,9 @@ impl Store {
 
     /// A coordinator that was started again goes on with what is held, staged contributions included: requests of the
     /// incarnation before are refused from now on. Returns the version. The same again changes nothing.
-    pub fn adopt(&self, job: &v1::JobRef) -> Result<u64, ServiceError> {
+    ///
+    /// A copy that is one step behind `reached`, with that step in hand, makes it: the decision is known by then.
+    pub fn adopt(&self, job: &v1::JobRef, reached: u64) -> Result<u64, ServiceError> {
         let slot = lock(&self.engine);
         let engine = slot.as_ref().ok_or_else(|| {
             ServiceError::new(
@@ -147,7 +149,7 @@ impl Store {
             )
         })?;
         belongs(&engine.job(), job)?;
-        engine.adopt(job.incarnation)
+        engine.adopt(job.incarnation, reached)
     }
 
     /// Whether gradients with NaN or infinity are staged like any other (`coati.on_nan: apply`) instead of being refused,
