@@ -176,6 +176,15 @@ mod tests {
         let begun = log(&[]);
         assert!(fits(&begun, &serving(10)));
         assert!(!fits(&begun, &serving(9)));
+        let copy = |version, prepared| ShardStatus {
+            prepared,
+            ..shard(0, "copy", version)
+        };
+        assert!(
+            fits(&begun, &copy(9, true)),
+            "it has the step in hand behind which the log begins"
+        );
+        assert!(!fits(&begun, &copy(9, false)));
         let taken_over = Log {
             job: job(6),
             ..long.clone()
