@@ -39,7 +39,7 @@ invariants! {
     PositionUsedOnce = 2;
     /// Between asking the servers to keep a version and knowing that all of them do, no step is committed.
     CheckpointIsOneInstant = 3;
-    /// Servers that are taken over end where the log ends: at the last committed step.
+    /// Servers that are taken over are where the log ends, or one step before that with this step in the log.
     GoesOnWhereTheLogEnds = 4;
     /// A wait for a peer names it, and ends.
     WaitNamesPeerAndEnds = 5;

@@ -205,28 +205,28 @@ impl Run {
         }
         // The log ends there. Where it has no step, all of them had committed the last one, and copies have it in hand.
         let reached = log.steps.last().map_or(log.end(), |step| step.version);
-        servers.adopt(reached, limit).await?;
+        let (versions, end) = (servers.adopt(reached, limit).await?, log.end());
+        check(
+            Invariant::GoesOnWhereTheLogEnds,
+            versions.iter().all(|version| (reached..=end).contains(version)),
+            || format!("the log ends at step {end}, the servers that are taken over are at {versions:?}"),
+        );
         if let Some(step) = log.steps.last() {
             let contributors = contributors(step);
-            let committed = servers
+            servers
                 .commit(step.version, &contributors, self.options.synchronous, limit)
                 .await?;
-            let (reached, end) = (committed.version, log.end());
-            check(Invariant::GoesOnWhereTheLogEnds, reached == end, || {
-                format!("the log ends at step {end}, the servers go on at {reached}")
-            });
         }
         let mut inner = self.state.lock();
-        let mut fresh = incarnation(&self.options, job, log.end(), &log.data, Vec::new());
+        let mut fresh = incarnation(&self.options, job, end, &log.data, Vec::new());
         for (_, first, count) in log.steps.iter().flat_map(|step| &step.contributors) {
             fresh.ledger.replay(*first, *count);
         }
         let data = fresh.ledger.position();
         // As from a checkpoint of this instant: what is handed out next does not depend on how we got here.
-        let fresh = incarnation(&self.options, fresh.job, log.end(), &data, Vec::new());
+        let fresh = incarnation(&self.options, fresh.job, end, &data, Vec::new());
         (inner.clock, inner.ledger, inner.start_version) = (fresh.clock, fresh.ledger, fresh.start_version);
         drop(inner);
-        let end = log.end();
         self.state.warn(match lost {
             Some(Lost { reason, .. }) => {
                 format!("{reason}: training goes on from the copies at step {end}; no step is lost")
@@ -235,7 +235,7 @@ impl Run {
                 "the coordinator was away: the parameter servers still hold step {end}, training goes on from there"
             ),
         });
-        Ok(Some((log.end(), data)))
+        Ok(Some((end, data)))
     }
 }
 

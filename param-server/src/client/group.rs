@@ -181,10 +181,12 @@ impl PsGroup {
         }
     }
 
-    /// Takes over what all servers hold, for a coordinator that was started again.
-    pub async fn adopt(&self, reached: u64, limit: Duration) -> Result<(), Error> {
-        try_join_all(self.clients.iter().map(|client| client.adopt(reached, limit))).await?;
-        Ok(())
+    /// Takes over what all servers hold, for a coordinator that was started again; returns at which version each one is.
+    ///
+    /// `reached` is as in [`crate::Store::adopt`].
+    pub async fn adopt(&self, reached: u64, limit: Duration) -> Result<Vec<u64>, Error> {
+        let calls = self.clients.iter().map(|client| client.adopt(reached, limit));
+        Ok(try_join_all(calls).await?)
     }
 
     /// Sends initial values: the model's flat vector.

@@ -176,8 +176,10 @@ impl ParameterServer for Service {
         let store = self.store(&request)?;
         let request = request.into_inner();
         let job = job(request.job)?;
-        let version = store.adopt(&job, request.reached)?;
-        tracing::info!(incarnation = job.incarnation, version, "taken over");
+        let (incarnation, reached) = (job.incarnation, request.reached);
+        // A copy may have a step to apply.
+        let version = blocking(store, move |store| store.adopt(&job, reached)).await?;
+        tracing::info!(incarnation, version, "taken over");
         Ok(Response::new(v1::AdoptReply { version }))
     }
 

@@ -138,10 +138,7 @@ impl Engine {
                 self.apply_ready(model, decided, false)?;
             }
         }
-        let version = lock(&self.ledger)
-            .as_ref()
-            .map(Ledger::version)
-            .ok_or_else(not_loaded)?;
+        let version = self.version()?;
         self.incarnation.store(incarnation, Ordering::SeqCst);
         self.copy.store(false, Ordering::SeqCst);
         // Whoever waits for a version in the incarnation before hears that it is over.
@@ -512,11 +509,13 @@ impl Engine {
     pub(crate) fn model(&self) -> Result<(Model, u64), ServiceError> {
         let held = lock(&self.model);
         let model = held.clone().ok_or_else(not_loaded)?;
-        let version = lock(&self.ledger)
-            .as_ref()
-            .map(Ledger::version)
-            .ok_or_else(not_loaded)?;
-        Ok((model, version))
+        Ok((model, self.version()?))
+    }
+
+    /// Of the variables; that of a model in hand only under its lock.
+    pub(super) fn version(&self) -> Result<u64, ServiceError> {
+        let ledger = lock(&self.ledger);
+        ledger.as_ref().map(Ledger::version).ok_or_else(not_loaded)
     }
 }
 

@@ -11,7 +11,7 @@ use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
 
 use super::engine::{Engine, not_loaded};
-use super::ledger::{Contributor, Ledger, Prepared};
+use super::ledger::{Contributor, Prepared};
 use super::lock;
 use super::model::{Model, mean, threads_for};
 use super::staging::append;
@@ -267,10 +267,7 @@ impl Engine {
     pub(crate) fn all(&self) -> Result<(Seed, Option<Arc<Update>>), ServiceError> {
         let held = lock(&self.model);
         let model = held.clone().ok_or_else(not_loaded)?;
-        let version = lock(&self.ledger)
-            .as_ref()
-            .map(Ledger::version)
-            .ok_or_else(not_loaded)?;
+        let version = self.version()?;
         let ready = lock(&self.ready).clone();
         Ok((Seed { version, model }, ready))
     }
@@ -288,10 +285,7 @@ impl Engine {
         let mut held = lock(&self.model);
         self.check_copy()?;
         let model = held.as_mut().ok_or_else(not_loaded)?;
-        let version = lock(&self.ledger)
-            .as_ref()
-            .map(Ledger::version)
-            .ok_or_else(not_loaded)?;
+        let version = self.version()?;
         // What is in hand always applies to the version of the variables.
         let in_hand = lock(&self.ready).take();
         match in_hand {
