@@ -89,6 +89,8 @@ pub(crate) struct Inner {
     pub servers_lost: Option<String>,
     /// Servers whose variables have no whole copy; unknown before somebody has looked.
     pub without_copy: Option<Vec<usize>>,
+    /// Copies are being made. What is there of earlier ones is of use for as long as no step is made.
+    pub copies_under_way: bool,
     /// Servers whose variables can move home from where they were taken over.
     pub moving_home: Option<String>,
     /// What keeps the cluster from forming.
@@ -111,6 +113,8 @@ pub(crate) struct State {
     changes: watch::Sender<u64>,
     /// Work for the committing task.
     pub work: Notify,
+    /// Held while a step is made.
+    pub deciding: tokio::sync::Mutex<()>,
     events: UnboundedSender<Event>,
 }
 
@@ -120,6 +124,7 @@ impl State {
             inner: Mutex::new(inner),
             changes: watch::Sender::new(0),
             work: Notify::new(),
+            deciding: tokio::sync::Mutex::default(),
             events,
         }
     }

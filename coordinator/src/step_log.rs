@@ -35,10 +35,12 @@ pub struct Step {
 pub struct Log {
     /// Whose it is.
     pub job: v1::JobRef,
-    /// The incarnation that decided the steps; that of `job`, or an earlier one whose servers `job` is taking over.
+    /// The incarnation that loaded the variables; that of `job`, or an earlier one whose servers were taken over since.
     pub since: u64,
     /// Where it begins.
     pub version: u64,
+    /// Whose step made that, ascending, where it is known.
+    pub last: Vec<Contributor>,
     /// What was used of the data until there.
     pub data: DataPosition,
     /// Without gaps, the first one from `version`.
@@ -50,6 +52,21 @@ impl Log {
     pub fn end(&self) -> u64 {
         self.version + self.steps.len() as u64
     }
+
+    /// Whose step made the version at which it ends, where that is known.
+    pub fn newest(&self) -> Vec<Contributor> {
+        match self.steps.last() {
+            Some(step) => step.contributors(),
+            None => self.last.clone(),
+        }
+    }
+}
+
+impl Step {
+    /// As the servers want them.
+    pub fn contributors(&self) -> Vec<Contributor> {
+        self.contributors.iter().map(|(by, _, _)| *by).collect()
+    }
 }
 
 /// The end that is written to.
@@ -57,6 +74,10 @@ impl Log {
 pub struct StepLog {
     path: PathBuf,
     writer: Option<Writer<BufWriter<File>>>,
+    /// The incarnation that writes, and the one that loaded its variables.
+    since: Option<(u64, u64)>,
+    /// The newest step's version and contributors.
+    last: Option<(u64, Vec<Contributor>)>,
 }
 
 impl StepLog {
@@ -65,32 +86,39 @@ impl StepLog {
         Self {
             path: folder.join(FILE),
             writer: None,
+            since: None,
+            last: None,
         }
     }
 
-    /// Replaces what there is by a log that goes on from here.
+    /// Replaces what there is by a log that goes on from here: what came before is in a checkpoint, or forgotten.
     pub fn begin(&mut self, job: &v1::JobRef, version: u64, data: &DataPosition) -> io::Result<()> {
-        let writer = self.replace(job, 0, version, data, &[])?;
-        self.writer = Some(writer);
-        Ok(())
+        let own = |(incarnation, since)| (incarnation == job.incarnation).then_some(since);
+        let since = self.since.and_then(own);
+        let last = self.last.take_if(|(from, _)| since.is_some() && *from + 1 == version);
+        self.replace(&Log {
+            job: job.clone(),
+            since: since.unwrap_or(job.incarnation),
+            version,
+            last: last.map(|(_, by)| by).unwrap_or_default(),
+            data: data.clone(),
+            steps: Vec::new(),
+        })
     }
 
-    /// Notes that `job` is about to take over the servers that `log` goes with, so that the next coordinator finds its way if this
-    /// one dies meanwhile. No steps are taken before [`StepLog::begin`].
+    /// Goes on with `log` as `job`, which takes over the servers that it goes with. Before any of them is told, so that the next
+    /// coordinator finds its way if this one dies meanwhile.
     pub fn take_over(&mut self, job: &v1::JobRef, log: &Log) -> io::Result<()> {
-        self.replace(job, log.since, log.version, &log.data, &log.steps)?;
-        Ok(())
+        self.replace(&Log {
+            job: job.clone(),
+            ..log.clone()
+        })
     }
 
-    fn replace(
-        &mut self,
-        job: &v1::JobRef,
-        since: u64,
-        version: u64,
-        data: &DataPosition,
-        steps: &[Step],
-    ) -> io::Result<Writer<BufWriter<File>>> {
+    fn replace(&mut self, log: &Log) -> io::Result<()> {
         self.writer = None;
+        self.since = Some((log.job.incarnation, log.since));
+        self.last = log.end().checked_sub(1).map(|from| (from, log.newest()));
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -98,22 +126,25 @@ impl StepLog {
         let mut writer = Writer::new(BufWriter::new(File::create(&temporary)?));
         let begin = v1::LogBegin {
             format: FORMAT,
-            job: Some(job.clone()),
-            version,
-            position: data.position,
-            open: data.open.iter().map(|range| wire(range.start, range.count)).collect(),
-            since,
+            job: Some(log.job.clone()),
+            version: log.version,
+            position: log.data.position,
+            open: log.data.open.iter().map(|range| wire(range.start, range.count)).collect(),
+            since: log.since,
+            last: log.last.iter().map(|&by| by.into()).collect(),
         };
         put(&mut writer, Record::Begin(begin))?;
-        for step in steps {
+        for step in &log.steps {
             put(&mut writer, record(step))?;
         }
         fs::rename(&temporary, &self.path)?;
-        Ok(writer)
+        self.writer = Some(writer);
+        Ok(())
     }
 
     /// Takes a decision, before anybody acts on it. After an error the log takes no further steps until it begins anew.
     pub fn step(&mut self, step: &Step) -> io::Result<()> {
+        self.last = Some((step.version, step.contributors()));
         let Some(writer) = &mut self.writer else { return Ok(()) };
         put(writer, record(step)).inspect_err(|_| self.writer = None)
     }
@@ -134,11 +165,7 @@ fn wire(first: u64, count: u64) -> v1::LogRange {
 
 fn record(step: &Step) -> Record {
     let contributors = step.contributors.iter().map(|(by, first, count)| v1::LogContributor {
-        contributor: Some(v1::Contributor {
-            replica: by.replica,
-            sequence: by.sequence,
-            samples: by.samples,
-        }),
+        contributor: Some((*by).into()),
         records: Some(wire(*first, *count)),
     });
     Record::Step(v1::LogStep {
@@ -179,6 +206,7 @@ pub fn read(folder: &Path) -> Option<Log> {
         since: if begin.since == 0 { job.incarnation } else { begin.since },
         job,
         version: begin.version,
+        last: begin.last.iter().map(Contributor::from).collect(),
         data: DataPosition {
             position: begin.position,
             open: begin
@@ -208,12 +236,7 @@ pub fn read(folder: &Path) -> Option<Log> {
 fn contributor(record: v1::LogContributor) -> Option<(Contributor, u64, u64)> {
     let (by, records) = (record.contributor?, record.records?);
     records.first.checked_add(records.count)?;
-    let by = Contributor {
-        replica: by.replica,
-        sequence: by.sequence,
-        samples: by.samples,
-    };
-    Some((by, records.first, records.count))
+    Some((Contributor::from(&by), records.first, records.count))
 }
 
 #[cfg(test)]
@@ -262,6 +285,12 @@ mod tests {
         log.begin(&job(), 9, &DataPosition::default()).unwrap();
         let found = read(folder.path()).unwrap();
         assert_eq!((found.end(), found.steps.len()), (9, 0));
+        assert_eq!(found.newest(), step(8).contributors(), "copies have it in hand");
+        let later = v1::JobRef { incarnation: 4, ..job() };
+        log.begin(&later, 9, &DataPosition::default()).unwrap();
+        let found = read(folder.path()).unwrap();
+        assert_eq!((found.since, found.newest()), (4, Vec::new()), "loaded anew");
+        log.begin(&job(), 9, &DataPosition::default()).unwrap();
         log.end(2);
         assert!(read(folder.path()).is_some(), "it is of a later incarnation");
         log.end(3);
@@ -273,19 +302,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut log = written(folder.path());
         let before = read(folder.path()).unwrap();
+        let mut steps = before.steps.clone();
         for incarnation in [4, 5] {
             let job = v1::JobRef { incarnation, ..job() };
             log.take_over(&job, &read(folder.path()).unwrap()).unwrap();
-            log.step(&step(9)).unwrap();
+            steps.push(step(5 + incarnation));
+            log.step(steps.last().unwrap()).unwrap();
             let found = read(folder.path()).unwrap();
             assert_eq!((found.since, &found.job), (3, &job));
-            assert_eq!(
-                (found.version, &found.data, &found.steps),
-                (7, &before.data, &before.steps)
-            );
+            assert_eq!((found.version, &found.data, &found.steps), (7, &before.data, &steps));
+            // With the next checkpoint.
+            if incarnation == 5 {
+                log.begin(&job, 11, &DataPosition::default()).unwrap();
+                let found = read(folder.path()).unwrap();
+                assert_eq!((found.since, found.newest()), (3, step(10).contributors()));
+            }
         }
-        log.begin(&job(), 9, &DataPosition::default()).unwrap();
-        assert_eq!(read(folder.path()).unwrap().since, 3);
     }
 
     #[test]

@@ -45,6 +45,7 @@ unknown! {
     follow(Streaming<v1::FollowChunk>) -> v1::FollowReply;
     commit(v1::CommitRequest) -> v1::CommitReply;
     save(v1::SaveRequest) -> v1::SaveReply;
+    forget(v1::ForgetRequest) -> v1::ForgetReply;
     shutdown(v1::PsShutdownRequest) -> v1::PsShutdownReply;
 }
 

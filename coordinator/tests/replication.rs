@@ -70,6 +70,7 @@ async fn every_server_can_be_lost_and_comes_back_without_a_step_or_a_bit_being_l
     job.all_replicas(&habits());
     job.whole().await;
     for lost in 0..3 {
+        job.step(20 * (lost as u64 + 1)).await;
         job.servers[lost].shutdown();
         job.warned(&format!("ps-{lost}")).await;
         job.server_again(lost).await;
@@ -86,6 +87,31 @@ async fn every_server_can_be_lost_and_comes_back_without_a_step_or_a_bit_being_l
     );
 }
 
+/// When variables move home, or have just come home, either of the two processes can be lost: what the other one holds goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_variables_move_home_either_side_can_be_lost() {
+    let calm = tempfile::tempdir().unwrap();
+    let expected = undisturbed(replicated(calm.path())).await;
+    for losing_home in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut job = Job::start(3, replicated(folder.path())).await;
+        job.all_replicas(&habits());
+        job.whole().await;
+        job.step(20).await;
+        job.servers[0].shutdown();
+        job.warned("training goes on from the copies").await;
+        job.whole().await;
+        job.server_again(0).await;
+        job.warned("the variables of ps-0 move home").await;
+        let lost = usize::from(!losing_home);
+        job.servers[lost].shutdown();
+        job.server_again(lost).await;
+        let ended = job.end().await;
+        nothing_lost(&ended);
+        assert_eq!(tensors(&latest(folder.path()).0), expected);
+    }
+}
+
 /// A server that stays away is lived without: its neighbour serves both parts to the end, and writes both data files.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_job_ends_without_a_server_that_stays_away() {
@@ -95,6 +121,7 @@ async fn the_job_ends_without_a_server_that_stays_away() {
     let mut job = Job::start(3, replicated(folder.path())).await;
     job.all_replicas(&habits());
     job.whole().await;
+    job.step(20).await;
     job.servers[2].shutdown();
     job.warned("training goes on from the copies").await;
     let ended = job.end().await;
@@ -109,6 +136,7 @@ async fn with_a_server_and_its_copy_lost_the_job_goes_back() {
     let mut job = Job::start(3, replicated(folder.path())).await;
     job.all_replicas(&habits());
     job.whole().await;
+    job.step(20).await;
     job.servers[0].shutdown();
     job.servers[1].shutdown();
     job.server_again(0).await;
@@ -131,6 +159,7 @@ async fn a_coordinator_that_is_started_again_finds_variables_that_moved() {
     let (mut job, dying) = Job::start_to_die(3, replicated(folder.path())).await;
     job.all_replicas(&habits());
     job.whole().await;
+    job.step(20).await;
     job.servers[1].shutdown();
     job.warned("training goes on from the copies").await;
     job.step(5).await;
@@ -166,6 +195,7 @@ async fn in_asynchronous_training_a_lost_server_loses_no_step_either() {
     let mut job = Job::start(3, options).await;
     job.all_replicas(&habits());
     job.whole().await;
+    job.step(20).await;
     job.servers[1].shutdown();
     job.server_again(1).await;
     job.warned("move home").await;

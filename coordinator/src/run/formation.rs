@@ -31,18 +31,15 @@ impl Run {
         self.check_software(group).await?;
         let adopted = match &source.log {
             Some(log) => self.adopt(group, log, source.lost.as_ref()).await?,
-            None => None,
+            None => false,
         };
-        let (version, data) = match adopted {
-            Some(adopted) => adopted,
-            None => {
-                if let (Some(log), None) = (&source.log, &source.lost) {
-                    let why = "the parameter servers do not hold the newest step";
-                    self.went_back(why, log.end(), source.init.position().0);
-                }
-                self.load(group, &source.init).await?
+        if !adopted {
+            if let (Some(log), None) = (&source.log, &source.lost) {
+                let why = "the parameter servers do not hold the newest step";
+                self.went_back(why, log.end(), source.init.position().0);
             }
-        };
+            self.load(group, &source.init).await?;
+        }
         self.await_members(source, begun).await?;
         let mut inner = self.state.lock();
         inner.plan = Some(v1::JobPlan {
@@ -61,7 +58,10 @@ impl Run {
         if let Phase::Failed(reason) = &inner.phase {
             return Err(Trouble::Final(reason.clone()));
         }
-        self.begin_log(&inner.job, version, &data);
+        if !adopted {
+            let (version, data) = source.init.position();
+            self.begin_log(&inner.job, version, &data);
+        }
         inner.phase = Phase::Training;
         drop(inner);
         self.state.changed();
@@ -143,8 +143,8 @@ impl Run {
         Ok(())
     }
 
-    /// Gives the servers their variables; returns the version that training goes on from, and what of the data was used.
-    async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(u64, DataPosition), Trouble> {
+    /// Gives the servers their variables.
+    async fn load(&self, servers: &PsGroup, init: &Init) -> Result<(), Trouble> {
         let options = &self.options;
         let limits = &options.limits;
         servers
@@ -159,7 +159,7 @@ impl Run {
                 servers.restore(&prefix, *step, false, limits.save).await?;
             }
         }
-        Ok(init.position())
+        Ok(())
     }
 
     /// Synchronous gradients are never stale: nothing to make up for.

@@ -199,6 +199,8 @@ fn incarnation(options: &Options, job: JobRef, version: u64, data: &DataPosition
         stop: None,
         servers_lost: None,
         without_copy: None,
+        // Until somebody has looked.
+        copies_under_way: options.replication,
         moving_home: None,
         told: BTreeSet::new(),
         looked: Instant::now(),

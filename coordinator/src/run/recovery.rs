@@ -4,20 +4,19 @@
 use std::path::Path;
 use std::time::Duration;
 
-use coati_checkpoint::manifest::DataPosition;
 use coati_checkpoint::state;
 use coati_common::invariants::{Invariant, check};
 use coati_common::work;
-use coati_param_server::{Contributor, PsGroup};
+use coati_param_server::PsGroup;
 use coati_proto::coati::v1::JobRef;
 use futures::future::try_join_all;
 use tokio::time::Instant;
 
-use super::shards::{fits, shard_of};
+use super::shards::fitting;
 use super::{Event, Init, Run, TAKEN_OVER, Trouble, claim, incarnation};
 use crate::launcher::control::{self, Request};
 use crate::state::{Inner, Phase};
-use crate::step_log::{self, Log, Step};
+use crate::step_log::{self, Log};
 
 /// What an incarnation begins with.
 pub(super) struct Source {
@@ -166,20 +165,18 @@ impl Run {
     }
 
     /// Takes the servers over from an earlier incarnation of this job, if they and its log agree; finishes the step that it
-    /// decided last. Returns the version and what of the data was used. `lost` says what ended that incarnation, if it was not
-    /// the coordinator's own end.
+    /// decided last, and goes on with the log. False when they do not. `lost` says what ended that incarnation, if it was not the coordinator's own end.
     pub(super) async fn adopt(
         &self,
         servers: &PsGroup,
         log: &Log,
         lost: Option<&Lost>,
-    ) -> Result<Option<(u64, DataPosition)>, Trouble> {
+    ) -> Result<bool, Trouble> {
         let limit = self.options.limits.commit;
         let states = try_join_all(servers.clients().iter().map(|client| client.status(limit)))
             .await
             .map_err(coati_param_server::client::Error::from)?;
-        let fits = |(index, state)| shard_of(state, index).is_some_and(|shard| fits(log, shard));
-        if !states.iter().enumerate().all(fits) {
+        if !states.iter().enumerate().all(|(index, state)| fitting(log, state, index)) {
             let newest = states
                 .iter()
                 .filter(|server| server.state == "serving")
@@ -194,7 +191,7 @@ impl Run {
                     log.end()
                 ));
             }
-            return Ok(None);
+            return Ok(false);
         }
         let job = self.state.lock().job.clone();
         if let Err(error) = self.steps().take_over(&job, log) {
@@ -212,9 +209,10 @@ impl Run {
             || format!("the log ends at step {end}, the servers that are taken over are at {versions:?}"),
         );
         if let Some(step) = log.steps.last() {
-            let contributors = contributors(step);
+            let drop_others = self.options.synchronous;
+            let behind = versions.iter().map(|version| *version < end);
             servers
-                .commit(step.version, &contributors, self.options.synchronous, limit)
+                .complete(&behind.collect::<Vec<_>>(), step.version, &step.contributors(), drop_others, limit)
                 .await?;
         }
         let mut inner = self.state.lock();
@@ -235,7 +233,7 @@ impl Run {
                 "the coordinator was away: the parameter servers still hold step {end}, training goes on from there"
             ),
         });
-        Ok(Some((end, data)))
+        Ok(true)
     }
 }
 
@@ -265,11 +263,6 @@ pub(crate) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
             Err(error) => tracing::info!(%error, "no launcher replaces the process"),
         }
     }));
-}
-
-/// As the servers want them.
-pub(super) fn contributors(step: &Step) -> Vec<Contributor> {
-    step.contributors.iter().map(|(by, _, _)| *by).collect()
 }
 
 #[cfg(test)]

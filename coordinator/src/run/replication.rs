@@ -147,33 +147,28 @@ impl Tending {
     async fn run(self) {
         let hosts: Vec<usize> = self.group.clients().iter().map(|client| self.host_of(client)).collect();
         let mut processes = Processes::new(&self.addresses, self.job.clone());
-        let mut absent = vec![None; self.addresses.len()];
         loop {
-            let answers: Vec<_> = processes
-                .ask(patience(self.patience))
-                .await
-                .into_iter()
-                .map(Result::ok)
-                .collect();
-            let now = Instant::now();
-            for (answer, since) in answers.iter().zip(&mut absent) {
-                *since = if answer.is_some() { None } else { since.or(Some(now)) };
+            let answers = processes.ask(patience(self.patience)).await;
+            let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
+            let wanted = shards::wanted(&self.job, &hosts, &self.addresses, &answers);
+            self.tell(&hosts, &wanted);
+            if !wanted.copies.is_empty() {
+                // A step that is under way goes to the copies of before; the next one waits for the new ones.
+                drop(self.state.deciding.lock().await);
             }
-            let (job, patience) = (&self.job, self.patience);
-            let wanted = shards::wanted(job, &hosts, &self.addresses, &answers, &absent, now, patience);
             for (index, to) in &wanted.copies {
                 if let Err(error) = self.copy(*index, *to).await {
                     tracing::warn!(%error, "no copy of ps-{index} could be begun");
                 }
             }
-            self.tell(&hosts, &wanted);
-            // A copy that is on its way is looked after more often.
-            let pause = if wanted.without.is_empty() {
-                self.every
-            } else {
-                self.every / 4
-            };
-            tokio::time::sleep(pause.max(Duration::from_millis(20))).await;
+            for (process, index) in &wanted.strays {
+                if let Err(error) = self.forget(*process, *index).await {
+                    tracing::info!(%error, "what is left of ps-{index} stays in process {process} for now");
+                }
+            }
+            // Steps may be waiting for a copy that is on its way.
+            let pause = if wanted.under_way { self.every / 20 } else { self.every };
+            tokio::time::sleep(pause.max(Duration::from_millis(10))).await;
         }
     }
 
@@ -192,11 +187,21 @@ impl Tending {
         original.replicate(address, self.patience, self.patience).await
     }
 
+    /// Lets a process go of what it holds of server `index` for nobody.
+    async fn forget(&self, process: usize, index: usize) -> Result<(), rpc::Error> {
+        let Some(address) = self.addresses.get(process) else {
+            return Ok(());
+        };
+        let stray = PsClient::connect(index as u32, address, self.job.clone(), self.patience).await?;
+        stray.forget(self.patience).await
+    }
+
     fn tell(&self, hosts: &[usize], wanted: &Wanted) {
         let mut inner = self.state.lock();
         if inner.job.incarnation != self.job.incarnation {
             return;
         }
+        inner.copies_under_way = wanted.under_way;
         if inner.without_copy.as_ref() != Some(&wanted.without) {
             if wanted.without.is_empty() {
                 let guests = hosts.iter().enumerate().filter(|(index, host)| index != *host).count();

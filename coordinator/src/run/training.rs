@@ -6,7 +6,7 @@ use coati_param_server::{PsGroup, client};
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::time::Instant;
 
-use super::recovery::{self, contributors};
+use super::recovery;
 use super::{Event, Run, Trouble};
 use crate::cadence::{self, Last};
 use crate::clock::{Decision, Reported};
@@ -35,6 +35,7 @@ impl Run {
         let look_every = self.options.limits.look_every();
         let mut look_at = last.at + look_every;
         let mut give_up_at = None;
+        let mut copies = Copies::new(self.options.limits.heartbeat_timeout);
         // Contributions in a row that no step could use.
         let mut skipped = 0;
         loop {
@@ -60,7 +61,11 @@ impl Run {
                 if inner.stop.is_some() {
                     give_up_at.get_or_insert_with(|| Instant::now() + LAST_STEP);
                 }
-                inner.clock.decide()
+                if copies.are_waited_for(Instant::now(), inner.copies_under_way) {
+                    Decision::Wait(Vec::new())
+                } else {
+                    inner.clock.decide()
+                }
             };
             match &decision {
                 Decision::Commit(chosen) if chosen.iter().all(is_skipped) => {
@@ -160,6 +165,7 @@ impl Run {
         chosen: &[Reported],
         committed_at: &mut Instant,
     ) -> Result<(u64, bool), Trouble> {
+        let _deciding = self.state.deciding.lock().await;
         let (broken, chosen): (Vec<Reported>, Vec<Reported>) = chosen.iter().copied().partition(is_skipped);
         let step = {
             let mut inner = self.state.lock();
@@ -167,7 +173,7 @@ impl Run {
             inner.step_of(&chosen)
         };
         let version = step.version;
-        let contributors = contributors(&step);
+        let contributors = step.contributors();
         if self.options.replication {
             // What is decided must outlive any one server.
             let prepare = |limit| servers.prepare(version, &contributors, limit);
@@ -245,6 +251,29 @@ impl Run {
                 }
             }
         }
+    }
+}
+
+/// For how long steps wait for copies that are being made. Until then a lost server can be replaced by what an incarnation
+/// before left of it.
+struct Copies {
+    limit: Duration,
+    since: Option<Instant>,
+}
+
+impl Copies {
+    fn new(limit: Duration) -> Self {
+        Self { limit, since: None }
+    }
+
+    /// Not for ever: a process that should keep one may hang.
+    fn are_waited_for(&mut self, now: Instant, under_way: bool) -> bool {
+        if !under_way {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        now.saturating_duration_since(since) < self.limit
     }
 }
 

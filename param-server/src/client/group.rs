@@ -316,10 +316,22 @@ impl PsGroup {
         drop_others: bool,
         limit: Duration,
     ) -> Result<Committed, Error> {
-        let calls = self
-            .clients
-            .iter()
-            .map(|client| client.commit(version, contributors, drop_others, limit));
+        let all = vec![true; self.clients.len()];
+        self.complete(&all, version, contributors, drop_others, limit).await
+    }
+
+    /// As [`PsGroup::commit`], on servers that are `behind`, by index: others have applied it, and those that began with its
+    /// outcome as a copy do not know how it was made.
+    pub async fn complete(
+        &self,
+        behind: &[bool],
+        version: u64,
+        contributors: &[Contributor],
+        drop_others: bool,
+        limit: Duration,
+    ) -> Result<Committed, Error> {
+        let calls = self.clients.iter().zip(behind).filter(|(_, behind)| **behind);
+        let calls = calls.map(|(client, _)| client.commit(version, contributors, drop_others, limit));
         // All of them, even if one fails: the fewer are behind, the better.
         let mut committed = Committed {
             version: version + 1,

@@ -254,6 +254,12 @@ impl PsClient {
         unary!(self, "replication", limit, replicate, request).map(|_| ())
     }
 
+    /// Lets go of a copy that nobody keeps up to date, and of what is left of earlier incarnations.
+    pub async fn forget(&self, limit: Duration) -> Result<(), Error> {
+        let request = v1::ForgetRequest { job: self.job() };
+        unary!(self, "forgetting", limit, forget, request).map(|_| ())
+    }
+
     /// Hands a copy what its original holds, or a step. Not repeated: who hands it over begins anew.
     pub(crate) async fn follow(
         &self,

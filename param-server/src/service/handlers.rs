@@ -162,11 +162,12 @@ impl ParameterServer for Service {
         let placement = request.placement.ok_or_else(|| missing("placement"))?;
         let optimizer = OptimizerConfig::decode(&request.optimizer)
             .map_err(|error| ServiceError::new(ErrorCode::InvalidRequest, format!("optimizer: {error}")))?;
-        store.configure(&job, request.ps_index, &placement, optimizer, consistency)?;
-        store.accept_non_finite(&job, request.accept_non_finite)?;
         if request.copy {
-            store.become_copy(&job)?;
+            store.configure_copy(&job, index, &placement, optimizer, consistency)?;
+        } else {
+            store.configure(&job, index, &placement, optimizer, consistency)?;
         }
+        store.accept_non_finite(&job, request.accept_non_finite)?;
         tracing::info!(job = job.job_id, incarnation = job.incarnation, "configured");
         Ok(Response::new(v1::ConfigureReply {}))
     }
@@ -279,8 +280,15 @@ impl ParameterServer for Service {
             let written = incoming.write(chunk.vector, chunk.offset, &chunk.data);
             drained(written, &mut stream).await?;
         }
-        blocking(store, move |_| incoming.finish()).await?;
+        blocking(store, move |store| store.followed(incoming)).await?;
         Ok(Response::new(v1::FollowReply {}))
+    }
+
+    async fn forget(&self, request: Request<v1::ForgetRequest>) -> Result<Response<v1::ForgetReply>, Status> {
+        let _contact = self.contact()?;
+        let (index, _) = self.shard(&request)?;
+        self.shards.forget(index, &job(request.into_inner().job)?)?;
+        Ok(Response::new(v1::ForgetReply {}))
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {

@@ -92,22 +92,44 @@ impl Shards {
             .iter()
             .map(|(index, shard)| (*index, Arc::clone(shard)))
             .collect();
-        let configured = held.into_iter().filter_map(|(ps_index, shard)| {
+        let mut all = Vec::new();
+        for (ps_index, shard) in held {
             let status = shard.store.status();
-            let job = status.job.clone()?;
-            let follower = lock(&shard.follower).clone().filter(|f| *f.job() == job);
-            Some(v1::ShardStatus {
-                ps_index,
-                state: state(&status).to_owned(),
-                job: Some(job),
-                version: status.version.unwrap_or(0),
-                prepared: status.prepared,
-                copy_address: follower.as_ref().map(|f| f.address().to_owned()).unwrap_or_default(),
-                copy_state: follower.map(|f| f.state()).unwrap_or_default(),
-            })
-        });
-        configured.collect()
+            let follower = lock(&shard.follower)
+                .clone()
+                .filter(|follower| Some(follower.job()) == status.job.as_ref());
+            let copy = follower.map(|follower| (follower.address().to_owned(), follower.state()));
+            all.extend(described(ps_index, status, copy.unwrap_or_default()));
+            let former = shard.store.former();
+            all.extend(former.and_then(|former| described(ps_index, former, Default::default())));
+        }
+        all
     }
+
+    /// Lets go of what is held of a server for nobody; see [`Store::forget`].
+    pub(super) fn forget(&self, index: u32, job: &v1::JobRef) -> Result<(), ServiceError> {
+        let mut held = lock(&self.held);
+        let Some(shard) = held.get(&index) else { return Ok(()) };
+        shard.store.forget(job)?;
+        if index != self.own && shard.store.status().job.is_none() {
+            held.remove(&index);
+        }
+        Ok(())
+    }
+}
+
+/// Nothing where nothing is configured.
+fn described(ps_index: u32, status: store::Status, copy: (String, String)) -> Option<v1::ShardStatus> {
+    let state = state(&status).to_owned();
+    Some(v1::ShardStatus {
+        ps_index,
+        state,
+        job: Some(status.job?),
+        version: status.version.unwrap_or(0),
+        in_hand: status.in_hand.into_iter().map(Into::into).collect(),
+        copy_address: copy.0,
+        copy_state: copy.1,
+    })
 }
 
 /// As status replies name it.

@@ -146,9 +146,36 @@ impl Engine {
         Ok(version)
     }
 
-    /// Keeps a copy from now on. Only before it serves anybody.
-    pub(crate) fn become_copy(&self) {
-        self.copy.store(true, Ordering::SeqCst);
+    /// Keeps a copy from now on: takes its values from its original alone, and serves nobody until it is adopted. Refused once
+    /// it holds variables of its own.
+    pub(crate) fn become_copy(&self) -> Result<(), ServiceError> {
+        if !self.has_values() {
+            self.copy.store(true, Ordering::SeqCst);
+        } else if !self.is_copy() {
+            let message = format!("these are the variables of ps-{} themselves, not their copy", self.ps);
+            return Err(ServiceError::new(ErrorCode::Conflict, message));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has_values(&self) -> bool {
+        lock(&self.ledger).is_some()
+    }
+
+    /// Another incarnation begins in its place, and it is kept in case that does not come about; false when it holds nothing.
+    /// Whoever waits for a version hears that it will not come.
+    pub(crate) fn set_aside(&self) -> bool {
+        let holds = self.has_values();
+        if holds {
+            self.versions.send_replace(Seen::Retired);
+        }
+        holds
+    }
+
+    /// After [`Engine::set_aside`]: it is needed after all.
+    pub(crate) fn take_up(&self) {
+        let version = lock(&self.ledger).as_ref().map(Ledger::version);
+        self.versions.send_replace(version.map_or(Seen::Loading, Seen::At));
     }
 
     pub(crate) fn is_copy(&self) -> bool {
@@ -215,7 +242,10 @@ impl Engine {
             held_bytes,
             staged,
             copy: self.is_copy(),
-            prepared: lock(&self.ready).is_some(),
+            in_hand: lock(&self.ready)
+                .as_ref()
+                .map(|ready| ready.contributors.clone())
+                .unwrap_or_default(),
         }
     }
 

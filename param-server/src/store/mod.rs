@@ -45,10 +45,40 @@ pub struct Options {
 /// See the module. All methods but [`Store::wait_for`] block; commits and saves for as long as the work takes.
 #[derive(Debug, Default)]
 pub struct Store {
-    engine: Mutex<Option<Arc<Engine>>>,
+    held: Mutex<Held>,
     options: Options,
     /// One save after the other, whatever their incarnation: they may be of the same step. What the last one wrote.
     written: Mutex<Option<Written>>,
+}
+
+/// What is held for one server.
+#[derive(Debug, Default)]
+struct Held {
+    engine: Option<Arc<Engine>>,
+    /// What an earlier incarnation left, for as long as the copy in `engine` has no values: until then it is the copy.
+    former: Option<Arc<Engine>>,
+}
+
+impl Held {
+    /// Begins anew. `keeps` says that what is held now stays at hand until there is something in its place.
+    fn replace(&mut self, engine: Engine, keeps: bool) {
+        let old = self.engine.replace(Arc::new(engine));
+        let newest = old.into_iter().chain(self.former.take());
+        for old in newest {
+            if keeps && self.former.is_none() && old.set_aside() {
+                self.former = Some(old);
+            } else {
+                old.retire();
+            }
+        }
+    }
+
+    /// Lets go of what an earlier incarnation left.
+    fn settle(&mut self) {
+        if let Some(former) = self.former.take() {
+            former.retire();
+        }
+    }
 }
 
 /// What a status line shows.
@@ -64,8 +94,8 @@ pub struct Status {
     pub staged: usize,
     /// It keeps the variables of another server.
     pub copy: bool,
-    /// The step from this version is prepared.
-    pub prepared: bool,
+    /// Whose step is prepared from this version; nobody's when none is.
+    pub in_hand: Vec<Contributor>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,7 +107,7 @@ impl Store {
     /// Not configured, holds nothing.
     pub fn new(options: Options) -> Self {
         Self {
-            engine: Mutex::default(),
+            held: Mutex::default(),
             options,
             written: Mutex::default(),
         }
@@ -93,18 +123,41 @@ impl Store {
         optimizer: OptimizerConfig,
         consistency: impl Into<Consistency>,
     ) -> Result<(), ServiceError> {
-        let consistency = consistency.into();
-        let mut slot = lock(&self.engine);
-        if let Some(engine) = slot.as_ref() {
+        self.begin(job, ps, placement, optimizer, consistency.into(), false)
+    }
+
+    /// As [`Store::configure`], to keep the copy of a server's variables: it takes its values from [`Store::follow`] and serves
+    /// nobody until it is adopted. What was held for an older incarnation is not forgotten before the values are there.
+    pub fn configure_copy(
+        &self,
+        job: &v1::JobRef,
+        ps: u32,
+        placement: &v1::Placement,
+        optimizer: OptimizerConfig,
+        consistency: impl Into<Consistency>,
+    ) -> Result<(), ServiceError> {
+        self.begin(job, ps, placement, optimizer, consistency.into(), true)
+    }
+
+    fn begin(
+        &self,
+        job: &v1::JobRef,
+        ps: u32,
+        placement: &v1::Placement,
+        optimizer: OptimizerConfig,
+        consistency: Consistency,
+        copy: bool,
+    ) -> Result<(), ServiceError> {
+        let mut held = lock(&self.held);
+        if let Some(engine) = &held.engine {
             let own = engine.job();
             belongs(&own, job)?;
             if job.incarnation == own.incarnation {
-                return if engine.is_configured_as(ps, placement, &optimizer, &consistency) {
-                    Ok(())
-                } else {
+                if !engine.is_configured_as(ps, placement, &optimizer, &consistency) {
                     let message = format!("incarnation {} was configured otherwise before", job.incarnation);
-                    Err(ServiceError::new(ErrorCode::Conflict, message).with_hint("begin a new incarnation"))
-                };
+                    return Err(ServiceError::new(ErrorCode::Conflict, message).with_hint("begin a new incarnation"));
+                }
+                return if copy { engine.become_copy() } else { Ok(()) };
             }
         }
         let layout =
@@ -130,9 +183,10 @@ impl Store {
             consistency,
             threads,
         );
-        if let Some(old) = slot.replace(Arc::new(engine)) {
-            old.retire();
+        if copy {
+            engine.become_copy()?;
         }
+        held.replace(engine, copy);
         Ok(())
     }
 
@@ -141,21 +195,45 @@ impl Store {
     ///
     /// A copy that is one step behind `reached`, with that step in hand, makes it: the decision is known by then.
     pub fn adopt(&self, job: &v1::JobRef, reached: u64) -> Result<u64, ServiceError> {
-        let slot = lock(&self.engine);
-        let engine = slot.as_ref().ok_or_else(|| {
+        let mut held = lock(&self.held);
+        if let Some(engine) = &held.engine {
+            belongs(&engine.job(), job)?;
+        }
+        if held.engine.as_ref().is_none_or(|engine| !engine.has_values())
+            && let Some(former) = held.former.take()
+        {
+            former.take_up();
+            if let Some(empty) = held.engine.replace(former) {
+                empty.retire();
+            }
+        }
+        let engine = held.engine.as_ref().ok_or_else(|| {
             ServiceError::new(
                 ErrorCode::NotConfigured,
                 "this parameter server holds nothing to go on with",
             )
         })?;
-        belongs(&engine.job(), job)?;
         engine.adopt(job.incarnation, reached)
+    }
+
+    /// Lets go of a copy, and of what earlier incarnations left. What this incarnation serves stays.
+    pub fn forget(&self, job: &v1::JobRef) -> Result<(), ServiceError> {
+        let mut held = lock(&self.held);
+        let Some(engine) = &held.engine else { return Ok(()) };
+        let own = engine.job();
+        belongs(&own, job)?;
+        if engine.is_copy() || own.incarnation < job.incarnation {
+            engine.retire();
+            held.engine = None;
+        }
+        held.settle();
+        Ok(())
     }
 
     /// Whether gradients with NaN or infinity are staged like any other (`coati.on_nan: apply`) instead of being refused,
     /// which is how an incarnation begins.
     pub fn accept_non_finite(&self, job: &v1::JobRef, accept: bool) -> Result<(), ServiceError> {
-        self.engine(job)?.accept_non_finite(accept);
+        self.any_engine(job)?.accept_non_finite(accept);
         Ok(())
     }
 
@@ -170,8 +248,8 @@ impl Store {
     }
 
     fn any_engine(&self, job: &v1::JobRef) -> Result<Arc<Engine>, ServiceError> {
-        let slot = lock(&self.engine);
-        let engine = slot.as_ref().ok_or_else(|| {
+        let held = lock(&self.held);
+        let engine = held.engine.as_ref().ok_or_else(|| {
             ServiceError::new(
                 ErrorCode::NotConfigured,
                 "this parameter server has not been configured yet",
@@ -196,15 +274,23 @@ impl Store {
 
     /// Lets go of everything, and of everybody who waits.
     pub(crate) fn retire(&self) {
-        if let Some(engine) = lock(&self.engine).as_ref() {
+        let mut held = lock(&self.held);
+        if let Some(engine) = &held.engine {
             engine.retire();
         }
+        held.settle();
     }
 
     /// What is held now.
     pub fn status(&self) -> Status {
-        let engine = lock(&self.engine).clone();
+        let engine = lock(&self.held).engine.clone();
         engine.map_or_else(Status::default, |engine| engine.status())
+    }
+
+    /// What an earlier incarnation left here and a copy has not replaced yet.
+    pub fn former(&self) -> Option<Status> {
+        let former = lock(&self.held).former.clone();
+        former.map(|engine| engine.status())
     }
 
     /// Begins to take initial values, chunk by chunk.
@@ -260,22 +346,22 @@ impl Store {
         self.engine(job)?.all()
     }
 
-    /// What was just configured is a copy: it takes its values from [`Store::follow`] and serves nobody until it is adopted.
-    pub fn become_copy(&self, job: &v1::JobRef) -> Result<(), ServiceError> {
-        let engine = self.any_engine(job)?;
-        if engine.status().version.is_none() {
-            engine.become_copy();
-        } else if !engine.is_copy() {
-            let message = format!("these are the variables of ps-{} themselves, not their copy", engine.ps);
-            return Err(ServiceError::new(ErrorCode::Conflict, message));
-        }
-        Ok(())
-    }
-
     /// Begins to take, as a copy, what its original holds or has prepared.
     pub fn follow(&self, begin: v1::FollowBegin) -> Result<Incoming, ServiceError> {
         let job = begin.job.clone().unwrap_or_default();
         Incoming::new(self.any_engine(&job)?, begin)
+    }
+
+    /// Takes over what came, if it is complete.
+    pub fn followed(&self, incoming: Incoming) -> Result<(), ServiceError> {
+        let job = incoming.job();
+        incoming.finish()?;
+        let mut held = lock(&self.held);
+        // Not what was set aside for a later incarnation meanwhile.
+        if held.engine.as_ref().is_some_and(|engine| engine.job() == job) {
+            held.settle();
+        }
+        Ok(())
     }
 
     /// The newest values, if they are at `min_version` at least. Cheap; never changes afterwards.

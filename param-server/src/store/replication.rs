@@ -176,8 +176,13 @@ impl Incoming {
             .map_err(|what| ServiceError::new(ErrorCode::LayoutMismatch, format!("vector {vector} of a copy: {what}")))
     }
 
+    /// Whose copy it is for.
+    pub(super) fn job(&self) -> v1::JobRef {
+        self.begin.job.clone().unwrap_or_default()
+    }
+
     /// Takes over what was written, if it is complete.
-    pub fn finish(mut self) -> Result<(), ServiceError> {
+    pub(super) fn finish(mut self) -> Result<(), ServiceError> {
         for (index, (vector, length)) in self.vectors.iter().zip(&self.lengths).enumerate() {
             if vector.len() != *length {
                 let message = format!(
