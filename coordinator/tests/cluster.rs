@@ -248,12 +248,14 @@ impl Job {
         newest
     }
 
-    /// Waits for a warning that contains this.
-    pub(crate) async fn warned(&mut self, part: &str) {
+    /// Waits for a warning that contains this; the whole of it.
+    pub(crate) async fn warned(&mut self, part: &str) -> String {
         loop {
             let event = tokio::time::timeout(LIMIT, self.events.recv()).await.unwrap().unwrap();
-            if matches!(&event, Event::Warning(text) if text.contains(part)) {
-                return;
+            if let Event::Warning(text) = event
+                && text.contains(part)
+            {
+                return text;
             }
         }
     }

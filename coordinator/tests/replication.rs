@@ -112,6 +112,29 @@ async fn while_variables_move_home_either_side_can_be_lost() {
     }
 }
 
+/// Servers that hold more than the newest checkpoint are taken over before a job that is stopped ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_servers_are_taken_over_loses_no_step() {
+    for when in ["training goes on from the copies", "move home"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut job = Job::start(3, replicated(folder.path())).await;
+        job.all_replicas(&habits());
+        job.whole().await;
+        job.step(20).await;
+        job.servers[0].shutdown();
+        if when == "move home" {
+            job.warned("training goes on from the copies").await;
+            job.server_again(0).await;
+        }
+        let reached = job.warned(when).await;
+        job.handle.stopper().stop("enough");
+        let ended = job.end().await;
+        assert_eq!(ended.outcome, Outcome::Interrupted("enough".to_owned()));
+        let saved = latest(folder.path()).1.global_step;
+        assert!(reached.contains(&format!("at step {saved};")), "{reached}: {saved} is saved");
+    }
+}
+
 /// A server that stays away is lived without: its neighbour serves both parts to the end, and writes both data files.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_job_ends_without_a_server_that_stays_away() {

@@ -3,12 +3,10 @@
 use coati_tests::chaos::{self, Options};
 
 #[test]
-fn ten_faults_lose_no_record_and_use_none_twice() {
+fn ten_faults_lose_no_step_and_no_record_and_use_none_twice() {
     let options = Options {
         kills: 10,
         seed: 20,
-        // With copies, two losses in quick succession can still cost steps: `scripts/chaos` shows how many.
-        replication: 0,
         ..Options::default()
     };
     println!("seed {}", options.seed);

@@ -96,6 +96,8 @@ pub struct EvalReport {
 pub struct Summary {
     /// Last committed step.
     pub step: u64,
+    /// That of the newest checkpoint that this run wrote.
+    pub checkpoint: Option<u64>,
     /// Steps of this run after its first, whose start is not known: those that `seconds` measures.
     pub steps: u64,
     /// Examples in those steps.
@@ -173,6 +175,11 @@ impl Tally {
                 }
             }
         }
+    }
+
+    /// Notes a checkpoint of this step.
+    pub fn saved(&mut self, step: u64) {
+        self.summary.checkpoint = self.summary.checkpoint.max(Some(step));
     }
 
     /// Leaves the next step out of the shares: something else went on in it (an evaluation).

@@ -96,6 +96,7 @@ impl<'a> Session<'a> {
     }
 
     pub(crate) fn saved(&mut self, prefix: PathBuf, step: u64) -> Checkpoint {
+        self.tally.saved(step);
         self.observer.saved(&prefix.display().to_string(), step);
         Checkpoint { prefix, step }
     }

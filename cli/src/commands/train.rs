@@ -281,11 +281,14 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
 fn ended(outcome: Result<Outcome, train::Error>) -> anyhow::Result<()> {
     match outcome.map_err(failure)? {
         Outcome::Completed(_) => Ok(()),
-        Outcome::Interrupted(summary, reason) => Err(Failure::interrupted(format!(
-            "{reason}; a checkpoint of step {} is written\nhint: the same command goes on from there",
-            summary.step
-        ))
-        .into()),
+        Outcome::Interrupted(summary, reason) => {
+            let written = match summary.checkpoint {
+                Some(step) => format!("a checkpoint of step {step} is written"),
+                None => "nothing was left to write into a checkpoint".to_owned(),
+            };
+            let words = format!("{reason}; {written}\nhint: the same command goes on from there");
+            Err(Failure::interrupted(words).into())
+        }
     }
 }
 

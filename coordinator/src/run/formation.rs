@@ -8,7 +8,7 @@ use coati_param_server::{Consistency, PsGroup, plan};
 use coati_proto::coati::v1;
 use tokio::time::Instant;
 
-use super::recovery::Source;
+use super::recovery::{self, Source};
 use super::{Init, Outcome, Run, Trouble};
 use crate::state::Phase;
 use crate::step_log::FILE;
@@ -96,20 +96,31 @@ impl Run {
         }
     }
 
-    /// Ends when somebody asks to stop, or a task is refused: nobody should wait for a cluster that cannot form.
-    pub(super) async fn given_up(&self) -> Outcome {
+    /// Ends when somebody asks to stop, or a task is refused: nobody should wait for a cluster that cannot form. Servers that
+    /// hold more than a checkpoint does are taken over first, unless that takes long.
+    pub(super) async fn given_up(&self, source: &Source) -> Outcome {
         let mut changes = self.state.watch();
+        let patience = source.log.as_ref().map(|_| self.options.limits.heartbeat_timeout);
+        let mut stop_at = None;
         loop {
             changes.mark_unchanged();
             let verdict = {
                 let inner = self.state.lock();
                 if let Some(reason) = &inner.stop {
-                    return Outcome::Interrupted(reason.clone());
+                    let now = Instant::now();
+                    if *stop_at.get_or_insert(now + patience.unwrap_or_default()) <= now {
+                        return Outcome::Interrupted(reason.clone());
+                    }
                 }
                 if let Phase::Failed(reason) = &inner.phase {
                     return Outcome::Failed(reason.clone());
                 }
                 inner.troubles.verdict(Instant::now(), &inner.membership.missing())
+            };
+            let verdict = match (verdict, stop_at) {
+                (Verdict::Fine, Some(at)) => Verdict::WaitUntil(at),
+                (Verdict::WaitUntil(until), Some(at)) => Verdict::WaitUntil(until.min(at)),
+                (verdict, _) => verdict,
             };
             // The sender lives as long as the state, which is ours too.
             match verdict {
@@ -190,27 +201,37 @@ impl Run {
                 let missing: Vec<String> = missing
                     .filter(|task| {
                         let awaited = source.awaited.as_ref();
-                        awaited.is_none_or(|awaited| awaited.iter().any(|other| other == task))
+                        awaited.is_none_or(|awaited| awaited.contains_key(*task))
                     })
                     .map(str::to_owned)
                     .collect();
                 if matches!(inner.phase, Phase::Forming(_)) {
                     inner.phase = Phase::Forming(missing.join(", "));
                 }
-                let late = Instant::now() >= deadline;
+                // Who stops now makes no further step.
+                let late = Instant::now() >= deadline || inner.stop.is_some();
                 // The master's own replica is there as long as this process is.
-                let without = late && !source.needs_all() && !missing.iter().any(|task| task == "master");
+                let has_master = inner.stop.is_some() || !missing.iter().any(|task| task == "master");
+                let without = late && !source.needs_all() && has_master;
                 if missing.is_empty() || without {
                     for rank in 0..=self.options.workers {
                         if !inner.is_there(rank) {
                             inner.remove(rank);
                         }
                     }
+                    if inner.stop.is_some() {
+                        return Ok(());
+                    }
                     if !missing.is_empty() {
                         self.state.warn(format!(
                             "training goes on without {}; it may come back",
                             missing.join(", ")
                         ));
+                    }
+                    // One that hangs does not end by itself.
+                    for task in missing {
+                        let pid = source.awaited.as_ref().and_then(|awaited| awaited.get(&task));
+                        recovery::ask_for_restart(&self.options.model_dir, task, pid.copied().unwrap_or(0));
                     }
                     return Ok(());
                 }

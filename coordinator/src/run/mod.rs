@@ -305,7 +305,7 @@ impl Run {
             // In a fixed order, so that a simulation can be repeated.
             biased;
             formed = self.form(source, servers) => formed,
-            given_up = self.given_up() => {
+            given_up = self.given_up(source) => {
                 self.announce(&given_up);
                 return Term::Over(given_up);
             }

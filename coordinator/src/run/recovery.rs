@@ -1,6 +1,7 @@
 //! Going on after a loss: back to the last checkpoint when servers lost their variables, or with what the servers hold when
 //! only the coordinator was away.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,8 +25,9 @@ pub(super) struct Source {
     pub init: Init,
     /// What an earlier coordinator of this job wrote down.
     pub log: Option<Log>,
-    /// Tasks that the incarnation waits for before it begins; all of the cluster, the first time.
-    pub awaited: Option<Vec<String>>,
+    /// Tasks that the incarnation waits for before it begins, and the processes that they were; all of the cluster, the first
+    /// time.
+    pub awaited: Option<BTreeMap<String, u64>>,
     /// What ended the incarnation before, where its variables may be found in copies.
     pub lost: Option<Lost>,
 }
@@ -114,8 +116,9 @@ impl Run {
                 return Err(reason.clone());
             }
             // Who was there takes part again. An incarnation that did not form has seen only some of those it waited for.
-            let present = inner.membership.present_until_lately(Instant::now());
-            let present = present.into_iter().map(str::to_owned);
+            let members = inner.membership.members();
+            let present = inner.membership.present_until_lately(Instant::now()).into_iter();
+            let present = present.map(|task| (task.to_owned(), members.get(task).map_or(0, |member| member.process.pid)));
             let awaited = match inner.plan {
                 Some(_) => Some(present.collect()),
                 None => ended.awaited.clone(),
