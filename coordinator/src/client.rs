@@ -1,5 +1,6 @@
 //! The replica's side of the coordinator's service.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -227,6 +228,11 @@ impl Client {
         &self.job
     }
 
+    /// The process that this connection leads to.
+    pub fn coordinator(&self) -> u64 {
+        self.shared.coordinator
+    }
+
     /// A coordinator that falls silent is to be replaced by the launcher of the job in this directory, if there is one.
     pub fn replace_when_silent(&self, job_dir: PathBuf) {
         *self.shared.replace.lock().unwrap_or_else(PoisonError::into_inner) = Some(job_dir);
@@ -390,6 +396,14 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// For who joins again: when that has taken for as long as a task may be silent, the launcher of the job in this directory, if
+/// there is one, is asked for another coordinator in place of process `pid`. Never ends.
+pub async fn replace_when_absent(job_dir: PathBuf, pid: u64, silence: Duration) -> Infallible {
+    tokio::time::sleep(silence).await;
+    ask_for_restart(&job_dir, "master".to_owned(), pid);
+    std::future::pending().await
 }
 
 /// As [`Error::calls_for_rejoining`], of the coordinator's or a parameter server's answer.

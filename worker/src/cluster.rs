@@ -123,26 +123,26 @@ impl Cluster {
         addresses.get(self.task.index as usize).cloned().unwrap_or_default()
     }
 
-    /// Joins, waits for the plan, connects to the servers. Who was not there before (`again`) gives up where it finds nobody; the
-    /// `first` time it looks whether the servers can be reached.
+    /// Joins, waits for the plan, connects to the servers. Who was not there before, with the master's process `again`, gives up
+    /// where it finds nobody; the `first` time it looks whether the servers can be reached.
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     async fn join(
         &self,
         master: &str,
         job_dir: &Path,
         identity: &Identity,
-        again: bool,
+        again: Option<u64>,
         first: bool,
         stop: &StopFlag,
         idle: &mut dyn FnMut(),
     ) -> Result<(Client, v1::JobPlan, PsGroup), exchange::Error> {
-        let limit = if again {
+        let limit = if again.is_some() {
             self.limits.rejoin
         } else {
             self.limits.formation
         };
         let found = |error| match error {
-            exchange::Error::CutOff(reason) if !again => exchange::Error::Failed(reason),
+            exchange::Error::CutOff(reason) if again.is_none() => exchange::Error::Failed(reason),
             error => error,
         };
         let own = self.own_address();
@@ -151,10 +151,18 @@ impl Cluster {
             if first {
                 self.reach_servers(master, &own).await?;
             }
-            let mut client = Client::join(master, self.wire_task(), &own, identity, limit, silence)
-                .await
-                .map_err(|error| found(error.into()))?;
-            if self.task.kind != TaskType::Master {
+            let is_master = self.task.kind == TaskType::Master;
+            let join = Client::join(master, self.wire_task(), &own, identity, limit, silence);
+            let joined = match again.filter(|_| !is_master) {
+                None => join.await,
+                // It may hang since before there was a connection to notice it by.
+                Some(pid) => tokio::select! {
+                    joined = join => joined,
+                    never = coordinator::client::replace_when_absent(job_dir.to_owned(), pid, silence) => match never {},
+                },
+            };
+            let mut client = joined.map_err(|error| found(error.into()))?;
+            if !is_master {
                 client.replace_when_silent(job_dir.to_owned());
             }
             let mut said = Instant::now();
@@ -201,6 +209,7 @@ impl Cluster {
         idle: &mut dyn FnMut(),
     ) -> Result<End, Error> {
         let mut away: Option<Instant> = None;
+        let mut coordinator = None;
         // The coordinator in this process looks at the servers itself.
         let mut first = self.task.kind != TaskType::Master;
         loop {
@@ -209,7 +218,7 @@ impl Cluster {
                 master,
                 job_dir,
                 &identity,
-                away.is_some(),
+                away.map(|_| coordinator.unwrap_or(0)),
                 std::mem::take(&mut first),
                 stop,
                 idle,
@@ -220,6 +229,7 @@ impl Cluster {
                 Err(error) => return Err(Error::job(error)),
                 Ok((client, plan, servers)) => {
                     started(setup, &plan)?;
+                    coordinator = Some(client.coordinator());
                     tracing::info!(
                         replica = plan.replica,
                         of = plan.replicas,

@@ -1,5 +1,6 @@
 //! `coati.replication`: every server's variables have a copy in another process, and come home when that was lost.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use coati_proto::coati::v1::{JobRef, PsStatusReply};
 use futures::future::join_all;
 use tokio::time::Instant;
 
-use super::recovery::Source;
+use super::recovery::{self, Source};
 use super::shards::{self, Wanted};
 use super::{Event, Run};
 use crate::state::State;
@@ -90,6 +91,7 @@ impl Run {
             configuration: group.configuration(options.optimizer.clone(), self.consistency(), true),
             addresses: options.ps_addresses.clone(),
             job: job.clone(),
+            model_dir: options.model_dir.clone(),
             every: limits.heartbeat_interval,
             patience: limits.heartbeat_timeout,
         };
@@ -124,6 +126,29 @@ fn patience(silence: Duration) -> Duration {
     (silence / 4).min(Duration::from_secs(2))
 }
 
+/// When a process was last heard of.
+#[derive(Clone, Debug, Default)]
+struct Heard {
+    pid: u64,
+    silent_since: Option<Instant>,
+}
+
+impl Heard {
+    /// The process that has been silent for so long, said once.
+    fn hangs(&mut self, answer: Option<&PsStatusReply>, now: Instant, patience: Duration) -> Option<u64> {
+        if let Some(answer) = answer {
+            *self = Self {
+                pid: answer.pid,
+                silent_since: None,
+            };
+            return None;
+        }
+        let since = *self.silent_since.get_or_insert(now);
+        let is_over = self.pid != 0 && now.saturating_duration_since(since) > patience;
+        is_over.then(|| std::mem::take(&mut self.pid))
+    }
+}
+
 /// Where the servers' variables lie, and what a copy is configured with.
 pub(super) struct Tending {
     pub(super) state: Arc<State>,
@@ -132,6 +157,7 @@ pub(super) struct Tending {
     /// Of all processes, by index.
     pub(super) addresses: Vec<String>,
     pub(super) job: JobRef,
+    pub(super) model_dir: PathBuf,
     /// Between two looks.
     pub(super) every: Duration,
     /// A process that does not answer for so long is lost.
@@ -147,9 +173,19 @@ impl Tending {
     async fn run(self) {
         let hosts: Vec<usize> = self.group.clients().iter().map(|client| self.host_of(client)).collect();
         let mut processes = Processes::new(&self.addresses, self.job.clone());
+        let mut heard = vec![Heard::default(); self.addresses.len()];
         loop {
             let answers = processes.ask(patience(self.patience)).await;
             let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
+            let now = Instant::now();
+            for (process, (answer, heard)) in answers.iter().zip(&mut heard).enumerate() {
+                // Whoever watches the servers sees to those that hold variables; others may hang, too.
+                if let Some(pid) = heard.hangs(answer.as_ref(), now, self.patience)
+                    && !hosts.contains(&process)
+                {
+                    recovery::ask_for_restart(&self.model_dir, format!("ps-{process}"), pid);
+                }
+            }
             let wanted = shards::wanted(&self.job, &hosts, &self.addresses, &answers);
             self.tell(&hosts, &wanted);
             if !wanted.copies.is_empty() {
@@ -217,5 +253,28 @@ impl Tending {
         }
         drop(inner);
         self.state.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_there_and_is_silent_for_too_long_hangs() {
+        let (start, patience) = (Instant::now(), Duration::from_secs(10));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let answer = PsStatusReply {
+            pid: 7,
+            ..PsStatusReply::default()
+        };
+        let mut heard = Heard::default();
+        assert_eq!(heard.hangs(None, at(0), patience), None);
+        assert_eq!(heard.hangs(None, at(20), patience), None, "nobody knows which process");
+        assert_eq!(heard.hangs(Some(&answer), at(21), patience), None);
+        assert_eq!(heard.hangs(None, at(25), patience), None);
+        assert_eq!(heard.hangs(None, at(35), patience), None);
+        assert_eq!(heard.hangs(None, at(36), patience), Some(7));
+        assert_eq!(heard.hangs(None, at(50), patience), None, "it was said");
     }
 }
