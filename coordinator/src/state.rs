@@ -113,6 +113,8 @@ pub(crate) struct State {
     changes: watch::Sender<u64>,
     /// Work for the committing task.
     pub work: Notify,
+    /// By index, the parameter server processes that answered last, in whatever incarnation.
+    server_pids: Mutex<BTreeMap<u32, u64>>,
     /// Held while a step is made.
     pub deciding: tokio::sync::Mutex<()>,
     events: UnboundedSender<Event>,
@@ -124,6 +126,7 @@ impl State {
             inner: Mutex::new(inner),
             changes: watch::Sender::new(0),
             work: Notify::new(),
+            server_pids: Mutex::default(),
             deciding: tokio::sync::Mutex::default(),
             events,
         }
@@ -132,6 +135,20 @@ impl State {
     /// The lock. A panic elsewhere is reported there; the data is consistent whenever the lock is free.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes which process of a parameter server answers.
+    pub(crate) fn heard_server(&self, answer: &v1::PsStatusReply) {
+        if let Some(task) = &answer.task {
+            let mut pids = self.server_pids.lock().unwrap_or_else(PoisonError::into_inner);
+            pids.insert(task.index, answer.pid);
+        }
+    }
+
+    /// The process of parameter server `index` that answered last; 0 when none did.
+    pub(crate) fn server_pid(&self, index: u32) -> u64 {
+        let pids = self.server_pids.lock().unwrap_or_else(PoisonError::into_inner);
+        pids.get(&index).copied().unwrap_or(0)
     }
 
     /// Wakes all who wait for an outcome.

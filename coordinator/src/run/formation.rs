@@ -143,6 +143,7 @@ impl Run {
                 .status(self.options.limits.commit)
                 .await
                 .map_err(coati_param_server::client::Error::from)?;
+            self.state.heard_server(&status);
             if status.software_version != own {
                 return Err(Trouble::Final(format!(
                     "{} runs Coati {}, the master runs {own}\nhint: install the same version everywhere",

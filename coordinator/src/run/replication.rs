@@ -126,26 +126,25 @@ fn patience(silence: Duration) -> Duration {
     (silence / 4).min(Duration::from_secs(2))
 }
 
-/// When a process was last heard of.
+/// Since when a process has not answered.
 #[derive(Clone, Debug, Default)]
-struct Heard {
-    pid: u64,
-    silent_since: Option<Instant>,
+struct Silent {
+    since: Option<Instant>,
 }
 
-impl Heard {
-    /// The process that has been silent for so long, said once.
-    fn hangs(&mut self, answer: Option<&PsStatusReply>, now: Instant, patience: Duration) -> Option<u64> {
-        if let Some(answer) = answer {
-            *self = Self {
-                pid: answer.pid,
-                silent_since: None,
-            };
-            return None;
+impl Silent {
+    /// Whether it has been silent for longer than a process may be. Said once, and again after as long.
+    fn is_over(&mut self, answers: bool, now: Instant, patience: Duration) -> bool {
+        if answers {
+            self.since = None;
+            return false;
         }
-        let since = *self.silent_since.get_or_insert(now);
-        let is_over = self.pid != 0 && now.saturating_duration_since(since) > patience;
-        is_over.then(|| std::mem::take(&mut self.pid))
+        let since = *self.since.get_or_insert(now);
+        let is_over = now.saturating_duration_since(since) > patience;
+        if is_over {
+            self.since = Some(now);
+        }
+        is_over
     }
 }
 
@@ -173,16 +172,18 @@ impl Tending {
     async fn run(self) {
         let hosts: Vec<usize> = self.group.clients().iter().map(|client| self.host_of(client)).collect();
         let mut processes = Processes::new(&self.addresses, self.job.clone());
-        let mut heard = vec![Heard::default(); self.addresses.len()];
+        let mut silent = vec![Silent::default(); self.addresses.len()];
         loop {
             let answers = processes.ask(patience(self.patience)).await;
             let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
             let now = Instant::now();
-            for (process, (answer, heard)) in answers.iter().zip(&mut heard).enumerate() {
+            for (process, (answer, silent)) in answers.iter().zip(&mut silent).enumerate() {
+                if let Some(answer) = answer {
+                    self.state.heard_server(answer);
+                }
                 // Whoever watches the servers sees to those that hold variables; others may hang, too.
-                if let Some(pid) = heard.hangs(answer.as_ref(), now, self.patience)
-                    && !hosts.contains(&process)
-                {
+                if silent.is_over(answer.is_some(), now, self.patience) && !hosts.contains(&process) {
+                    let pid = self.state.server_pid(process as u32);
                     recovery::ask_for_restart(&self.model_dir, format!("ps-{process}"), pid);
                 }
             }
@@ -261,20 +262,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_was_there_and_is_silent_for_too_long_hangs() {
+    fn a_process_that_is_silent_for_too_long_hangs() {
         let (start, patience) = (Instant::now(), Duration::from_secs(10));
         let at = |seconds| start + Duration::from_secs(seconds);
-        let answer = PsStatusReply {
-            pid: 7,
-            ..PsStatusReply::default()
-        };
-        let mut heard = Heard::default();
-        assert_eq!(heard.hangs(None, at(0), patience), None);
-        assert_eq!(heard.hangs(None, at(20), patience), None, "nobody knows which process");
-        assert_eq!(heard.hangs(Some(&answer), at(21), patience), None);
-        assert_eq!(heard.hangs(None, at(25), patience), None);
-        assert_eq!(heard.hangs(None, at(35), patience), None);
-        assert_eq!(heard.hangs(None, at(36), patience), Some(7));
-        assert_eq!(heard.hangs(None, at(50), patience), None, "it was said");
+        let mut silent = Silent::default();
+        let hangs: Vec<u64> = (0..40)
+            .filter(|&second| silent.is_over(second == 20, at(second), patience))
+            .collect();
+        assert_eq!(hangs, [11, 32]);
     }
 }
