@@ -5,6 +5,7 @@
 mod checkpoints;
 mod cluster;
 mod consistency;
+mod copies;
 mod faults;
 mod fuzz;
 mod golden;

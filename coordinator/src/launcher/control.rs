@@ -39,6 +39,9 @@ pub enum Request {
         /// Its process; one that was replaced meanwhile is left alone. None: whichever it is.
         #[serde(default)]
         pid: Option<i32>,
+        /// Milliseconds after which a process is meant whatever its number: it should have been heard of by then.
+        #[serde(default)]
+        older_than_ms: Option<u64>,
         /// Why, for the log.
         reason: String,
     },

@@ -253,12 +253,25 @@ fn next_incarnation(folder: &Path, own: u64) -> Result<u64, String> {
 
 /// A task that hangs does not end by itself: a launcher on this machine, if there is one, replaces its process.
 pub(crate) fn ask_for_restart(job_dir: &Path, task: String, pid: u64) {
-    let (job_dir, pid) = (job_dir.to_owned(), i32::try_from(pid).ok());
-    let Some(pid) = pid.filter(|pid| *pid > 0) else { return };
+    if let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 0) {
+        ask(job_dir, task, Some(pid), None);
+    }
+}
+
+/// As [`ask_for_restart`], for a task that has not been heard of for `silence`, whichever process it is by now.
+pub(super) fn ask_for_restart_of_silent(job_dir: &Path, task: String, pid: u64, silence: Duration) {
+    // No process has this number, if nobody knows it.
+    ask(job_dir, task, Some(i32::try_from(pid).unwrap_or(0)), Some(silence));
+}
+
+fn ask(job_dir: &Path, task: String, pid: Option<i32>, older_than: Option<Duration>) {
+    let job_dir = job_dir.to_owned();
+    let older_than_ms = older_than.and_then(|age| u64::try_from(age.as_millis()).ok());
     tokio::spawn(work::blocking(move || {
         let request = Request::Restart {
             task,
-            pid: Some(pid),
+            pid,
+            older_than_ms,
             reason: "it is silent".to_owned(),
         };
         match control::request(&job_dir, &request) {

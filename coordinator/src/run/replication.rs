@@ -184,7 +184,8 @@ impl Tending {
                 // Whoever watches the servers sees to those that hold variables; others may hang, too.
                 if silent.is_over(answer.is_some(), now, self.patience) && !hosts.contains(&process) {
                     let pid = self.state.server_pid(process as u32);
-                    recovery::ask_for_restart(&self.model_dir, format!("ps-{process}"), pid);
+                    let task = format!("ps-{process}");
+                    recovery::ask_for_restart_of_silent(&self.model_dir, task, pid, self.patience);
                 }
             }
             let wanted = shards::wanted(&self.job, &hosts, &self.addresses, &answers);

@@ -1,7 +1,7 @@
 //! Changes a running job as somebody asks.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use coati_common::cluster::{Address, TaskId, TaskType};
 use nix::sys::signal::Signal as Unix;
@@ -28,7 +28,12 @@ impl Supervisor {
         } else {
             match request {
                 Request::Scale { workers } => self.scale(workers).await?,
-                Request::Restart { task, pid, reason } => self.replace(&task, pid, &reason),
+                Request::Restart {
+                    task,
+                    pid,
+                    older_than_ms,
+                    reason,
+                } => self.replace(&task, pid, older_than_ms.map(Duration::from_millis), &reason),
             }
         };
         // A caller who did not wait finds the change in the report.
@@ -126,7 +131,7 @@ impl Supervisor {
     }
 
     /// Kills a process for a new one to take its place.
-    fn replace(&self, task: &str, pid: Option<i32>, reason: &str) -> Reply {
+    fn replace(&self, task: &str, pid: Option<i32>, older_than: Option<Duration>, reason: &str) -> Reply {
         let place = task
             .parse::<TaskId>()
             .ok()
@@ -142,7 +147,9 @@ impl Supervisor {
             ));
         }
         let current = running.group.as_ref().map(Group::pid);
-        if state.exit.is_some() || state.leaving.is_some() || pid.is_some_and(|pid| Some(pid) != current) {
+        let is_old = older_than.is_some_and(|age| state.started.elapsed() >= age);
+        let is_meant = is_old || pid.is_none_or(|pid| Some(pid) == current);
+        if state.exit.is_some() || state.leaving.is_some() || !is_meant {
             return Reply::done(format!("{id} has been replaced or is leaving"), &[], &[]);
         }
         self.say(&format!(

@@ -262,19 +262,23 @@ async fn a_task_that_hangs_is_replaced_when_asked() {
     let (outcome, ()) = visited(&launch, |job_dir| {
         let pid = |report: &Report| report.tasks[1].pid;
         let before = pid(&report_that(&job_dir, |report| report.tasks.len() == 6));
-        let ask = |pid: Option<i32>| {
+        let ask_for = |pid: Option<i32>, older_than_ms: Option<u64>| {
             let request = Request::Restart {
                 task: "worker-0".to_owned(),
                 pid,
+                older_than_ms,
                 reason: "no heartbeat\nfor 30 s".to_owned(),
             };
             control::request(&job_dir, &request).unwrap()
         };
+        let ask = |pid| ask_for(pid, None);
         assert!(ask(before).ok);
         let after = report_that(&job_dir, |report| pid(report).is_some() && pid(report) != before);
         assert_eq!(after.tasks[1].restarts, 1);
         // Said late, it does not hit the new process; which would be one start too many here.
         assert_eq!(ask(before).message, "worker-0 has been replaced or is leaving");
+        let young = ask_for(before, Some(3_600_000));
+        assert_eq!(young.message, "worker-0 has been replaced or is leaving");
     })
     .await;
     assert_eq!(outcome.exit, ExitCode::Interrupted, "{outcome:?}");
