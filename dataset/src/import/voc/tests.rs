@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::fs;
 
 use coati_common::tfrecord::Reader;
 use coati_proto::tensorflow::{Example, Feature};
@@ -20,11 +21,12 @@ fn options(data_dir: &Path, out: &Path) -> Options {
         year: None,
         set: None,
         annotations_dir: None,
-        output_path: out.join("t.record"),
-        num_shards: None,
         ignore_difficult_instances: false,
-        seed: 1,
-        max_skipped: 2,
+        output: Output {
+            seed: 1,
+            max_skipped: 2,
+            ..Output::to(out.join("t.record"))
+        },
     }
 }
 
@@ -79,7 +81,10 @@ fn equals_the_records_of_the_reference() {
     ] {
         let options = Options {
             set: Some(set.to_owned()),
-            num_shards: Some(2),
+            output: Output {
+                num_shards: Some(2),
+                ..Output::to(out.path().join("t.record"))
+            },
             ..options(&bccd, out.path())
         };
         let report = import(&options, &labels(), &|_, _| {}).unwrap();
@@ -91,6 +96,7 @@ fn equals_the_records_of_the_reference() {
             .collect();
         let theirs = read(&theirs);
         assert_eq!(ours.len(), theirs.len());
+        assert_eq!(ours.len(), count);
         for (name, theirs) in theirs {
             for (field, value) in &theirs {
                 assert_eq!(ours[&name].get(field), Some(value), "{name} {field}");
@@ -163,7 +169,10 @@ fn an_image_that_does_not_decode_is_skipped_and_said() {
         report.skipped_images
     );
     let strict = Options {
-        max_skipped: 0,
+        output: Output {
+            max_skipped: 0,
+            ..Output::to(out.path().join("t.record"))
+        },
         ..options(folder.path(), out.path())
     };
     assert!(matches!(
