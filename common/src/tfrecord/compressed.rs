@@ -41,7 +41,7 @@ impl Compression {
             [method, flags, ..]
                 if method & 0x0f == 8
                     && method >> 4 <= 7
-                    && u16::from_be_bytes([method, flags]).is_multiple_of(31)
+                    && u16::from_be_bytes([method, flags]) % 31 == 0
                     && flags & 0x20 == 0 =>
             {
                 Some(Self::Zlib)

@@ -158,30 +158,36 @@ fn mend(groups: &[Group], sides: &mut [Side]) {
         }
     }
     let classes: Vec<i64> = counts.keys().copied().filter(|&class| class != BACKGROUND).collect();
-    for class in classes {
-        for lacking in [Side::Train, Side::Eval] {
-            let count = counts.get(&class).copied().unwrap_or_default();
-            let from = lacking.other();
-            if count[lacking as usize] > 0 || count[from as usize] < 2 {
-                continue;
-            }
-            let movable = |index: &usize| {
-                let group: &Group = &groups[*index];
-                sides[*index] == from
-                    && group.classes.contains(&class)
-                    && group.classes.iter().all(|class| counts[class][from as usize] > 1)
-            };
-            if let Some(index) = (0..groups.len()).find(movable) {
-                sides[index] = lacking;
-                for class in &groups[index].classes {
-                    if let Some(count) = counts.get_mut(class) {
-                        count[from as usize] -= 1;
-                        count[lacking as usize] += 1;
-                    }
+    // Each move puts a class where it was not and takes none away, so this ends; a move may make room for another.
+    while classes.iter().any(|&class| mend_one(groups, sides, &mut counts, class)) {}
+}
+
+/// Moves an image to the side that lacks its `class`; says whether there was one.
+fn mend_one(groups: &[Group], sides: &mut [Side], counts: &mut BTreeMap<i64, [usize; 2]>, class: i64) -> bool {
+    for lacking in [Side::Train, Side::Eval] {
+        let count = counts.get(&class).copied().unwrap_or_default();
+        let from = lacking.other();
+        if count[lacking as usize] > 0 || count[from as usize] < 2 {
+            continue;
+        }
+        let movable = |index: &usize| {
+            let group: &Group = &groups[*index];
+            sides[*index] == from
+                && group.classes.contains(&class)
+                && group.classes.iter().all(|class| counts[class][from as usize] > 1)
+        };
+        if let Some(index) = (0..groups.len()).find(movable) {
+            sides[index] = lacking;
+            for class in &groups[index].classes {
+                if let Some(count) = counts.get_mut(class) {
+                    count[from as usize] -= 1;
+                    count[lacking as usize] += 1;
                 }
             }
+            return true;
         }
     }
+    false
 }
 
 #[cfg(test)]
@@ -238,8 +244,8 @@ mod tests {
             let images = images(&lists);
             let sides = assign(&images, share, seed);
             let eval = sides.iter().filter(|side| **side == Side::Eval).count() as f64;
-            // Each class may ask for one image more than its share.
-            prop_assert!((eval - share * images.len() as f64).abs() <= 8.0, "{} of {}", eval, images.len());
+            // Each of the seven may ask for one image more than its share, and one may move.
+            prop_assert!((eval - share * images.len() as f64).abs() <= 14.0, "{} of {}", eval, images.len());
             for class in one_sided(&images, &sides) {
                 // No image of it could move without taking another class along.
                 let side = sides[images.iter().position(|image| image.classes.contains(&class)).unwrap()];

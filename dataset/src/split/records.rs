@@ -129,7 +129,7 @@ fn look(source: &Source, number: u64) -> Result<(Image, Vec<String>), import::Er
         });
         let image = features.first_bytes("image/encoded")?.unwrap_or_default();
         // Records without an image differ by all that they hold.
-        let digest = Sha256::digest(if image.is_empty() { &record } else { image }).to_vec();
+        let digest = Sha256::digest(if image.is_empty() { record.as_slice() } else { image }).to_vec();
         let image = Image {
             classes: Vec::new(),
             digest,

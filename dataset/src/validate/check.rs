@@ -233,9 +233,6 @@ impl Look<'_> {
 
     fn classes(&mut self, texts: &[&[u8]], labels: &[i64], classes: Option<&Classes>, count: usize) {
         let mut corrected = labels.to_vec();
-        if corrected.is_empty() && !texts.is_empty() && classes.is_some() {
-            corrected = vec![0; count];
-        }
         for index in 0..count {
             let text = texts.get(index).map(|text| String::from_utf8_lossy(text)).filter(|text| !text.is_empty());
             let label = labels.get(index).copied();
@@ -275,8 +272,7 @@ impl Look<'_> {
                 *slot = meant;
             }
         }
-        // Labels that were not there come as a whole or not at all.
-        if corrected != labels && (corrected.len() == labels.len() || corrected.iter().all(|&label| label > 0)) {
+        if corrected != labels {
             self.edit.set_ints(LABEL, corrected);
         }
     }
