@@ -16,6 +16,7 @@ use crate::args::BenchCommand;
 use crate::console::report;
 
 pub(crate) mod eval;
+pub(crate) mod import;
 mod placement;
 mod ps;
 mod scale;
@@ -31,6 +32,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Placement(arguments) => placement::run(arguments),
         BenchCommand::Scale(arguments) => scale::run(arguments),
         BenchCommand::Eval(arguments) => eval::run(arguments),
+        BenchCommand::Import(arguments) => import::run(arguments),
         BenchCommand::Task(arguments) => ps::task(arguments),
     }
 }
