@@ -2,7 +2,14 @@
 //! output lies at `index * in / out` of the input, without half-pixel centres, corner alignment or antialiasing;
 //! the result stays float.
 //!
-//! Cropping and mirroring are part of the same pass: a [`View`] says which part of the stored image is meant.
+//! Cropping and mirroring are part of the same pass: a [`View`] says which part of the stored image is meant. That is the
+//! way of nearly all images in training; [`ImageResizer`] knows the other resizers and interpolations.
+
+mod image_resizer;
+pub mod method;
+
+pub use image_resizer::{Condition, ConfigError, ImageResizer, Resized};
+pub use method::Method;
 
 use crate::decode::Image;
 
@@ -251,7 +258,7 @@ mod tests {
     fn golden(name: &str) -> (Vec<u64>, Vec<f32>) {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../tests/fixtures/golden/components/resizers_bilinear.npz"
+            "/../tests/fixtures/golden/components/resizers.npz"
         );
         let mut archive = npyz::npz::NpzArchive::open(path).unwrap();
         let array = archive.by_name(name).unwrap().unwrap();

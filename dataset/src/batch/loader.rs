@@ -81,16 +81,7 @@ impl std::fmt::Debug for Shared {
 impl Loader {
     /// Starts the threads; they wait for requests.
     pub fn new(source: Arc<Source>, options: Options) -> Result<Self, Error> {
-        for (name, value) in [("height", options.height), ("width", options.width)] {
-            if !(1..=1 << 14).contains(&value) {
-                let value = value.to_string();
-                return Err(Error::Options {
-                    name,
-                    value,
-                    right: "from 1 to 16384 pixels",
-                });
-            }
-        }
+        options.check()?;
         let count = source.record_count();
         let state = State {
             waiting: VecDeque::new(),
@@ -274,7 +265,7 @@ impl Shared {
                 return None;
             }
             let lease = state.waiting.pop_front()?;
-            let slot = self.options.height * self.options.width * 3;
+            let slot = self.options.image_len();
             let images = Arc::new(Slots::new(lease.count, slot, state.spare.pop()));
             let serial = state.next_serial;
             state.next_serial += 1;
@@ -353,7 +344,7 @@ impl Shared {
             batch.filenames.push(item.filename);
             batch.records.push(item.record);
             batch.original_sizes.push(item.original_size);
-            batch.true_image_shapes.push([height, width, 3]);
+            batch.true_image_shapes.push(item.true_image_shape);
             batch.bad_records.extend(item.bad_records);
             batch.objects_cut += item.objects_cut;
         }

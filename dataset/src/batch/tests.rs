@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::augment::{Augmentation, ssd_operations};
+use crate::augment::{RandomHorizontalFlip, SsdRandomCrop, ssd_operations};
 use crate::example::Classes;
 use crate::order::epoch_permutation;
 use crate::shards::Source;
@@ -13,8 +13,8 @@ fn options() -> Options {
         height: 16,
         width: 20,
         augmentations: vec![
-            Augmentation::HorizontalFlip { probability: 0.5 },
-            Augmentation::SsdCrop(ssd_operations()),
+            RandomHorizontalFlip::new(0.5).into(),
+            SsdRandomCrop(ssd_operations()).into(),
         ],
         example: example::Options {
             classes: Classes::numbered(3),
