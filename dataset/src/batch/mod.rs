@@ -2,14 +2,17 @@
 
 mod loader;
 mod prepare;
+mod records;
 mod slots;
 
 pub use loader::{Lease, Loader};
 pub use prepare::{Item, Preparer};
+pub use records::Records;
 
 use crate::augment::Augmentation;
 use crate::bad::TooMany;
 use crate::groundtruth::Groundtruth;
+use crate::order::Selection;
 use crate::resize::ImageResizer;
 use crate::{augment, decode, example};
 
@@ -74,6 +77,8 @@ pub struct Options {
     pub seed: u64,
     /// `input_reader.shuffle`.
     pub shuffle: bool,
+    /// `sample_1_of_n_examples`, `sample_from_datasets_weights`.
+    pub selection: Selection,
     /// `input_reader.max_number_of_boxes`: later objects are cut off, as in the reference.
     pub max_number_of_boxes: usize,
     /// Threads that read, decode and resize.
@@ -133,6 +138,7 @@ impl Default for Options {
             decode: decode::Options::default(),
             seed: 0,
             shuffle: true,
+            selection: Selection::default(),
             max_number_of_boxes: 100,
             threads: 2,
             prefetch: 3,

@@ -1,6 +1,6 @@
 //! One record, from its file to pixels and boxes.
 
-use super::{Error, Options};
+use super::{Error, Options, Records};
 use crate::bad::Ledger;
 use crate::augment::{self, Finished, Sample, Stored};
 use crate::decode::{self, Decoder, Image, Part};
@@ -10,7 +10,6 @@ use crate::order::Place;
 use crate::pixels::Pixels;
 use crate::resize::method::{Method, resize};
 use crate::resize::{self, ImageResizer, Resizer, View};
-use crate::shards::Source;
 
 /// What a batch keeps of a record beside its pixels.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -58,7 +57,7 @@ impl Preparer {
     /// first record follows the last), which is then augmented as itself in that epoch.
     pub fn prepare(
         &mut self,
-        source: &Source,
+        source: &dyn Records,
         options: &Options,
         ledger: &Ledger,
         place: Place,
@@ -96,14 +95,13 @@ impl Preparer {
     /// Prepares one record; the error is a report that names file and record.
     fn attempt(
         &mut self,
-        source: &Source,
+        source: &dyn Records,
         options: &Options,
         epoch: u64,
         record: u64,
         output: &mut [f32],
     ) -> Result<(Item, Vec<example::BadObject>), String> {
-        // A reading error names the file and record itself.
-        let bytes = source.read(record).map_err(|error| error.to_string())?;
+        let bytes = source.read(record)?;
         let at = |error: &dyn std::fmt::Display| format!("{}: {error}", source.location(record));
         let annotated = example::decode_with(&bytes, &options.example, &options.extras).map_err(|error| at(&error))?;
         let name = |error: &dyn std::fmt::Display| at(&format!("image {:?}: {error}", annotated.filename));
