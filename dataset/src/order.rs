@@ -271,7 +271,10 @@ mod tests {
         };
         let mut order = Order::select(5, 8, true, &third);
         for epoch in 0..3 {
-            let mut records: Vec<_> = (0..3).filter_map(|index| order.place(epoch * 3 + index)).map(|place| place.record).collect();
+            let mut records: Vec<_> = (0..3)
+                .filter_map(|index| order.place(epoch * 3 + index))
+                .map(|place| place.record)
+                .collect();
             records.sort_unstable();
             assert_eq!(records, [0, 3, 6]);
         }
@@ -298,7 +301,10 @@ mod tests {
                 *counts.entry(place.record).or_default() += 1;
                 assert!(seen.insert((place.epoch, place.record)), "{place:?} came twice");
             }
-            assert!((0..40).all(|record| counts.get(&record) == Some(if record < 10 { &9 } else { &1 })), "{counts:?}");
+            assert!(
+                (0..40).all(|record| counts.get(&record) == Some(if record < 10 { &9 } else { &1 })),
+                "{counts:?}"
+            );
         }
     }
 }

@@ -101,7 +101,9 @@ impl Pixels {
     /// cut off. `color` has a value a channel, or one for all.
     pub fn pad(&mut self, top: usize, left: usize, height: usize, width: usize, color: &[f32]) {
         let channels = self.channels;
-        let pixel: Vec<f32> = (0..channels).map(|c| color.get(c).or(color.first()).copied().unwrap_or(0.0)).collect();
+        let pixel: Vec<f32> = (0..channels)
+            .map(|c| color.get(c).or(color.first()).copied().unwrap_or(0.0))
+            .collect();
         let mut canvas = Self {
             height,
             width,
@@ -132,12 +134,15 @@ impl Pixels {
     /// Adds a channel: the grey of an image of the same size.
     pub fn append_channel(&mut self, image: &Self) {
         let mut values = Vec::with_capacity(self.values.len() + self.height * self.width);
-        let added = image.values.chunks_exact(image.channels.max(1)).map(|pixel| match *pixel {
-            // The weights do not quite sum up to 1, and what is grey shall stay as it is.
-            [r, g, b, ..] if r != g || g != b => gray([r, g, b]),
-            [first, ..] => first,
-            [] => 0.0,
-        });
+        let added = image
+            .values
+            .chunks_exact(image.channels.max(1))
+            .map(|pixel| match *pixel {
+                // The weights do not quite sum up to 1, and what is grey shall stay as it is.
+                [r, g, b, ..] if r != g || g != b => gray([r, g, b]),
+                [first, ..] => first,
+                [] => 0.0,
+            });
         for (pixel, added) in self.values.chunks_exact(self.channels).zip(added) {
             values.extend_from_slice(pixel);
             values.push(added);
@@ -255,7 +260,11 @@ mod tests {
         let mut image = counted(2, 3);
         image.rotate_90();
         assert_eq!((image.height, image.width), (3, 2));
-        assert_eq!(image.values[..4], [4., 5., 10., 11.], "the last column becomes the first row");
+        assert_eq!(
+            image.values[..4],
+            [4., 5., 10., 11.],
+            "the last column becomes the first row"
+        );
         (0..3).for_each(|_| image.rotate_90());
         assert_eq!(image, counted(2, 3));
     }

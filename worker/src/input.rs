@@ -248,8 +248,6 @@ pub fn train_options(
         prefetch: PREFETCH,
         ..batch::Options::default()
     };
-    // What the networks take.
-    const CHANNELS: usize = 3;
     if options.channels() != CHANNELS {
         return Err(Error::Channels {
             file: config.name().to_owned(),
@@ -258,6 +256,9 @@ pub fn train_options(
     }
     Ok(options)
 }
+
+/// What the networks take.
+const CHANNELS: usize = 3;
 
 /// The configuration's resizer where it is not the one that batches are made with anyway.
 fn resizer(config: &PipelineConfig) -> Result<Option<ImageResizer>, Error> {

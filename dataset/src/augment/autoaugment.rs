@@ -32,7 +32,12 @@ pub(super) struct AutoAugment {
 impl AutoAugment {
     pub(super) fn from_config(auto: &config::AutoAugmentImage, at: &At) -> Result<Self, Error> {
         let policy = policies::named(auto.policy_name());
-        at.check("policy_name", auto.policy_name(), policy.is_some(), "v0, v1, v2, v3 or test")?;
+        at.check(
+            "policy_name",
+            auto.policy_name(),
+            policy.is_some(),
+            "v0, v1, v2, v3 or test",
+        )?;
         Ok(Self {
             policy: policy.unwrap_or_default(),
         })
@@ -48,13 +53,24 @@ impl Operation for AutoAugment {
         for &(kind, probability, level) in steps {
             // A step that works on boxes draws for each of them.
             if kind.boxes_alone() {
-                boxes::each(kind, probability / 3.0, level, &mut image, &sample.objects.boxes, random);
+                boxes::each(
+                    kind,
+                    probability / 3.0,
+                    level,
+                    &mut image,
+                    &sample.objects.boxes,
+                    random,
+                );
             } else if happens(probability, random) {
                 step(kind, level, &mut image, &mut sample.objects, random);
             }
         }
         let taken = pixels.channels.min(3);
-        for (pixel, color) in pixels.values.chunks_exact_mut(pixels.channels).zip(image.pixels.chunks_exact(3)) {
+        for (pixel, color) in pixels
+            .values
+            .chunks_exact_mut(pixels.channels)
+            .zip(image.pixels.chunks_exact(3))
+        {
             for (value, &byte) in pixel[..taken].iter_mut().zip(color) {
                 *value = f32::from(byte);
             }

@@ -63,7 +63,9 @@ pub(super) fn adjust_contrast(pixels: &mut Pixels, factor: f32) {
     let mean = pixels.mean();
     let mean = |channel: usize| mean.get(channel).copied().unwrap_or(0.0) / 255.0;
     let mean = [mean(0), mean(1), mean(2)];
-    change(pixels, |rgb| std::array::from_fn(|c| (rgb[c] - mean[c]) * factor + mean[c]));
+    change(pixels, |rgb| {
+        std::array::from_fn(|c| (rgb[c] - mean[c]) * factor + mean[c])
+    });
 }
 
 /// `tf.image.adjust_hue`.
@@ -93,7 +95,11 @@ impl Operation for Brightness {
 
 impl Contrast {
     pub(super) fn from_config(adjust: &config::RandomAdjustContrast, at: &At) -> Result<Self, Error> {
-        let range = at.range(["min_delta", "max_delta"], (adjust.min_delta(), adjust.max_delta()), 0.0)?;
+        let range = at.range(
+            ["min_delta", "max_delta"],
+            (adjust.min_delta(), adjust.max_delta()),
+            0.0,
+        )?;
         Ok(Self { range })
     }
 }
@@ -109,7 +115,12 @@ impl Operation for Contrast {
 impl Hue {
     pub(super) fn from_config(adjust: &config::RandomAdjustHue, at: &At) -> Result<Self, Error> {
         let max_delta = adjust.max_delta();
-        at.check("max_delta", max_delta, (-1.0..=1.0).contains(&max_delta), "from -1 to 1")?;
+        at.check(
+            "max_delta",
+            max_delta,
+            (-1.0..=1.0).contains(&max_delta),
+            "from -1 to 1",
+        )?;
         Ok(Self { max_delta })
     }
 }
@@ -124,7 +135,11 @@ impl Operation for Hue {
 
 impl Saturation {
     pub(super) fn from_config(adjust: &config::RandomAdjustSaturation, at: &At) -> Result<Self, Error> {
-        let range = at.range(["min_delta", "max_delta"], (adjust.min_delta(), adjust.max_delta()), 0.0)?;
+        let range = at.range(
+            ["min_delta", "max_delta"],
+            (adjust.min_delta(), adjust.max_delta()),
+            0.0,
+        )?;
         Ok(Self { range })
     }
 }
@@ -178,7 +193,9 @@ impl Gamma {
 
 impl Operation for Gamma {
     fn apply(&self, sample: &mut Sample<'_>, _: &mut Stream) -> Result<(), Failure> {
-        change(sample.picture.pixels()?, |rgb| rgb.map(|value| value.powf(self.gamma) * self.gain));
+        change(sample.picture.pixels()?, |rgb| {
+            rgb.map(|value| value.powf(self.gamma) * self.gain)
+        });
         Ok(())
     }
 }

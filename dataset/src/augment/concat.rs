@@ -26,7 +26,10 @@ impl RandomSelfConcatImage {
 impl Operation for RandomSelfConcatImage {
     fn apply(&self, sample: &mut Sample<'_>, random: &mut Stream) -> Result<(), Failure> {
         let chosen = [random.unit() < self.vertical, random.unit() < self.horizontal];
-        for (axis, repeat) in [Pixels::repeat_down as fn(&mut Pixels), Pixels::repeat_right].into_iter().enumerate() {
+        for (axis, repeat) in [Pixels::repeat_down as fn(&mut Pixels), Pixels::repeat_right]
+            .into_iter()
+            .enumerate()
+        {
             if !chosen[axis] {
                 continue;
             }
@@ -47,7 +50,9 @@ impl Operation for RandomSelfConcatImage {
             }
             for (index, points) in objects.keypoints.iter_mut().enumerate() {
                 let shift = if index < count { 0.0 } else { 0.5 };
-                points.iter_mut().for_each(|point| point[axis] = point[axis] * 0.5 + shift);
+                points
+                    .iter_mut()
+                    .for_each(|point| point[axis] = point[axis] * 0.5 + shift);
             }
             for (index, mask) in objects.masks.iter_mut().enumerate() {
                 clear_half(mask, axis, index < count);

@@ -4,8 +4,8 @@ use coati_proto::object_detection::protos::PreprocessingStep;
 use coati_proto::object_detection::protos::preprocessing_step::PreprocessingStep as Step;
 
 use super::{
-    Augmentation, Operation, autoaugment, black_patches, color, concat, crop, crop_pad, flip, gray, jitter, jpeg, labels,
-    normalize, pad, patch_gaussian, pixel_scale, scale, square,
+    Augmentation, Operation, autoaugment, black_patches, color, concat, crop, crop_pad, flip, gray, jitter, jpeg,
+    labels, normalize, pad, patch_gaussian, pixel_scale, scale, square,
 };
 
 /// Why a step cannot be used.
@@ -51,12 +51,14 @@ fn one(index: usize, step: Option<&Step>) -> Result<Augmentation, Error> {
     match step {
         None => Err(Error::EmptyStep { index }),
         Some(Step::NormalizeImage(c)) => done(normalize::NormalizeImage::from_config(c, &at("normalize_image"))?),
-        Some(Step::RandomHorizontalFlip(c)) => {
-            done(flip::RandomHorizontalFlip::from_config(c, &at("random_horizontal_flip"))?)
-        }
-        Some(Step::RandomPixelValueScale(c)) => {
-            done(pixel_scale::RandomPixelValueScale::from_config(c, &at("random_pixel_value_scale"))?)
-        }
+        Some(Step::RandomHorizontalFlip(c)) => done(flip::RandomHorizontalFlip::from_config(
+            c,
+            &at("random_horizontal_flip"),
+        )?),
+        Some(Step::RandomPixelValueScale(c)) => done(pixel_scale::RandomPixelValueScale::from_config(
+            c,
+            &at("random_pixel_value_scale"),
+        )?),
         Some(Step::RandomImageScale(c)) => done(scale::RandomImageScale::from_config(c, &at("random_image_scale"))?),
         Some(Step::RandomRgbToGray(c)) => done(gray::RandomRgbToGray::from_config(c, &at("random_rgb_to_gray"))?),
         Some(Step::RandomAdjustBrightness(c)) => {
@@ -68,26 +70,29 @@ fn one(index: usize, step: Option<&Step>) -> Result<Augmentation, Error> {
             done(color::Saturation::from_config(c, &at("random_adjust_saturation"))?)
         }
         Some(Step::RandomDistortColor(c)) => done(color::DistortColor::from_config(c, &at("random_distort_color"))?),
-        Some(Step::RandomJitterBoxes(c)) => done(jitter::RandomJitterBoxes::from_config(c, &at("random_jitter_boxes"))?),
+        Some(Step::RandomJitterBoxes(c)) => {
+            done(jitter::RandomJitterBoxes::from_config(c, &at("random_jitter_boxes"))?)
+        }
         Some(Step::RandomCropImage(c)) => done(crop::CropOperation::from_config(c, &at("random_crop_image"))?),
         Some(Step::RandomPadImage(c)) => done(pad::RandomPadImage::from_config(c, &at("random_pad_image"))?),
-        Some(Step::RandomCropPadImage(c)) => {
-            done(crop_pad::CropPad::from_config(c, &at("random_crop_pad_image"))?)
-        }
-        Some(Step::RandomCropToAspectRatio(c)) => {
-            done(crop::CropToAspectRatio::from_config(c, &at("random_crop_to_aspect_ratio"))?)
-        }
-        Some(Step::RandomBlackPatches(c)) => {
-            done(black_patches::RandomBlackPatches::from_config(c, &at("random_black_patches"))?)
-        }
+        Some(Step::RandomCropPadImage(c)) => done(crop_pad::CropPad::from_config(c, &at("random_crop_pad_image"))?),
+        Some(Step::RandomCropToAspectRatio(c)) => done(crop::CropToAspectRatio::from_config(
+            c,
+            &at("random_crop_to_aspect_ratio"),
+        )?),
+        Some(Step::RandomBlackPatches(c)) => done(black_patches::RandomBlackPatches::from_config(
+            c,
+            &at("random_black_patches"),
+        )?),
         Some(Step::RandomResizeMethod(c)) => {
             done(scale::RandomResizeMethod::from_config(c, &at("random_resize_method"))?)
         }
         Some(Step::ScaleBoxesToPixelCoordinates(_)) => done(labels::ScaleBoxesToPixelCoordinates),
         Some(Step::ResizeImage(c)) => done(scale::ResizeImage::from_config(c, &at("resize_image"))?),
-        Some(Step::SubtractChannelMean(c)) => {
-            done(normalize::SubtractChannelMean::from_config(c, &at("subtract_channel_mean"))?)
-        }
+        Some(Step::SubtractChannelMean(c)) => done(normalize::SubtractChannelMean::from_config(
+            c,
+            &at("subtract_channel_mean"),
+        )?),
         Some(Step::SsdRandomCrop(c)) => done(crop::SsdRandomCrop::from_config(c, &at("ssd_random_crop"))?),
         Some(Step::SsdRandomCropPad(c)) => {
             done(crop_pad::SsdRandomCropPad::from_config(c, &at("ssd_random_crop_pad"))?)
@@ -105,15 +110,18 @@ fn one(index: usize, step: Option<&Step>) -> Result<Augmentation, Error> {
         }
         Some(Step::RandomRotation90(c)) => done(flip::RandomRotation90::from_config(c, &at("random_rotation90"))?),
         Some(Step::RgbToGray(_)) => done(gray::RgbToGray),
-        Some(Step::ConvertClassLogitsToSoftmax(c)) => {
-            done(labels::ClassLogitsToSoftmax::from_config(c, &at("convert_class_logits_to_softmax"))?)
-        }
-        Some(Step::RandomAbsolutePadImage(c)) => {
-            done(pad::RandomAbsolutePadImage::from_config(c, &at("random_absolute_pad_image"))?)
-        }
-        Some(Step::RandomSelfConcatImage(c)) => {
-            done(concat::RandomSelfConcatImage::from_config(c, &at("random_self_concat_image"))?)
-        }
+        Some(Step::ConvertClassLogitsToSoftmax(c)) => done(labels::ClassLogitsToSoftmax::from_config(
+            c,
+            &at("convert_class_logits_to_softmax"),
+        )?),
+        Some(Step::RandomAbsolutePadImage(c)) => done(pad::RandomAbsolutePadImage::from_config(
+            c,
+            &at("random_absolute_pad_image"),
+        )?),
+        Some(Step::RandomSelfConcatImage(c)) => done(concat::RandomSelfConcatImage::from_config(
+            c,
+            &at("random_self_concat_image"),
+        )?),
         Some(Step::AutoaugmentImage(c)) => done(autoaugment::AutoAugment::from_config(c, &at("autoaugment_image"))?),
         Some(Step::DropLabelProbabilistically(c)) => {
             done(labels::DropLabel::from_config(c, &at("drop_label_probabilistically"))?)
@@ -124,12 +132,14 @@ fn one(index: usize, step: Option<&Step>) -> Result<Augmentation, Error> {
             let at = at("random_downscale_to_target_pixels");
             done(scale::RandomDownscaleToTargetPixels::from_config(c, &at)?)
         }
-        Some(Step::RandomPatchGaussian(c)) => {
-            done(patch_gaussian::RandomPatchGaussian::from_config(c, &at("random_patch_gaussian"))?)
-        }
-        Some(Step::RandomSquareCropByScale(c)) => {
-            done(square::RandomSquareCropByScale::from_config(c, &at("random_square_crop_by_scale"))?)
-        }
+        Some(Step::RandomPatchGaussian(c)) => done(patch_gaussian::RandomPatchGaussian::from_config(
+            c,
+            &at("random_patch_gaussian"),
+        )?),
+        Some(Step::RandomSquareCropByScale(c)) => done(square::RandomSquareCropByScale::from_config(
+            c,
+            &at("random_square_crop_by_scale"),
+        )?),
         Some(Step::RandomScaleCropAndPadToSquare(c)) => {
             let at = at("random_scale_crop_and_pad_to_square");
             done(square::RandomScaleCropAndPadToSquare::from_config(c, &at)?)
@@ -215,7 +225,9 @@ impl At {
 
     /// A whole number that is at least `least` and no larger than a side of an image can be.
     pub(super) fn count(&self, field: &str, value: i32, least: usize) -> Result<usize, Error> {
-        let found = usize::try_from(value).ok().filter(|&found| found >= least && found <= 1 << 26);
+        let found = usize::try_from(value)
+            .ok()
+            .filter(|&found| found >= least && found <= 1 << 26);
         let right = match least {
             0 => "at least 0",
             _ => "at least 1",
@@ -226,7 +238,10 @@ impl At {
 
     /// Permutation of keypoints.
     pub(super) fn permutation(&self, field: &str, permutation: &[i32]) -> Result<Vec<usize>, Error> {
-        let found: Vec<_> = permutation.iter().filter_map(|&index| usize::try_from(index).ok()).collect();
+        let found: Vec<_> = permutation
+            .iter()
+            .filter_map(|&index| usize::try_from(index).ok())
+            .collect();
         let mut sorted = found.clone();
         sorted.sort_unstable();
         let good = found.len() == permutation.len() && sorted.into_iter().eq(0..found.len());

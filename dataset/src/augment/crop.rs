@@ -111,7 +111,12 @@ impl CropOperation {
         at.share("min_object_covered", covered)?;
         let (low, high) = aspect_ratio;
         at.check("min_aspect_ratio", low, low > 0.0 && low.is_finite(), "greater than 0")?;
-        at.check("max_aspect_ratio", high, high >= low && high.is_finite(), "at least min_aspect_ratio")?;
+        at.check(
+            "max_aspect_ratio",
+            high,
+            high >= low && high.is_finite(),
+            "at least min_aspect_ratio",
+        )?;
         let (low, high) = area;
         at.check("min_area", low, low > 0.0 && low <= 1.0, "greater than 0 and at most 1")?;
         at.check("max_area", high, high >= low && high <= 1.0, "from min_area to 1")?;
@@ -153,7 +158,9 @@ fn keep_window(sample: &mut Sample<'_>, window: Window, overlap_thresh: f32, cli
         prune_keypoints(objects);
     }
     crop_masks(objects, window);
-    sample.picture.crop(window.top, window.left, window.height, window.width);
+    sample
+        .picture
+        .crop(window.top, window.left, window.height, window.width);
 }
 
 impl SsdRandomCrop {
@@ -161,9 +168,10 @@ impl SsdRandomCrop {
         if crop.operations.is_empty() {
             return Ok(Self(ssd_operations()));
         }
-        let rows = crop.operations.iter().enumerate().map(|(number, row)| {
-            row!(row, (row.min_aspect_ratio(), row.max_aspect_ratio())).checked(&at.row(number))
-        });
+        let rows =
+            crop.operations.iter().enumerate().map(|(number, row)| {
+                row!(row, (row.min_aspect_ratio(), row.max_aspect_ratio())).checked(&at.row(number))
+            });
         Ok(Self(rows.collect::<Result<_, _>>()?))
     }
 }
@@ -171,7 +179,9 @@ impl SsdRandomCrop {
 impl Operation for SsdRandomCrop {
     fn apply(&self, sample: &mut Sample<'_>, random: &mut Stream) -> Result<(), Failure> {
         let chosen = random.below(self.0.len() as u64) as usize;
-        self.0.get(chosen).map_or(Ok(()), |operation| operation.apply(sample, random))
+        self.0
+            .get(chosen)
+            .map_or(Ok(()), |operation| operation.apply(sample, random))
     }
 }
 
@@ -258,14 +268,4 @@ impl Operation for SsdRandomCropFixedAspectRatio {
         self.crop.apply(sample, random)?;
         self.then.apply(sample, random)
     }
-}
-
-#[cfg(test)]
-pub(super) fn to_aspect_ratio(aspect_ratio: f32, overlap_thresh: f32) -> super::Augmentation {
-    CropToAspectRatio {
-        aspect_ratio,
-        overlap_thresh,
-        clip_boxes: true,
-    }
-    .into()
 }

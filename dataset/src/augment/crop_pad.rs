@@ -21,7 +21,12 @@ impl Ratios {
         let one = |field: &str, values: &[f32], default: f32| {
             let good = values.iter().all(|value| *value >= 0.0 && *value <= 100.0);
             let good = good && matches!(values.len(), 0 | 2);
-            at.check(field, format!("{values:?}"), good, "two values from 0 to 100: of the height, of the width")?;
+            at.check(
+                field,
+                format!("{values:?}"),
+                good,
+                "two values from 0 to 100: of the height, of the width",
+            )?;
             Ok(match values {
                 [height, width] => (*height, *width),
                 _ => (default, default),
@@ -58,7 +63,14 @@ impl Operation for CropPad {
         let scaled = |(rows, columns): (f32, f32)| ((height as f32 * rows) as usize, (width as f32 * columns) as usize);
         self.crop.apply(sample, random)?;
         let Ratios { least, most } = self.ratios;
-        pad_between("random_crop_pad_image", sample, scaled(least), scaled(most), &self.color, random)
+        pad_between(
+            "random_crop_pad_image",
+            sample,
+            scaled(least),
+            scaled(most),
+            &self.color,
+            random,
+        )
     }
 }
 
@@ -96,7 +108,9 @@ impl SsdRandomCropPad {
 impl Operation for SsdRandomCropPad {
     fn apply(&self, sample: &mut Sample<'_>, random: &mut Stream) -> Result<(), Failure> {
         let chosen = random.below(self.0.len() as u64) as usize;
-        self.0.get(chosen).map_or(Ok(()), |operation| operation.apply(sample, random))
+        self.0
+            .get(chosen)
+            .map_or(Ok(()), |operation| operation.apply(sample, random))
     }
 }
 
@@ -110,9 +124,10 @@ pub(super) struct SsdRandomCropPadFixedAspectRatio {
 
 impl SsdRandomCropPadFixedAspectRatio {
     pub(super) fn from_config(crop: &config::SsdRandomCropPadFixedAspectRatio, at: &At) -> Result<Self, Error> {
-        let rows = crop.operations.iter().enumerate().map(|(number, row)| {
-            row!(row, (row.min_aspect_ratio(), row.max_aspect_ratio())).checked(&at.row(number))
-        });
+        let rows =
+            crop.operations.iter().enumerate().map(|(number, row)| {
+                row!(row, (row.min_aspect_ratio(), row.max_aspect_ratio())).checked(&at.row(number))
+            });
         let mut operations: Vec<_> = rows.collect::<Result<_, _>>()?;
         if operations.is_empty() {
             operations = ssd_operations();
@@ -128,8 +143,16 @@ impl SsdRandomCropPadFixedAspectRatio {
     fn canvas(&self, height: usize, width: usize, random: &mut Stream) -> (usize, usize) {
         let (rows, columns) = (height as f32, width as f32);
         let ratio = columns / rows;
-        let target_height = if ratio <= self.aspect_ratio { rows } else { columns / self.aspect_ratio };
-        let target_width = if ratio >= self.aspect_ratio { columns } else { rows * self.aspect_ratio };
+        let target_height = if ratio <= self.aspect_ratio {
+            rows
+        } else {
+            columns / self.aspect_ratio
+        };
+        let target_width = if ratio >= self.aspect_ratio {
+            columns
+        } else {
+            rows * self.aspect_ratio
+        };
         let Ratios { least, most } = self.ratios;
         let scales = |factors: (f32, f32)| {
             let high = (factors.0 * rows).max(target_height) / target_height;

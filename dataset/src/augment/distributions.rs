@@ -34,7 +34,9 @@ fn many(step: Step, height: usize, width: usize, mut see: impl FnMut(&Pixels, &G
 /// The share of runs in which something holds; with 2000 runs a standard deviation is at most 0.0112.
 fn share(step: Step, height: usize, width: usize, holds: impl Fn(&Pixels, &Groundtruth) -> bool) -> f64 {
     let mut count = 0;
-    many(step, height, width, |pixels, objects| count += u64::from(holds(pixels, objects)));
+    many(step, height, width, |pixels, objects| {
+        count += u64::from(holds(pixels, objects))
+    });
     count as f64 / RUNS as f64
 }
 
@@ -52,7 +54,12 @@ fn probabilities_are_as_configured() {
         ..Default::default()
     };
     about(changed(Step::RandomVerticalFlip(vertical)), 0.3);
-    about(share(Step::RandomRotation90(Default::default()), 6, 8, |pixels, _| pixels.height == 8), 0.5);
+    about(
+        share(Step::RandomRotation90(Default::default()), 6, 8, |pixels, _| {
+            pixels.height == 8
+        }),
+        0.5,
+    );
     about(changed(Step::RandomRgbToGray(Default::default())), 0.1);
     let quality = config::RandomJpegQuality {
         random_coef: Some(0.4),
@@ -69,11 +76,20 @@ fn probabilities_are_as_configured() {
         label: Some(1),
         drop_probability: Some(0.2),
     };
-    about(share(Step::DropLabelProbabilistically(drop), 6, 8, |_, objects| objects.is_empty()), 0.2);
-    let wide = share(Step::RandomSelfConcatImage(Default::default()), 6, 8, |pixels, _| pixels.width == 16);
+    about(
+        share(Step::DropLabelProbabilistically(drop), 6, 8, |_, objects| {
+            objects.is_empty()
+        }),
+        0.2,
+    );
+    let wide = share(Step::RandomSelfConcatImage(Default::default()), 6, 8, |pixels, _| {
+        pixels.width == 16
+    });
     about(wide, 0.1);
     // Rows without padding leave the image alone in 15 % of all cases.
-    let left = share(Step::SsdRandomCrop(Default::default()), 60, 80, |pixels, _| (pixels.height, pixels.width) == (60, 80));
+    let left = share(Step::SsdRandomCrop(Default::default()), 60, 80, |pixels, _| {
+        (pixels.height, pixels.width) == (60, 80)
+    });
     about(left, 0.15);
 }
 
@@ -94,7 +110,14 @@ fn black_patches_come_as_often_and_as_large_as_configured() {
         };
         let mut sample = Sample::new(10, 20, &mut stored, Groundtruth::default());
         apply(&step, &mut sample, &mut stream(17, 0, record)).unwrap();
-        let black = sample.picture.pixels().unwrap().values.iter().filter(|&&value| value == 0.0).count();
+        let black = sample
+            .picture
+            .pixels()
+            .unwrap()
+            .values
+            .iter()
+            .filter(|&&value| value == 0.0)
+            .count();
         assert!(black == 0 || black == 5 * 5 * 3, "{black}");
         drawn += f64::from(u8::from(black > 0));
     }
@@ -107,7 +130,11 @@ fn factors_are_uniform_within_their_bounds() {
     let original = Pixels::from(&noise(6, 8));
     let (mut low, mut high, mut sum, mut count) = (f32::MAX, 0.0_f32, 0.0, 0.0);
     many(Step::RandomPixelValueScale(Default::default()), 6, 8, |pixels, _| {
-        let inside = pixels.values.iter().zip(&original.values).filter(|(_, old)| **old > 0.0 && **old < 230.0);
+        let inside = pixels
+            .values
+            .iter()
+            .zip(&original.values)
+            .filter(|(_, old)| **old > 0.0 && **old < 230.0);
         for (new, old) in inside {
             let factor = new / old;
             low = low.min(factor);
@@ -116,14 +143,19 @@ fn factors_are_uniform_within_their_bounds() {
             count += 1.0;
         }
     });
-    assert!((0.8999..0.9005).contains(&low) && (1.0995..1.1001).contains(&high), "{low} {high}");
+    assert!(
+        (0.8999..0.9005).contains(&low) && (1.0995..1.1001).contains(&high),
+        "{low} {high}"
+    );
     assert!((sum / count - 1.0_f64).abs() < 1e-3);
 }
 
 #[test]
 fn sizes_are_uniform_within_their_bounds() {
     let mut heights = Vec::new();
-    many(Step::RandomImageScale(Default::default()), 20, 30, |pixels, _| heights.push(pixels.height));
+    many(Step::RandomImageScale(Default::default()), 20, 30, |pixels, _| {
+        heights.push(pixels.height)
+    });
     assert!(heights.iter().all(|height| (10..40).contains(height)));
     let mean = heights.iter().sum::<usize>() as f64 / RUNS as f64;
     // Uniform from 10 to 40, rounded down: 24.5, standard deviation of the mean 0.19.
@@ -134,20 +166,28 @@ fn sizes_are_uniform_within_their_bounds() {
     many(Step::RandomPadImage(Default::default()), 10, 10, |pixels, objects| {
         sizes.push((pixels.height, objects.boxes[0][0], objects.boxes[0][2]));
     });
-    assert!(sizes.iter().all(|(height, ..)| (10..20).contains(height)), "the largest size is never drawn");
+    assert!(
+        sizes.iter().all(|(height, ..)| (10..20).contains(height)),
+        "the largest size is never drawn"
+    );
     for (height, top, bottom) in sizes {
-        assert!(((bottom - top) * height as f32 - 5.0).abs() < 1e-4, "the box keeps its pixels");
+        assert!(
+            ((bottom - top) * height as f32 - 5.0).abs() < 1e-4,
+            "the box keeps its pixels"
+        );
     }
     let pixels_of = |name: Step| {
         let mut found = Vec::new();
         many(name, 40, 40, |pixels, _| found.push(pixels.height * pixels.width));
         found
     };
-    let down = pixels_of(Step::RandomDownscaleToTargetPixels(config::RandomDownscaleToTargetPixels {
-        random_coef: None,
-        min_target_pixels: Some(400),
-        max_target_pixels: Some(900),
-    }));
+    let down = pixels_of(Step::RandomDownscaleToTargetPixels(
+        config::RandomDownscaleToTargetPixels {
+            random_coef: None,
+            min_target_pixels: Some(400),
+            max_target_pixels: Some(900),
+        },
+    ));
     assert!(down.iter().all(|pixels| (361..900).contains(pixels)));
 }
 
@@ -172,7 +212,12 @@ fn jitter_moves_corners_as_far_as_its_mode_says() {
         many(Step::RandomJitterBoxes(jitter), 4, 4, |_, objects| {
             // Outwards, in sides of the box.
             let [ymin, xmin, ymax, xmax] = objects.boxes[0];
-            let moves = [(0.25 - ymin) / 0.5, (0.25 - xmin) / 0.5, (ymax - 0.75) / 0.5, (xmax - 0.75) / 0.5];
+            let moves = [
+                (0.25 - ymin) / 0.5,
+                (0.25 - xmin) / 0.5,
+                (ymax - 0.75) / 0.5,
+                (xmax - 0.75) / 0.5,
+            ];
             for value in moves {
                 least = least.min(value);
                 most = most.max(value);
@@ -189,18 +234,33 @@ fn jitter_moves_corners_as_far_as_its_mode_says() {
             }
         });
         let width = high - low;
-        assert!(least >= low - 1e-5 && most <= high + 1e-5, "{mode:?}: {least} to {most}");
-        assert!(least < low + 0.1 * width && most > high - 0.1 * width, "{mode:?}: {least} to {most}");
+        assert!(
+            least >= low - 1e-5 && most <= high + 1e-5,
+            "{mode:?}: {least} to {most}"
+        );
+        assert!(
+            least < low + 0.1 * width && most > high - 0.1 * width,
+            "{mode:?}: {least} to {most}"
+        );
     }
 }
 
 #[test]
 fn squares_are_squares() {
-    many(Step::RandomSquareCropByScale(Default::default()), 30, 40, |pixels, _| {
-        assert_eq!(pixels.height, pixels.width);
-        // 0.6, 0.7, …, 1.3 times 40, rounded down.
-        assert!([24, 27, 28, 31, 32, 35, 36, 39, 40, 43, 44, 47, 48, 51, 52].contains(&pixels.height), "{}", pixels.height);
-    });
+    many(
+        Step::RandomSquareCropByScale(Default::default()),
+        30,
+        40,
+        |pixels, _| {
+            assert_eq!(pixels.height, pixels.width);
+            // 0.6, 0.7, …, 1.3 times 40, rounded down.
+            assert!(
+                [24, 27, 28, 31, 32, 35, 36, 39, 40, 43, 44, 47, 48, 51, 52].contains(&pixels.height),
+                "{}",
+                pixels.height
+            );
+        },
+    );
     let to_square = config::RandomScaleCropAndPadToSquare {
         output_size: Some(33),
         ..Default::default()
@@ -215,9 +275,14 @@ fn squares_are_squares() {
     many(Step::RandomCropToAspectRatio(wide), 30, 40, |pixels, _| {
         assert_eq!((pixels.height, pixels.width), (20, 40));
     });
-    many(Step::SsdRandomCropPadFixedAspectRatio(Default::default()), 60, 40, |pixels, _| {
-        assert_eq!(pixels.height, pixels.width);
-    });
+    many(
+        Step::SsdRandomCropPadFixedAspectRatio(Default::default()),
+        60,
+        40,
+        |pixels, _| {
+            assert_eq!(pixels.height, pixels.width);
+        },
+    );
 }
 
 #[test]
@@ -226,12 +291,16 @@ fn labels_are_the_label_maps() {
         original_labels: vec![1, 5],
         new_label: Some(9),
     };
-    many(Step::RemapLabels(remap), 4, 4, |_, objects| assert_eq!(objects.classes, [8]));
+    many(Step::RemapLabels(remap), 4, 4, |_, objects| {
+        assert_eq!(objects.classes, [8])
+    });
     let other = config::DropLabelProbabilistically {
         label: Some(2),
         drop_probability: Some(1.0),
     };
-    many(Step::DropLabelProbabilistically(other), 4, 4, |_, objects| assert_eq!(objects.len(), 1));
+    many(Step::DropLabelProbabilistically(other), 4, 4, |_, objects| {
+        assert_eq!(objects.len(), 1)
+    });
 }
 
 #[test]
@@ -243,8 +312,16 @@ fn logits_become_shares() {
     };
     let mut sample = Sample::new(4, 4, &mut stored, objects);
     let half = config::ConvertClassLogitsToSoftmax { temperature: Some(0.5) };
-    apply(&built(Step::ConvertClassLogitsToSoftmax(half)), &mut sample, &mut stream(0, 0, 0)).unwrap();
+    apply(
+        &built(Step::ConvertClassLogitsToSoftmax(half)),
+        &mut sample,
+        &mut stream(0, 0, 0),
+    )
+    .unwrap();
     let expected = [1.0 / 21.0, 4.0 / 21.0, 16.0 / 21.0];
     let found = &sample.objects.multiclass_scores[0];
-    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+    assert!(
+        found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+        "{found:?}"
+    );
 }

@@ -112,7 +112,11 @@ impl Operation for RandomRotation90 {
         let objects = &mut sample.objects;
         if !self.permutation.is_empty() {
             // Here the reference lets keypoints keep their places when no others are named.
-            permute(objects, &self.permutation, ("random_rotation90", "keypoint_rot_permutation"))?;
+            permute(
+                objects,
+                &self.permutation,
+                ("random_rotation90", "keypoint_rot_permutation"),
+            )?;
         }
         sample.picture.pixels()?.rotate_90();
         for object in &mut objects.boxes {
@@ -135,9 +139,17 @@ fn permute(
     (step, field): (&'static str, &'static str),
 ) -> Result<(), Failure> {
     fn gather<T: Copy>(values: &mut Vec<T>, permutation: &[usize]) {
-        *values = permutation.iter().filter_map(|&index| values.get(index).copied()).collect();
+        *values = permutation
+            .iter()
+            .filter_map(|&index| values.get(index).copied())
+            .collect();
     }
-    if let Some(keypoints) = objects.keypoints.iter().map(Vec::len).find(|&count| count != permutation.len()) {
+    if let Some(keypoints) = objects
+        .keypoints
+        .iter()
+        .map(Vec::len)
+        .find(|&count| count != permutation.len())
+    {
         return Err(Failure::Permutation {
             step,
             field,
@@ -145,7 +157,13 @@ fn permute(
             found: permutation.len(),
         });
     }
-    objects.keypoints.iter_mut().for_each(|points| gather(points, permutation));
-    objects.keypoint_visibilities.iter_mut().for_each(|visible| gather(visible, permutation));
+    objects
+        .keypoints
+        .iter_mut()
+        .for_each(|points| gather(points, permutation));
+    objects
+        .keypoint_visibilities
+        .iter_mut()
+        .for_each(|visible| gather(visible, permutation));
     Ok(())
 }

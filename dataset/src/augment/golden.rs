@@ -48,7 +48,13 @@ fn objects() -> Groundtruth {
         group_of: vec![false; n],
         area: vec![1.0; n],
         masks: values.chunks_exact(shape[1] * shape[2]).map(plane).collect(),
-        keypoints: array("keypoints").1.as_chunks::<2>().0.chunks_exact(3).map(<[_]>::to_vec).collect(),
+        keypoints: array("keypoints")
+            .1
+            .as_chunks::<2>()
+            .0
+            .chunks_exact(3)
+            .map(<[_]>::to_vec)
+            .collect(),
         keypoint_visibilities: vec![vec![true, false, true]; n],
         ..Groundtruth::default()
     }
@@ -70,7 +76,11 @@ fn run(step: Step) -> (Pixels, Groundtruth) {
 fn close(found: &[f32], name: &str) {
     let (_, expected) = array(name);
     assert_eq!(found.len(), expected.len(), "{name}");
-    let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let worst = found
+        .iter()
+        .zip(&expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     assert!(worst < 1e-4, "{name}: {worst}");
 }
 
@@ -162,7 +172,9 @@ fn sizes_and_coordinates() {
     let (pixels, objects) = run(Step::ResizeImage(resize));
     same(&pixels, "resize_image__0");
     close(&masks(&objects), "resize_image__1");
-    let (pixels, objects) = run(Step::ScaleBoxesToPixelCoordinates(config::ScaleBoxesToPixelCoordinates {}));
+    let (pixels, objects) = run(Step::ScaleBoxesToPixelCoordinates(
+        config::ScaleBoxesToPixelCoordinates {},
+    ));
     same(&pixels, "scale_boxes_to_pixel_coordinates__0");
     close(&flat(&objects.boxes), "scale_boxes_to_pixel_coordinates__1");
     close(&points(&objects), "scale_boxes_to_pixel_coordinates__2");
@@ -175,8 +187,17 @@ fn colours() {
         change(&mut pixels);
         pixels
     };
-    same(&adjusted(&|pixels| adjust_brightness(pixels, 0.13)), "adjust_brightness_fixed");
-    same(&adjusted(&|pixels| adjust_contrast(pixels, 1.2)), "adjust_contrast_fixed");
-    same(&adjusted(&|pixels| adjust_saturation(pixels, 1.23)), "adjust_saturation_fixed");
+    same(
+        &adjusted(&|pixels| adjust_brightness(pixels, 0.13)),
+        "adjust_brightness_fixed",
+    );
+    same(
+        &adjusted(&|pixels| adjust_contrast(pixels, 1.2)),
+        "adjust_contrast_fixed",
+    );
+    same(
+        &adjusted(&|pixels| adjust_saturation(pixels, 1.23)),
+        "adjust_saturation_fixed",
+    );
     same(&adjusted(&|pixels| adjust_hue(pixels, 0.02)), "adjust_hue_fixed");
 }

@@ -40,7 +40,11 @@ pub(super) fn turn_hue(rgb: [f32; 3], delta: f32) -> [f32; 3] {
     let middle = r + g + b - high - low;
     // Of the two that are not the largest, the middle one is taken as it is, so that nothing is rounded.
     let middle = [r, g, b].into_iter().find(|&c| c != high && c != low).unwrap_or(
-        if (middle - high).abs() < (middle - low).abs() { high } else { low },
+        if (middle - high).abs() < (middle - low).abs() {
+            high
+        } else {
+            low
+        },
     );
     let ratio = (middle - low) / (high - low);
     // Sextants of the colour circle, from red on; in odd ones the middle colour falls.
@@ -87,18 +91,37 @@ mod tests {
     #[test]
     fn a_third_of_the_circle_exchanges_colours() {
         let turned = turn_hue([0.9, 0.5, 0.1], 1.0 / 3.0);
-        assert!(turned.iter().zip([0.1, 0.9, 0.5]).all(|(a, b)| (a - b).abs() < 1e-6), "{turned:?}");
+        assert!(
+            turned.iter().zip([0.1, 0.9, 0.5]).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{turned:?}"
+        );
         let back = turn_hue(turned, -1.0 / 3.0);
-        assert!(back.iter().zip([0.9, 0.5, 0.1]).all(|(a, b)| (a - b).abs() < 1e-6), "{back:?}");
+        assert!(
+            back.iter().zip([0.9, 0.5, 0.1]).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{back:?}"
+        );
     }
 
     #[test]
     fn equal_pairs_and_greys_are_no_trap() {
-        for rgb in [[0.5, 0.5, 0.1], [0.1, 0.5, 0.5], [0.5, 0.1, 0.5], [0.1, 0.1, 0.5], [0.5, 0.1, 0.1], [0.1, 0.5, 0.1]] {
+        for rgb in [
+            [0.5, 0.5, 0.1],
+            [0.1, 0.5, 0.5],
+            [0.5, 0.1, 0.5],
+            [0.1, 0.1, 0.5],
+            [0.5, 0.1, 0.1],
+            [0.1, 0.5, 0.1],
+        ] {
             let same = turn_hue(rgb, 0.0);
-            assert!(same.iter().zip(rgb).all(|(a, b)| (a - b).abs() < 1e-6), "{rgb:?} {same:?}");
+            assert!(
+                same.iter().zip(rgb).all(|(a, b)| (a - b).abs() < 1e-6),
+                "{rgb:?} {same:?}"
+            );
             let same = scale_saturation(rgb, 1.0);
-            assert!(same.iter().zip(rgb).all(|(a, b)| (a - b).abs() < 1e-6), "{rgb:?} {same:?}");
+            assert!(
+                same.iter().zip(rgb).all(|(a, b)| (a - b).abs() < 1e-6),
+                "{rgb:?} {same:?}"
+            );
         }
         assert_eq!(turn_hue([0.3; 3], 0.2), [0.3; 3]);
         assert_eq!(scale_saturation([0.0; 3], 2.0), [0.0; 3]);

@@ -14,62 +14,109 @@ pub(super) fn steps() -> Vec<(&'static str, Step)> {
     vec![
         ("pixel_scale", Step::RandomPixelValueScale(Default::default())),
         ("image_scale", Step::RandomImageScale(Default::default())),
-        ("rgb_to_gray", Step::RandomRgbToGray(config::RandomRgBtoGray { probability: half })),
+        (
+            "rgb_to_gray",
+            Step::RandomRgbToGray(config::RandomRgBtoGray { probability: half }),
+        ),
         ("brightness", Step::RandomAdjustBrightness(Default::default())),
         ("contrast", Step::RandomAdjustContrast(Default::default())),
-        ("hue", Step::RandomAdjustHue(config::RandomAdjustHue { max_delta: Some(0.9) })),
+        (
+            "hue",
+            Step::RandomAdjustHue(config::RandomAdjustHue { max_delta: Some(0.9) }),
+        ),
         ("saturation", Step::RandomAdjustSaturation(Default::default())),
         ("distort", Step::RandomDistortColor(Default::default())),
-        ("distort_1", Step::RandomDistortColor(config::RandomDistortColor { color_ordering: Some(1) })),
-        ("gamma", Step::AdjustGamma(config::AdjustGamma { gamma: Some(1.7), gain: Some(1.1) })),
-        ("jitter", Step::RandomJitterBoxes(config::RandomJitterBoxes { ratio: half, jitter_mode: None })),
+        (
+            "distort_1",
+            Step::RandomDistortColor(config::RandomDistortColor {
+                color_ordering: Some(1),
+            }),
+        ),
+        (
+            "gamma",
+            Step::AdjustGamma(config::AdjustGamma {
+                gamma: Some(1.7),
+                gain: Some(1.1),
+            }),
+        ),
+        (
+            "jitter",
+            Step::RandomJitterBoxes(config::RandomJitterBoxes {
+                ratio: half,
+                jitter_mode: None,
+            }),
+        ),
         ("horizontal", Step::RandomHorizontalFlip(flip())),
-        ("vertical", Step::RandomVerticalFlip(config::RandomVerticalFlip {
-            keypoint_flip_permutation: vec![1, 0],
-            probability: half,
-        })),
+        (
+            "vertical",
+            Step::RandomVerticalFlip(config::RandomVerticalFlip {
+                keypoint_flip_permutation: vec![1, 0],
+                probability: half,
+            }),
+        ),
         ("turn", Step::RandomRotation90(Default::default())),
         ("crop", Step::RandomCropImage(Default::default())),
         ("pad", Step::RandomPadImage(Default::default())),
-        ("absolute_pad", Step::RandomAbsolutePadImage(config::RandomAbsolutePadImage {
-            max_height_padding: Some(9),
-            max_width_padding: Some(17),
-            pad_color: vec![1.0, 2.0, 3.0],
-        })),
+        (
+            "absolute_pad",
+            Step::RandomAbsolutePadImage(config::RandomAbsolutePadImage {
+                max_height_padding: Some(9),
+                max_width_padding: Some(17),
+                pad_color: vec![1.0, 2.0, 3.0],
+            }),
+        ),
         ("crop_pad", Step::RandomCropPadImage(Default::default())),
         ("to_aspect_ratio", Step::RandomCropToAspectRatio(Default::default())),
         ("patches", Step::RandomBlackPatches(Default::default())),
-        ("method", Step::RandomResizeMethod(config::RandomResizeMethod {
-            target_height: Some(13),
-            target_width: Some(31),
-        })),
+        (
+            "method",
+            Step::RandomResizeMethod(config::RandomResizeMethod {
+                target_height: Some(13),
+                target_width: Some(31),
+            }),
+        ),
         ("ssd", Step::SsdRandomCrop(Default::default())),
         ("ssd_pad", Step::SsdRandomCropPad(Default::default())),
         ("ssd_fixed", Step::SsdRandomCropFixedAspectRatio(Default::default())),
-        ("ssd_pad_fixed", Step::SsdRandomCropPadFixedAspectRatio(Default::default())),
-        ("concat", Step::RandomSelfConcatImage(config::RandomSelfConcatImage {
-            concat_vertical_probability: half,
-            concat_horizontal_probability: half,
-        })),
+        (
+            "ssd_pad_fixed",
+            Step::SsdRandomCropPadFixedAspectRatio(Default::default()),
+        ),
+        (
+            "concat",
+            Step::RandomSelfConcatImage(config::RandomSelfConcatImage {
+                concat_vertical_probability: half,
+                concat_horizontal_probability: half,
+            }),
+        ),
         ("auto_v1", auto("v1")),
         ("auto_v2", auto("v2")),
         ("auto_v3", auto("v3")),
-        ("drop", Step::DropLabelProbabilistically(config::DropLabelProbabilistically {
-            label: Some(1),
-            drop_probability: half,
-        })),
+        (
+            "drop",
+            Step::DropLabelProbabilistically(config::DropLabelProbabilistically {
+                label: Some(1),
+                drop_probability: half,
+            }),
+        ),
         ("jpeg", Step::RandomJpegQuality(Default::default())),
-        ("downscale", Step::RandomDownscaleToTargetPixels(config::RandomDownscaleToTargetPixels {
-            random_coef: None,
-            min_target_pixels: Some(100),
-            max_target_pixels: Some(500),
-        })),
+        (
+            "downscale",
+            Step::RandomDownscaleToTargetPixels(config::RandomDownscaleToTargetPixels {
+                random_coef: None,
+                min_target_pixels: Some(100),
+                max_target_pixels: Some(500),
+            }),
+        ),
         ("gaussian", Step::RandomPatchGaussian(Default::default())),
         ("square", Step::RandomSquareCropByScale(Default::default())),
-        ("to_square", Step::RandomScaleCropAndPadToSquare(config::RandomScaleCropAndPadToSquare {
-            output_size: Some(40),
-            ..Default::default()
-        })),
+        (
+            "to_square",
+            Step::RandomScaleCropAndPadToSquare(config::RandomScaleCropAndPadToSquare {
+                output_size: Some(40),
+                ..Default::default()
+            }),
+        ),
     ]
 }
 
@@ -95,7 +142,9 @@ pub(super) fn built(step: Step) -> Vec<Augmentation> {
 
 /// Noise.
 pub(super) fn noise(height: usize, width: usize) -> Image {
-    let pixels = (0..height * width * 3).map(|index| (index * index / 7 * 37 % 251) as u8).collect();
+    let pixels = (0..height * width * 3)
+        .map(|index| (index * index / 7 * 37 % 251) as u8)
+        .collect();
     Image { height, width, pixels }
 }
 
@@ -235,8 +284,13 @@ fn keypoints_without_a_permutation_stop_a_flip() {
     let mut stored = noise(4, 4);
     let mut sample = Sample::new(4, 4, &mut stored, objects(&[[0.0, 0.0, 1.0, 1.0]], 4, 4));
     let always = [RandomHorizontalFlip::new(1.0).into()];
-    let error = apply(&always, &mut sample, &mut stream(0, 0, 0)).unwrap_err().to_string();
-    assert!(error.contains("random_horizontal_flip: the record has 2 keypoints"), "{error}");
+    let error = apply(&always, &mut sample, &mut stream(0, 0, 0))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("random_horizontal_flip: the record has 2 keypoints"),
+        "{error}"
+    );
     assert!(error.contains("hint:"), "{error}");
 }
 

@@ -19,7 +19,12 @@ impl RandomJpegQuality {
     pub(super) fn from_config(quality: &config::RandomJpegQuality, at: &At) -> Result<Self, Error> {
         let (least, most) = (quality.min_jpeg_quality(), quality.max_jpeg_quality());
         at.check("min_jpeg_quality", least, (0..=100).contains(&least), "from 0 to 100")?;
-        at.check("max_jpeg_quality", most, (least..=100).contains(&most), "from min_jpeg_quality to 100")?;
+        at.check(
+            "max_jpeg_quality",
+            most,
+            (least..=100).contains(&most),
+            "from min_jpeg_quality to 100",
+        )?;
         Ok(Self {
             random_coef: at.share("random_coef", quality.random_coef())?,
             qualities: (least, most),
@@ -37,7 +42,11 @@ impl Operation for RandomJpegQuality {
         let colors = Pixels::from(&recompress(&pixels.to_image(), quality as i32)?);
         // Channels beyond three stay, and a grey image stays grey.
         let taken = pixels.channels.min(3);
-        for (pixel, color) in pixels.values.chunks_exact_mut(pixels.channels).zip(colors.values.chunks_exact(3)) {
+        for (pixel, color) in pixels
+            .values
+            .chunks_exact_mut(pixels.channels)
+            .zip(colors.values.chunks_exact(3))
+        {
             pixel[..taken].copy_from_slice(&color[..taken]);
         }
         Ok(())

@@ -53,7 +53,10 @@ pub(super) struct RemapLabels {
 
 impl RemapLabels {
     pub(super) fn from_config(remap: &config::RemapLabels, at: &At) -> Result<Self, Error> {
-        let from = remap.original_labels.iter().map(|&label| class(at, "original_labels", label));
+        let from = remap
+            .original_labels
+            .iter()
+            .map(|&label| class(at, "original_labels", label));
         Ok(Self {
             from: from.collect::<Result<_, _>>()?,
             to: class(at, "new_label", remap.new_label())?,
@@ -81,7 +84,12 @@ pub(super) struct ClassLogitsToSoftmax {
 impl ClassLogitsToSoftmax {
     pub(super) fn from_config(convert: &config::ConvertClassLogitsToSoftmax, at: &At) -> Result<Self, Error> {
         let temperature = convert.temperature();
-        at.check("temperature", temperature, temperature != 0.0 && temperature.is_finite(), "another number than 0")?;
+        at.check(
+            "temperature",
+            temperature,
+            temperature != 0.0 && temperature.is_finite(),
+            "another number than 0",
+        )?;
         Ok(Self { temperature })
     }
 }

@@ -20,7 +20,12 @@ impl NormalizeImage {
             at.finite("original_maxval", normalize.original_maxval())?,
         );
         let (low, high) = original;
-        at.check("original_maxval", high, high != low, "another value than original_minval")?;
+        at.check(
+            "original_maxval",
+            high,
+            high != low,
+            "another value than original_minval",
+        )?;
         let target = (
             at.finite("target_minval", normalize.target_minval())?,
             at.finite("target_maxval", normalize.target_maxval())?,

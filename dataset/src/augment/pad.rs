@@ -12,7 +12,12 @@ pub(super) type PadColor = Vec<f32>;
 
 pub(super) fn pad_color(at: &At, color: &[f32]) -> Result<PadColor, Error> {
     let good = matches!(color.len(), 0 | 1 | 3) && color.iter().all(|value| value.is_finite());
-    at.check("pad_color", format!("{color:?}"), good, "three values, one a channel, or none for the image's mean")?;
+    at.check(
+        "pad_color",
+        format!("{color:?}"),
+        good,
+        "three values, one a channel, or none for the image's mean",
+    )?;
     Ok(color.to_vec())
 }
 
@@ -29,7 +34,11 @@ pub(super) fn pad_between(
     // The reference's ranges are half open: the largest size and the last place are never drawn.
     let mut target = |size: usize, least: usize, most: usize| {
         let (least, most) = (least.max(size), most.max(size));
-        if most > least { least + random.below((most - least) as u64) as usize } else { most }
+        if most > least {
+            least + random.below((most - least) as u64) as usize
+        } else {
+            most
+        }
     };
     let rows = target(height, least.0, most.0);
     let columns = target(width, least.1, most.1);
@@ -84,17 +93,25 @@ impl RandomPadImage {
     pub(super) fn from_config(pad: &config::RandomPadImage, at: &At) -> Result<Self, Error> {
         let size = |fields: [&str; 2], (height, width): (Option<i32>, Option<i32>), right| match (height, width) {
             (None, None) => Ok(None),
-            (Some(height), Some(width)) => {
-                Ok(Some((at.count(fields[0], height, 0)?, at.count(fields[1], width, 0)?)))
-            }
-            (None, Some(_)) => at.check(fields[0], "nothing", false, "set where the width is").map(|()| None),
+            (Some(height), Some(width)) => Ok(Some((at.count(fields[0], height, 0)?, at.count(fields[1], width, 0)?))),
+            (None, Some(_)) => at
+                .check(fields[0], "nothing", false, "set where the width is")
+                .map(|()| None),
             (Some(_), None) => at.check(fields[1], "nothing", false, right).map(|()| None),
         };
         let least = (pad.min_image_height, pad.min_image_width);
         let most = (pad.max_image_height, pad.max_image_width);
         Ok(Self {
-            least: size(["min_image_height", "min_image_width"], least, "set where min_image_height is")?,
-            most: size(["max_image_height", "max_image_width"], most, "set where max_image_height is")?,
+            least: size(
+                ["min_image_height", "min_image_width"],
+                least,
+                "set where min_image_height is",
+            )?,
+            most: size(
+                ["max_image_height", "max_image_width"],
+                most,
+                "set where max_image_height is",
+            )?,
             color: pad_color(at, &pad.pad_color)?,
         })
     }
@@ -134,6 +151,13 @@ impl Operation for RandomAbsolutePadImage {
     fn apply(&self, sample: &mut Sample<'_>, random: &mut Stream) -> Result<(), Failure> {
         let (height, width) = sample.picture.size();
         let most = (height + self.most.0, width + self.most.1);
-        pad_between("random_absolute_pad_image", sample, (height, width), most, &self.color, random)
+        pad_between(
+            "random_absolute_pad_image",
+            sample,
+            (height, width),
+            most,
+            &self.color,
+            random,
+        )
     }
 }

@@ -39,7 +39,8 @@ impl Operation for RandomPatchGaussian {
         let y = random.below(height as u64) as usize;
         let x = random.below(width as u64) as usize;
         // `get_patch_mask`: the centre of an even patch is the lower right one of its four.
-        let part = |center: usize, side: usize| (center.saturating_sub(size / 2), (center + size.div_ceil(2)).min(side));
+        let part =
+            |center: usize, side: usize| (center.saturating_sub(size / 2), (center + size.div_ceil(2)).min(side));
         let ((top, bottom), (left, right)) = (part(y, height), part(x, width));
         let pixels = sample.picture.pixels()?;
         let channels = pixels.channels;

@@ -45,7 +45,9 @@ pub enum Finished {
 
 impl std::fmt::Debug for Picture<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Picture").field("size", &self.size()).finish_non_exhaustive()
+        f.debug_struct("Picture")
+            .field("size", &self.size())
+            .finish_non_exhaustive()
     }
 }
 

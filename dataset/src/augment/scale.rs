@@ -134,6 +134,12 @@ impl Operation for RandomDownscaleToTargetPixels {
         let factor = (target as f32 / (height * width) as f32).sqrt();
         let side = |size: usize| ((factor * size as f32) as usize).max(1);
         let size = (side(height), side(width));
-        resize_all("random_downscale_to_target_pixels", sample, size, Method::Bilinear, false)
+        resize_all(
+            "random_downscale_to_target_pixels",
+            sample,
+            size,
+            Method::Bilinear,
+            false,
+        )
     }
 }

@@ -48,7 +48,11 @@ fn settle(sample: &mut Sample<'_>, frame: [f32; 4]) {
 impl Operation for RandomSquareCropByScale {
     fn apply(&self, sample: &mut Sample<'_>, random: &mut Stream) -> Result<(), Failure> {
         let (height, width) = sample.picture.size();
-        let step = if self.count > 1 { (self.scales.1 - self.scales.0) / (self.count - 1) as f32 } else { 0.0 };
+        let step = if self.count > 1 {
+            (self.scales.1 - self.scales.0) / (self.count - 1) as f32
+        } else {
+            0.0
+        };
         let scale = self.scales.0 + step * random.below(self.count as u64) as f32;
         let size = ((scale * height.max(width) as f32) as usize).max(1);
         check_size("random_square_crop_by_scale", size, size)?;
@@ -74,7 +78,10 @@ impl Operation for RandomSquareCropByScale {
         }
         let (h, w) = (height as f32, width as f32);
         let (ymin, xmin) = ((y - half) as f32, (x - half) as f32);
-        settle(sample, [ymin / h, xmin / w, (ymin + size as f32) / h, (xmin + size as f32) / w]);
+        settle(
+            sample,
+            [ymin / h, xmin / w, (ymin + size as f32) / h, (xmin + size as f32) / w],
+        );
         Ok(())
     }
 }

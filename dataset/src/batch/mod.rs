@@ -95,7 +95,9 @@ impl Options {
     pub fn channels(&self) -> usize {
         let stored = 3 + self.extras.additional_channels;
         let augmented = augment::channels(&self.augmentations, stored);
-        self.resizer.as_ref().map_or(augmented, |resizer| resizer.channels(augmented))
+        self.resizer
+            .as_ref()
+            .map_or(augmented, |resizer| resizer.channels(augmented))
     }
 
     /// Floats of an image.
@@ -114,9 +116,11 @@ impl Options {
         match self.resizer.as_ref().map(ImageResizer::size) {
             None => Ok(()),
             Some(Some(size)) if size == (self.height, self.width) => Ok(()),
-            Some(Some((height, width))) => {
-                wrong("image_resizer", format!("{height} x {width}"), "of the size that batches have")
-            }
+            Some(Some((height, width))) => wrong(
+                "image_resizer",
+                format!("{height} x {width}"),
+                "of the size that batches have",
+            ),
             Some(None) => wrong(
                 "image_resizer",
                 "one whose images have many sizes".to_owned(),

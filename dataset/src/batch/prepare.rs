@@ -1,8 +1,8 @@
 //! One record, from its file to pixels and boxes.
 
 use super::{Error, Options, Records};
-use crate::bad::Ledger;
 use crate::augment::{self, Finished, Sample, Stored};
+use crate::bad::Ledger;
 use crate::decode::{self, Decoder, Image, Part};
 use crate::example;
 use crate::groundtruth::Groundtruth;
@@ -107,7 +107,11 @@ impl Preparer {
         let name = |error: &dyn std::fmt::Display| at(&format!("image {:?}: {error}", annotated.filename));
         let (height, width) = self.decoder.size(annotated.image).map_err(|error| name(&error))?;
         let objects = annotated.objects;
-        if let Some(mask) = objects.masks.iter().find(|mask| (mask.height, mask.width) != (height, width)) {
+        if let Some(mask) = objects
+            .masks
+            .iter()
+            .find(|mask| (mask.height, mask.width) != (height, width))
+        {
             let sizes = format!("is {} x {}, the image {height} x {width}", mask.height, mask.width);
             return Err(name(&format!("feature image/object/mask: a mask {sizes}")));
         }
@@ -167,7 +171,11 @@ impl Preparer {
             Finished::Pixels(pixels) => pixels,
         };
         let fixed = ImageResizer::fixed(height, width);
-        let resized = options.resizer.as_ref().unwrap_or(&fixed).apply(&pixels, &objects.masks);
+        let resized = options
+            .resizer
+            .as_ref()
+            .unwrap_or(&fixed)
+            .apply(&pixels, &objects.masks);
         if resized.image.values.len() != output.len() {
             return Err(resize::Error::Output {
                 found: resized.image.values.len(),

@@ -355,7 +355,12 @@ fn padding_is_told_from_picture() {
         resizer: Some(ImageResizer::Identity),
         ..self::options()
     };
-    assert!(one(good(0), many).unwrap_err().to_string().contains("pad_to_max_dimension"));
+    assert!(
+        one(good(0), many)
+            .unwrap_err()
+            .to_string()
+            .contains("pad_to_max_dimension")
+    );
 }
 
 #[test]
@@ -364,7 +369,9 @@ fn steps_that_need_pixels_give_the_batch_its_channels() {
     let step = |step| config::PreprocessingStep {
         preprocessing_step: Some(step),
     };
-    let grey = step(config::preprocessing_step::PreprocessingStep::RgbToGray(config::RgBtoGray {}));
+    let grey = step(config::preprocessing_step::PreprocessingStep::RgbToGray(
+        config::RgBtoGray {},
+    ));
     let options = Options {
         augmentations: augment::from_config(&[grey]).unwrap(),
         ..options()
@@ -395,11 +402,13 @@ fn a_step_that_changes_nothing_changes_no_pixel() {
     };
     let never = augment::from_config(&[nothing]).unwrap();
     let normalize = config::PreprocessingStep {
-        preprocessing_step: Some(config::preprocessing_step::PreprocessingStep::NormalizeImage(config::NormalizeImage {
-            original_minval: Some(0.0),
-            original_maxval: Some(1.0),
-            ..Default::default()
-        })),
+        preprocessing_step: Some(config::preprocessing_step::PreprocessingStep::NormalizeImage(
+            config::NormalizeImage {
+                original_minval: Some(0.0),
+                original_maxval: Some(1.0),
+                ..Default::default()
+            },
+        )),
     };
     let same = augment::from_config(&[normalize]).unwrap();
     let (_folder, source) = source(&(0..10).map(good).collect::<Vec<_>>());
@@ -411,9 +420,17 @@ fn a_step_that_changes_nothing_changes_no_pixel() {
     };
     let plain = of(Vec::new());
     for other in [of(never), of(same)] {
-        let worst = plain.images.iter().zip(&other.images).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = plain
+            .images
+            .iter()
+            .zip(&other.images)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         assert!(worst < 1e-4, "{worst}");
-        assert_eq!(plain.groundtruth.iter().map(|g| &g.boxes).collect::<Vec<_>>(), other.groundtruth.iter().map(|g| &g.boxes).collect::<Vec<_>>());
+        assert_eq!(
+            plain.groundtruth.iter().map(|g| &g.boxes).collect::<Vec<_>>(),
+            other.groundtruth.iter().map(|g| &g.boxes).collect::<Vec<_>>()
+        );
     }
 }
 
@@ -437,7 +454,11 @@ fn bad_pictures_are_named_and_replaced() {
     let batch = batches(&source, options, &[lease(0, 0, 1)]).remove(0);
     assert_eq!(batch.records, [3]);
     let said = batch.bad_records.join("\n");
-    for part in ["record 0: feature image/encoded: absent or empty", "record 1: image \"1.jpg\": the image says 40000 x 40000 pixels", "record 2: image \"2.jpg\": the image is of an unknown kind"] {
+    for part in [
+        "record 0: feature image/encoded: absent or empty",
+        "record 1: image \"1.jpg\": the image says 40000 x 40000 pixels",
+        "record 2: image \"2.jpg\": the image is of an unknown kind",
+    ] {
         assert!(said.contains(part), "{said}");
     }
 }

@@ -189,11 +189,7 @@ impl Codec {
             return Err(damaged(&message));
         }
         // Only the first warning is kept, so look for the end of the image ourselves.
-        if ends(bytes) {
-            Ok(())
-        } else {
-            Err(Error::Truncated)
-        }
+        if ends(bytes) { Ok(()) } else { Err(Error::Truncated) }
     }
 
     fn set(&self, parameter: raw::TJPARAM, value: c_int) -> Result<(), Error> {
@@ -250,11 +246,25 @@ pub(super) fn encode(image: &Image, quality: i32) -> Result<Vec<u8>, Error> {
     // above; the library makes the buffer, of which `size` bytes are filled on success, and which is freed once copied.
     unsafe {
         raw::tj3Set(handle, raw::TJPARAM_TJPARAM_QUALITY as c_int, quality.clamp(1, 100));
-        raw::tj3Set(handle, raw::TJPARAM_TJPARAM_SUBSAMP as c_int, raw::TJSAMP_TJSAMP_420 as c_int);
+        raw::tj3Set(
+            handle,
+            raw::TJPARAM_TJPARAM_SUBSAMP as c_int,
+            raw::TJSAMP_TJSAMP_420 as c_int,
+        );
         let format = raw::TJPF_TJPF_RGB as c_int;
         let pixels = image.pixels.as_ptr();
-        let result = raw::tj3Compress8(handle, pixels, width, pitch, height, format, &raw mut buffer, &raw mut size);
-        let bytes = (result == 0 && !buffer.is_null()).then(|| std::slice::from_raw_parts(buffer, size as usize).to_vec());
+        let result = raw::tj3Compress8(
+            handle,
+            pixels,
+            width,
+            pitch,
+            height,
+            format,
+            &raw mut buffer,
+            &raw mut size,
+        );
+        let bytes =
+            (result == 0 && !buffer.is_null()).then(|| std::slice::from_raw_parts(buffer, size as usize).to_vec());
         raw::tj3Free(buffer.cast());
         raw::tj3Destroy(handle);
         bytes.ok_or_else(|| damaged("libjpeg-turbo cannot write it"))

@@ -212,7 +212,10 @@ fn parts_are_those_of_the_whole_image() {
                 columns: range(whole.width),
             };
             let (top, left) = decoder.decode_part(&bytes, &wanted, &mut part).unwrap();
-            assert!(top <= wanted.rows.start && top + part.height >= wanted.rows.end, "{name} {wanted:?}");
+            assert!(
+                top <= wanted.rows.start && top + part.height >= wanted.rows.end,
+                "{name} {wanted:?}"
+            );
             for row in wanted.rows.clone() {
                 let stored = (row * whole.width + wanted.columns.start) * 3;
                 let found = ((row - top) * part.width + wanted.columns.start - left) * 3;
@@ -282,7 +285,13 @@ fn bombs_and_nothing_are_refused_before_memory_is_taken() {
 /// CRC-32 as PNG has it.
 fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32, &byte: &u8| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xEDB8_8320 } else { crc >> 1 })
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            if crc & 1 == 1 {
+                (crc >> 1) ^ 0xEDB8_8320
+            } else {
+                crc >> 1
+            }
+        })
     };
     !bytes.iter().fold(!0, step)
 }
@@ -298,7 +307,10 @@ fn recompression_is_what_tensorflow_makes_of_it() {
     let image = decode(&bytes).unwrap();
     for (quality, expected) in RECOMPRESSED {
         let found = recompress(&image, quality).unwrap();
-        let digest: String = Sha256::digest(&found.pixels).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = Sha256::digest(&found.pixels)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         assert_eq!(digest[..16], *expected, "quality {quality}");
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{Error, Extras};
 use crate::decode::{self, Decoder};
+use crate::example::wire::Features;
 use crate::groundtruth::Groundtruth;
 use crate::pixels::Pixels;
-use crate::example::wire::Features;
 
 /// How masks are stored (`mask_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,12 @@ fn masks(features: &Features<'_>, kind: MaskType, count: usize) -> Result<Vec<Pi
                     width: image.width,
                     channels: 1,
                     // Masks are grey: all three channels say the same.
-                    values: image.pixels.iter().step_by(3).map(|&byte| f32::from(u8::from(byte > 0))).collect(),
+                    values: image
+                        .pixels
+                        .iter()
+                        .step_by(3)
+                        .map(|&byte| f32::from(u8::from(byte > 0)))
+                        .collect(),
                 });
             }
             masks
@@ -131,11 +136,17 @@ fn keypoints(
     // 0 is not labelled, 1 hidden, 2 seen; where the record does not say, a point that is there is seen.
     let stored = features.ints("image/object/keypoint/visibility")?;
     let visible = |place: usize| {
-        if stored.len() == x.len() { matches!(stored[place], 1 | 2) } else { !x[place].is_nan() }
+        if stored.len() == x.len() {
+            matches!(stored[place], 1 | 2)
+        } else {
+            !x[place].is_nan()
+        }
     };
     for &index in good {
         let places = index * points..(index + 1) * points;
-        objects.keypoints.push(places.clone().map(|place| [y[place], x[place]]).collect());
+        objects
+            .keypoints
+            .push(places.clone().map(|place| [y[place], x[place]]).collect());
         objects.keypoint_visibilities.push(places.map(visible).collect());
     }
     Ok(())

@@ -51,7 +51,11 @@ impl Selection {
         for set in &self.weights {
             before += weigh(set);
             // Rounding the sums gives whole numbers that add up to the total.
-            let upto = if sum > 0.0 { (total as f64 * (before / sum)).round() as u64 } else { 0 };
+            let upto = if sum > 0.0 {
+                (total as f64 * (before / sum)).round() as u64
+            } else {
+                0
+            };
             if weigh(set) > 0.0 {
                 parts.push(Part {
                     first,
@@ -78,7 +82,10 @@ mod tests {
             weights: vec![(100, 1.0), (50, 0.0), (200, 3.0)],
         };
         let parts = selection.parts(350);
-        assert_eq!(parts.iter().map(|part| (part.first, part.quota)).collect::<Vec<_>>(), [(0, 75), (150, 225)]);
+        assert_eq!(
+            parts.iter().map(|part| (part.first, part.quota)).collect::<Vec<_>>(),
+            [(0, 75), (150, 225)]
+        );
         assert_eq!(selection.epoch_len(350), 300);
         let third = Selection {
             one_of: 3,

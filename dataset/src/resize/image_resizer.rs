@@ -246,7 +246,11 @@ impl ImageResizer {
                 threshold,
                 method,
                 ..
-            } => sizes(conditional(image.height, image.width, condition, threshold), method, true),
+            } => sizes(
+                conditional(image.height, image.width, condition, threshold),
+                method,
+                true,
+            ),
             Self::PadToMultiple { multiple, .. } => {
                 let mut resized = unchanged();
                 let up = |side: usize| side.div_ceil(multiple.max(1)) * multiple.max(1);

@@ -116,7 +116,11 @@ fn taps(from: usize, to: usize, method: Method, align_corners: bool) -> Vec<Taps
         }
         Method::NearestNeighbor => {
             let position = index as f32 * scale;
-            let nearest = if align_corners { position.round() } else { position.floor() };
+            let nearest = if align_corners {
+                position.round()
+            } else {
+                position.floor()
+            };
             vec![((nearest as usize).min(last), 1.0)]
         }
         Method::Bicubic => bicubic(index as f32 * scale, last),
@@ -137,7 +141,10 @@ fn bicubic(position: f32, last: usize) -> Taps {
     let (before, after) = (f64::from(offset / TABLE), f64::from((TABLE - offset) / TABLE));
     let weights = [far(before), near(before), near(after), far(after)];
     let at = |shift: i64| (low as i64 + shift).clamp(0, last as i64) as usize;
-    (-1..).zip(weights).map(|(shift, weight)| (at(shift), weight as f32)).collect()
+    (-1..)
+        .zip(weights)
+        .map(|(shift, weight)| (at(shift), weight as f32))
+        .collect()
 }
 
 /// `ResizeArea`: pixels count by how much of them the output's pixel covers.

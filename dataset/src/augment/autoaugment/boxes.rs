@@ -40,7 +40,9 @@ fn content(action: &Action, image: &mut Image, bounds: &[f32; 4], random: &mut S
     let mut part = Image {
         height,
         width,
-        pixels: (top..=bottom).flat_map(|row| image.pixels[span(row)].iter().copied()).collect(),
+        pixels: (top..=bottom)
+            .flat_map(|row| image.pixels[span(row)].iter().copied())
+            .collect(),
     };
     match action {
         Action::Color(change) => change.apply(&mut part),

@@ -39,10 +39,18 @@ impl Change {
                 each(image, &|byte| (byte >> shift) << shift);
             }
             Self::Solarize(threshold) => {
-                each(image, &|byte| if u32::from(byte) < threshold { byte } else { 255 - byte });
+                each(image, &|byte| {
+                    if u32::from(byte) < threshold { byte } else { 255 - byte }
+                });
             }
             Self::SolarizeAdd(addition) => {
-                each(image, &|byte| if byte < 128 { byte.saturating_add(addition) } else { byte });
+                each(image, &|byte| {
+                    if byte < 128 {
+                        byte.saturating_add(addition)
+                    } else {
+                        byte
+                    }
+                });
             }
             Self::Color(factor) => {
                 let (pixels, _) = image.pixels.as_chunks_mut::<3>();
@@ -101,7 +109,9 @@ fn auto_contrast(histogram: &[u32; 256]) -> Option<[u8; 256]> {
     }
     let scale = 255.0 / (high - low);
     let offset = -low * scale;
-    Some(std::array::from_fn(|byte| (byte as f32 * scale + offset).clamp(0.0, 255.0) as u8))
+    Some(std::array::from_fn(|byte| {
+        (byte as f32 * scale + offset).clamp(0.0, 255.0) as u8
+    }))
 }
 
 fn equalize(histogram: &[u32; 256]) -> Option<[u8; 256]> {

@@ -62,11 +62,21 @@ impl Motion {
         let moved = match self {
             Self::TranslateX(pixels) => {
                 let pixels = cut(pixels);
-                [top / h, (left - pixels).max(0.0) / w, bottom / h, (right - pixels).min(w) / w]
+                [
+                    top / h,
+                    (left - pixels).max(0.0) / w,
+                    bottom / h,
+                    (right - pixels).min(w) / w,
+                ]
             }
             Self::TranslateY(pixels) => {
                 let pixels = cut(pixels);
-                [(top - pixels).max(0.0) / h, left / w, (bottom - pixels).min(h) / h, right / w]
+                [
+                    (top - pixels).max(0.0) / h,
+                    left / w,
+                    (bottom - pixels).min(h) / h,
+                    right / w,
+                ]
             }
             Self::ShearX(level) => {
                 let corners = corners([top, left, bottom, right], |y, x| (cut(y), cut(x - level * y)));
@@ -109,10 +119,7 @@ impl Motion {
         let determinant = a * e - b * d;
         for point in objects.keypoints.iter_mut().flatten() {
             let (x, y) = (point[1] * w - c, point[0] * h - f);
-            *point = [
-                (a * y - d * x) / determinant / h,
-                (e * x - b * y) / determinant / w,
-            ];
+            *point = [(a * y - d * x) / determinant / h, (e * x - b * y) / determinant / w];
         }
         prune_keypoints(objects);
     }
@@ -136,9 +143,8 @@ pub(super) fn source(
 /// Least and most of where the corners go, `[ymin, xmin, ymax, xmax]`.
 fn corners([top, left, bottom, right]: [f32; 4], go: impl Fn(f32, f32) -> (f32, f32)) -> [f32; 4] {
     let moved = [go(top, left), go(top, right), go(bottom, left), go(bottom, right)];
-    let fold = |pick: fn(&(f32, f32)) -> f32, better: fn(f32, f32) -> f32, start| {
-        moved.iter().map(pick).fold(start, better)
-    };
+    let fold =
+        |pick: fn(&(f32, f32)) -> f32, better: fn(f32, f32) -> f32, start| moved.iter().map(pick).fold(start, better);
     [
         fold(|corner| corner.0, f32::min, f32::INFINITY),
         fold(|corner| corner.1, f32::min, f32::INFINITY),

@@ -12,13 +12,19 @@ fn close(found: &[u8], name: &str) {
     let expected = golden(name);
     assert_eq!(found.len(), expected.len(), "{name}");
     // Where a fraction is cut off, the last bit of a float may decide between two neighbours.
-    let off = found.iter().zip(&expected).filter(|(a, b)| (f32::from(**a) - **b).abs() > 0.0);
+    let off = found
+        .iter()
+        .zip(&expected)
+        .filter(|(a, b)| (f32::from(**a) - **b).abs() > 0.0);
     let (mut count, mut worst) = (0, 0.0_f32);
     for (a, b) in off {
         count += 1;
         worst = worst.max((f32::from(*a) - b).abs());
     }
-    assert!(worst <= 1.0 && count * 200 <= found.len(), "{name}: {count} bytes differ, by {worst} at most");
+    assert!(
+        worst <= 1.0 && count * 200 <= found.len(),
+        "{name}: {count} bytes differ, by {worst} at most"
+    );
 }
 
 #[test]
@@ -66,9 +72,16 @@ fn boxes_move_as_in_the_reference() {
         ("shear_x_boxes_0.3", Motion::ShearX(0.3)),
         ("shear_y_boxes_-0.12", Motion::ShearY(-0.12)),
     ] {
-        let found: Vec<f32> = boxes.iter().flat_map(|object| motion.moved_box(object, 480, 640)).collect();
+        let found: Vec<f32> = boxes
+            .iter()
+            .flat_map(|object| motion.moved_box(object, 480, 640))
+            .collect();
         let expected = golden(name);
-        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = found
+            .iter()
+            .zip(&expected)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         // A pixel of 480, where the last bit of a float decides which.
         assert!(worst < 2.2e-3, "{name}: {found:?} {expected:?}");
     }
@@ -100,11 +113,22 @@ fn what_moves_away_becomes_grey_and_the_rest_moves_with_its_boxes() {
         let [ymin, xmin, ymax, xmax] = motion.moved_box(&bounds, 40, 60);
         for index in white {
             let (y, x) = ((index / 60) as f32 / 40.0, (index % 60) as f32 / 60.0);
-            assert!(y >= ymin - 0.05 && y <= ymax + 0.05, "{motion:?} row {y} of {ymin} to {ymax}");
-            assert!(x >= xmin - 0.04 && x <= xmax + 0.04, "{motion:?} column {x} of {xmin} to {xmax}");
+            assert!(
+                y >= ymin - 0.05 && y <= ymax + 0.05,
+                "{motion:?} row {y} of {ymin} to {ymax}"
+            );
+            assert!(
+                x >= xmin - 0.04 && x <= xmax + 0.04,
+                "{motion:?} column {x} of {xmin} to {xmax}"
+            );
         }
         // The mask of the object is where its pixels are.
-        let values = image.pixels.iter().step_by(3).map(|&byte| f32::from(u8::from(byte == 255))).collect();
+        let values = image
+            .pixels
+            .iter()
+            .step_by(3)
+            .map(|&byte| f32::from(u8::from(byte == 255)))
+            .collect();
         let mut masks = [Pixels::plane(40, 60, values).unwrap()];
         motion.move_masks(&mut masks);
         let found: Vec<bool> = masks[0].values.iter().map(|&value| value == 1.0).collect();
@@ -128,7 +152,10 @@ fn sub_policies_are_equally_likely_and_steps_come_as_often_as_written() {
     // v0's only sub-policies that move the left border of this box: 0 (0.6), 3 (0.4 / … never: it shears y) and 4 (0.6).
     let policy = policies::named("v0").unwrap();
     assert_eq!(policy.len(), 5);
-    assert_eq!(["v1", "v2", "v3", "test"].map(|name| policies::named(name).unwrap().len()), [20, 15, 15, 1]);
+    assert_eq!(
+        ["v1", "v2", "v3", "test"].map(|name| policies::named(name).unwrap().len()),
+        [20, 15, 15, 1]
+    );
     let step = built(Step::AutoaugmentImage(Default::default()));
     let runs = 3000;
     let mut moved = 0;

@@ -1,8 +1,8 @@
 use coati_proto::object_detection::protos as config;
 
 use super::*;
-use crate::augment::{CropOperation, RandomHorizontalFlip, SsdRandomCrop, ssd_operations};
 use crate::augment::sample::Constraints;
+use crate::augment::{CropOperation, RandomHorizontalFlip, SsdRandomCrop, ssd_operations};
 
 /// How the step shows itself, or the error.
 fn convert(step: Step) -> Result<String, String> {
@@ -29,10 +29,16 @@ fn defaults_are_the_references() {
     let table = ssd_operations();
     let covered: Vec<_> = table.iter().map(|row| row.constraints.min_object_covered).collect();
     assert_eq!(covered, [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]);
-    assert!(table.iter().all(|row| row.overlap_thresh == row.constraints.min_object_covered));
+    assert!(
+        table
+            .iter()
+            .all(|row| row.overlap_thresh == row.constraints.min_object_covered)
+    );
     assert!(table.iter().all(|row| row.random_coef == 0.15 && row.clip_boxes));
     // The builder hands over only what is set, so the function's default counts, not the proto's 500 000.
-    let down = convert(Step::RandomDownscaleToTargetPixels(config::RandomDownscaleToTargetPixels::default()));
+    let down = convert(Step::RandomDownscaleToTargetPixels(
+        config::RandomDownscaleToTargetPixels::default(),
+    ));
     assert!(down.as_ref().is_ok_and(|shown| shown.contains("800000")), "{down:?}");
 }
 
@@ -174,15 +180,24 @@ fn what_cannot_be_is_named() {
             }),
             "keypoint_flip_permutation: [0, 2] must be each of 0, 1, …, n - 1 once",
         ),
-        (Step::NormalizeImage(Default::default()), "normalize_image.original_maxval: 0 must be"),
+        (
+            Step::NormalizeImage(Default::default()),
+            "normalize_image.original_maxval: 0 must be",
+        ),
         (
             Step::RandomDistortColor(config::RandomDistortColor {
                 color_ordering: Some(2),
             }),
             "random_distort_color.color_ordering: 2 must be 0 or 1",
         ),
-        (Step::ResizeImage(Default::default()), "resize_image.new_height: 0 must be at least 1"),
-        (Step::SubtractChannelMean(Default::default()), "subtract_channel_mean.means: [] must be three values"),
+        (
+            Step::ResizeImage(Default::default()),
+            "resize_image.new_height: 0 must be at least 1",
+        ),
+        (
+            Step::SubtractChannelMean(Default::default()),
+            "subtract_channel_mean.means: [] must be three values",
+        ),
     ];
     for (step, expected) in wrong {
         let error = convert(step).unwrap_err();

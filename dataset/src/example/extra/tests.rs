@@ -62,12 +62,19 @@ fn numbers_are_masks_of_their_objects() {
     values[0] = 0.3;
     values[17] = 1.0;
     let found = read(&extras, &[("image/object/mask", floats(&values))]).unwrap();
-    assert_eq!(found.masks.len(), 2, "the object without a box has gone, and its mask with it");
+    assert_eq!(
+        found.masks.len(),
+        2,
+        "the object without a box has gone, and its mask with it"
+    );
     assert_eq!((found.masks[0].height, found.masks[0].width), (2, 3));
     assert_eq!(found.masks[0].values, [1., 0., 0., 0., 0., 0.]);
     assert_eq!(found.masks[1].values, [0., 0., 0., 0., 0., 1.]);
     let error = read(&extras, &[("image/object/mask", floats(&values[1..]))]).unwrap_err();
-    assert!(error.starts_with("feature image/object/mask: holds 17 values; 3 masks of 2 x 3"), "{error}");
+    assert!(
+        error.starts_with("feature image/object/mask: holds 17 values; 3 masks of 2 x 3"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -82,7 +89,10 @@ fn files_are_masks_too() {
     assert!(values.iter().all(|value| [0.0, 1.0].contains(value)));
     assert!(values.contains(&0.0) && values.contains(&1.0));
     let error = read(&extras, &[("image/object/mask", bytes(&[&png, b"", &png]))]).unwrap_err();
-    assert!(error.starts_with("feature image/object/mask: mask 1: the image is empty"), "{error}");
+    assert!(
+        error.starts_with("feature image/object/mask: mask 1: the image is empty"),
+        "{error}"
+    );
     let error = read(&extras, &[("image/object/mask", bytes(&[&png]))]).unwrap_err();
     assert!(error.ends_with("holds 1 masks for 3 objects"), "{error}");
 }
@@ -95,7 +105,10 @@ fn scores_and_keypoints_are_shared_out() {
         ..Extras::default()
     };
     let more = [
-        ("image/object/class/multiclass_scores", floats(&[0.1, 0.9, 0.2, 0.8, 0.3, 0.7])),
+        (
+            "image/object/class/multiclass_scores",
+            floats(&[0.1, 0.9, 0.2, 0.8, 0.3, 0.7]),
+        ),
         ("image/object/keypoint/y", floats(&[0.0, 0.1, 0.2, 0.3, 0.4, 0.5])),
         ("image/object/keypoint/x", floats(&[1.0, 0.9, 0.8, 0.7, 0.6, f32::NAN])),
     ];
@@ -104,9 +117,20 @@ fn scores_and_keypoints_are_shared_out() {
     assert_eq!(found.keypoints[0], [[0.0, 1.0], [0.1, 0.9]]);
     assert_eq!(found.keypoint_visibilities, [[true, true], [true, false]]);
     let error = read(&extras, &more[..2]).unwrap_err();
-    assert!(error.contains("feature image/object/keypoint/x: holds 0 values"), "{error}");
-    let odd = [("image/object/class/multiclass_scores", floats(&[0.1; 4])), more[1].clone(), more[2].clone()];
-    assert!(read(&extras, &odd).unwrap_err().contains("4 scores cannot be shared out among 3 objects"));
+    assert!(
+        error.contains("feature image/object/keypoint/x: holds 0 values"),
+        "{error}"
+    );
+    let odd = [
+        ("image/object/class/multiclass_scores", floats(&[0.1; 4])),
+        more[1].clone(),
+        more[2].clone(),
+    ];
+    assert!(
+        read(&extras, &odd)
+            .unwrap_err()
+            .contains("4 scores cannot be shared out among 3 objects")
+    );
 }
 
 #[test]
@@ -118,5 +142,8 @@ fn without_being_asked_for_nothing_is_read() {
         ..Extras::default()
     };
     let error = read(&extras, &[]).unwrap_err();
-    assert!(error.contains("image/additional_channels/encoded: holds 0 images; num_additional_channels is 2"), "{error}");
+    assert!(
+        error.contains("image/additional_channels/encoded: holds 0 images; num_additional_channels is 2"),
+        "{error}"
+    );
 }

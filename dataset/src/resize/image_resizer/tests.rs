@@ -79,8 +79,17 @@ fn every_resizer_agrees_with_the_reference() {
         for which in ["a", "b"] {
             let (shape, expected) = golden("resizers", &format!("{name}__{which}"));
             let found = resizer.apply(&image(which), &[]).image;
-            assert_eq!([found.height, found.width, found.channels], shape[..], "{name}__{which}");
-            let worst = found.values.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert_eq!(
+                [found.height, found.width, found.channels],
+                shape[..],
+                "{name}__{which}"
+            );
+            let worst = found
+                .values
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
             assert!(worst < 1e-4, "{name}__{which}: {worst}");
         }
     }
@@ -124,11 +133,15 @@ fn defaults_are_the_references_and_nonsense_is_named() {
         })
     };
     assert_eq!(
-        convert(ImageResizerOneof::KeepAspectRatioResizer(config::KeepAspectRatioResizer::default())),
+        convert(ImageResizerOneof::KeepAspectRatioResizer(
+            config::KeepAspectRatioResizer::default()
+        )),
         Ok(keep(600, 1024, Method::Bilinear, None))
     );
     assert_eq!(
-        convert(ImageResizerOneof::ConditionalShapeResizer(config::ConditionalShapeResizer::default())),
+        convert(ImageResizerOneof::ConditionalShapeResizer(
+            config::ConditionalShapeResizer::default()
+        )),
         Ok(conditional(Condition::Greater, 300))
     );
     let inverted = config::KeepAspectRatioResizer {
