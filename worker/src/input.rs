@@ -289,7 +289,9 @@ fn extras(reader: &InputReader) -> example::Extras {
 
 /// The reader's, which the reference uses; else the training's, which its predecessor used.
 fn max_number_of_boxes(config: &PipelineConfig, reader: &InputReader) -> usize {
-    let most = reader.max_number_of_boxes.unwrap_or_else(|| config.train_config().max_number_of_boxes());
+    let most = reader
+        .max_number_of_boxes
+        .unwrap_or_else(|| config.train_config().max_number_of_boxes());
     usize::try_from(most).unwrap_or(100)
 }
 
@@ -309,7 +311,11 @@ fn selection(config: &PipelineConfig, input: &Input, reader: &InputReader) -> Re
     };
     let paths = paths(config, reader);
     if paths.len() != weights.len() {
-        return Err(wrong(format!("{} weights for {} input_path entries", weights.len(), paths.len())));
+        return Err(wrong(format!(
+            "{} weights for {} input_path entries",
+            weights.len(),
+            paths.len()
+        )));
     }
     if weights.iter().any(|weight| !weight.is_finite() || *weight < 0.0) || weights.iter().sum::<f32>() <= 0.0 {
         return Err(wrong(format!("{weights:?} must be at least 0, and one above 0")));

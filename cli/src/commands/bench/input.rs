@@ -51,7 +51,10 @@ fn flat(records: Arc<Virtual>, arguments: &BenchInputArgs) -> anyhow::Result<()>
     const PARTS: u64 = 10;
     let (count, bytes) = (records.count, records.bytes());
     let batches = count / arguments.batch_size as u64;
-    ensure!(batches >= PARTS, "{count} records are too few\nhint: ask for more with --virtual_gb");
+    ensure!(
+        batches >= PARTS,
+        "{count} records are too few\nhint: ask for more with --virtual_gb"
+    );
     let loader = loader(records, arguments)?;
     let mut resident = Vec::new();
     let mut next = 0;
@@ -136,7 +139,9 @@ struct Virtual {
 impl Virtual {
     fn new(source: &Source, gigabytes: f64) -> anyhow::Result<Self> {
         let some = source.record_count().min(512);
-        let stored = (0..some).map(|record| Ok(source.read(record)?)).collect::<anyhow::Result<Vec<_>>>()?;
+        let stored = (0..some)
+            .map(|record| Ok(source.read(record)?))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let mean = stored.iter().map(Vec::len).sum::<usize>() as f64 / stored.len() as f64;
         Ok(Self {
             stored,
@@ -156,7 +161,9 @@ impl Records for Virtual {
 
     fn read(&self, record: u64) -> Result<Vec<u8>, String> {
         let stored = self.stored.get((record % self.stored.len() as u64) as usize);
-        stored.cloned().ok_or_else(|| format!("{} does not exist", self.location(record)))
+        stored
+            .cloned()
+            .ok_or_else(|| format!("{} does not exist", self.location(record)))
     }
 
     fn location(&self, record: u64) -> String {

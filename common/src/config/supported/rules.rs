@@ -109,7 +109,10 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
          random_downscale_to_target_pixels random_patch_gaussian random_square_crop_by_scale \
          random_scale_crop_and_pad_to_square adjust_gamma",
     ),
-    ("NormalizeImage", "original_minval original_maxval target_minval target_maxval"),
+    (
+        "NormalizeImage",
+        "original_minval original_maxval target_minval target_maxval",
+    ),
     ("RandomHorizontalFlip", "probability keypoint_flip_permutation"),
     ("RandomVerticalFlip", "probability keypoint_flip_permutation"),
     ("RandomRotation90", "probability keypoint_rot_permutation"),
@@ -126,15 +129,24 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "RandomCropImage",
         "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef",
     ),
-    ("RandomPadImage", "min_image_height min_image_width max_image_height max_image_width pad_color"),
-    ("RandomAbsolutePadImage", "max_height_padding max_width_padding pad_color"),
+    (
+        "RandomPadImage",
+        "min_image_height min_image_width max_image_height max_image_width pad_color",
+    ),
+    (
+        "RandomAbsolutePadImage",
+        "max_height_padding max_width_padding pad_color",
+    ),
     (
         "RandomCropPadImage",
         "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef \
          min_padded_size_ratio max_padded_size_ratio pad_color",
     ),
     ("RandomCropToAspectRatio", "aspect_ratio overlap_thresh clip_boxes"),
-    ("RandomBlackPatches", "max_black_patches probability size_to_image_ratio"),
+    (
+        "RandomBlackPatches",
+        "max_black_patches probability size_to_image_ratio",
+    ),
     ("RandomResizeMethod", "target_height target_width"),
     ("ResizeImage", "new_height new_width method"),
     ("SubtractChannelMean", "means"),
@@ -163,12 +175,18 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef",
     ),
     ("ConvertClassLogitsToSoftmax", "temperature"),
-    ("RandomSelfConcatImage", "concat_vertical_probability concat_horizontal_probability"),
+    (
+        "RandomSelfConcatImage",
+        "concat_vertical_probability concat_horizontal_probability",
+    ),
     ("AutoAugmentImage", "policy_name"),
     ("DropLabelProbabilistically", "label drop_probability"),
     ("RemapLabels", "original_labels new_label"),
     ("RandomJpegQuality", "random_coef min_jpeg_quality max_jpeg_quality"),
-    ("RandomDownscaleToTargetPixels", "random_coef min_target_pixels max_target_pixels"),
+    (
+        "RandomDownscaleToTargetPixels",
+        "random_coef min_target_pixels max_target_pixels",
+    ),
     (
         "RandomPatchGaussian",
         "random_coef min_patch_size max_patch_size min_gaussian_stddev max_gaussian_stddev",
