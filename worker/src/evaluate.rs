@@ -41,6 +41,9 @@ pub enum Error {
     /// Too many records cannot be used.
     #[error(transparent)]
     Input(#[from] coati_dataset::bad::TooMany),
+    /// The configuration's input cannot be.
+    #[error(transparent)]
+    Options(#[from] input::Error),
     /// The model refused.
     #[error("{0}")]
     Model(String),
@@ -94,7 +97,7 @@ pub fn evaluate(
         .map(|_| Evaluator::new(categories.clone()));
     let examples = Examples::new(
         input.source.clone(),
-        input::eval_options(config, input, model.input_size()),
+        input::eval_options(config, input, model.input_size())?,
     );
     let total = examples.total();
     // As in the reference, 0 means all; more than there are is all, too.

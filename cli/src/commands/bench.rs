@@ -17,6 +17,7 @@ use crate::console::report;
 
 pub(crate) mod eval;
 pub(crate) mod import;
+mod input;
 mod placement;
 mod ps;
 mod scale;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Scale(arguments) => scale::run(arguments),
         BenchCommand::Eval(arguments) => eval::run(arguments),
         BenchCommand::Import(arguments) => import::run(arguments),
+        BenchCommand::Input(arguments) => input::run(arguments),
         BenchCommand::Task(arguments) => ps::task(arguments),
     }
 }
