@@ -153,7 +153,13 @@ fn area(index: usize, scale: f32, last: usize) -> Taps {
     let (first, beyond) = (start.floor() as i64, end.ceil() as i64);
     let covered = |pixel: i64| {
         let (from, to) = (pixel as f32, (pixel + 1) as f32);
-        to.min(end) - from.max(start)
+        match (from < start, to > end) {
+            // Not end - start: that would be rounded otherwise than there.
+            (true, true) => scale,
+            (true, false) => to - start,
+            (false, true) => end - from,
+            (false, false) => 1.0,
+        }
     };
     (first..beyond)
         .map(|pixel| (pixel.clamp(0, last as i64) as usize, covered(pixel) / scale))

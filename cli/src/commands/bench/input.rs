@@ -8,8 +8,7 @@ use coati_dataset::augment::{RandomHorizontalFlip, SsdRandomCrop, ssd_operations
 use coati_dataset::batch::{Lease, Loader, Options, Records};
 use coati_dataset::example::{self, Classes};
 use coati_dataset::shards::Source;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike as _;
+use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use super::spread;
@@ -116,8 +115,7 @@ fn take(loader: &Loader, batches: u64) -> anyhow::Result<()> {
 
 /// Of all threads of this process.
 fn cpu_seconds() -> anyhow::Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    Ok((usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6)
+    Ok(Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?).as_secs_f64())
 }
 
 /// Memory of this process now.

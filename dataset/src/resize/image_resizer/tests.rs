@@ -122,7 +122,10 @@ fn the_fast_path_is_the_same_resizer() {
     let mut output = vec![0.0; fast.output_len()];
     let whole = super::super::View::whole(stored.height, stored.width);
     fast.resize_into(&stored, whole, &mut output).unwrap();
-    assert_eq!(ImageResizer::fixed(30, 41).apply(&pixels, &[]).image.values, output);
+    let general = ImageResizer::fixed(30, 41).apply(&pixels, &[]).image.values;
+    // One weighs rows first, the other columns.
+    let off = general.iter().zip(&output).map(|(a, b)| (a - b).abs());
+    assert!(general.len() == output.len() && off.fold(0.0, f32::max) < 1e-4);
 }
 
 #[test]
