@@ -50,7 +50,7 @@ pub(super) fn add(builder: &mut Builder, pyramid: &Pyramid) -> Result<Vec<Source
     Ok(maps)
 }
 
-/// The coarsest map first. It is a bare projection, the others are smoothed.
+/// The coarsest map first. It is a bare projection, the others are smoothed sums; what goes on downwards is the sum.
 fn top_down(
     builder: &mut Builder,
     pyramid: &Pyramid,
@@ -59,15 +59,16 @@ fn top_down(
 ) -> Result<Vec<Source>, Error> {
     let config = builder.config;
     let mut maps: Vec<Source> = Vec::new();
+    let mut above = None;
     for (i, &block) in blocks.iter().enumerate().rev() {
         let name = format!("{}projection_{}", pyramid.scope, i + 1);
         let bare = (Normaliser::Biases, UNLIMITED);
         let residual = builder.conv_with((&name, "weights"), block, square(1, 1), depth, &config.extra, bare)?;
-        let Some(&above) = maps.last() else {
+        let Some(coarser) = above.replace(residual) else {
             maps.push(residual);
             continue;
         };
-        let (size, half) = (builder.size(residual), builder.size(above));
+        let (size, half) = (builder.size(residual), builder.size(coarser));
         let doubled = (2 * half.0, 2 * half.1);
         // With explicit padding the reference cuts off what is too much.
         let cut = config.use_explicit_padding && half == (size.0.div_ceil(2), size.1.div_ceil(2));
@@ -78,7 +79,8 @@ fn top_down(
                 expected: "sides that halve evenly up to the pyramid's top: multiples of 32, or pad_to_multiple: 32",
             });
         }
-        let sum = builder.add(&format!("{}top_down_{}", pyramid.scope, i + 1), residual, above, UNLIMITED)?;
+        let sum = builder.add(&format!("{}top_down_{}", pyramid.scope, i + 1), residual, coarser, UNLIMITED)?;
+        above = Some(sum);
         let name = format!("{}smoothing_{}", pyramid.scope, i + 1);
         maps.push(builder.conv_or_separable(&name, sum, square(3, 1), depth, &config.extra, pyramid.separable)?);
     }

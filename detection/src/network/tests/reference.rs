@@ -294,6 +294,7 @@ fn agrees_on(
         + (&classes * cotangent(&d_class, &classes)).sum(Kind::Double)
         + reference.penalty();
     loss.backward();
+    let whole = grads.iter().fold(0.0_f64, |m, &x| m.max(f64::from(x.abs())));
     for (spec, (&start, tensor)) in reference
         .plan
         .variables
@@ -309,7 +310,8 @@ fn agrees_on(
         };
         let error = relative_error(found, &expected);
         let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        if error >= tolerance && (largest >= 1e-6 || error * f64::from(largest) >= 1e-6) {
+        // Where batch norm takes out again what a variable adds, its gradient is nothing but rounding of much larger ones.
+        if error >= tolerance && error * f64::from(largest) >= 1e-6 * whole.max(1.0) {
             return Err(format!("{isa:?} seed {seed} {}: {error} of {largest}", spec.name));
         }
     }
