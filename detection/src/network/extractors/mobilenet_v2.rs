@@ -84,6 +84,11 @@ fn settled(hyper: &Hyperparams) -> Hyperparams {
         scale: true,
         train: true,
     });
+    let norm = BatchNorm {
+        center: true,
+        scale: true,
+        ..norm
+    };
     Hyperparams {
         activation: Activation::Relu6,
         batch_norm: Some(norm),

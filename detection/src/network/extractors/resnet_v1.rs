@@ -87,9 +87,24 @@ fn own() -> Hyperparams {
     }
 }
 
+/// The settings that slim's `resnet_arg_scope` has the last word on, also where the configuration overrides the others: it hands batch norm's
+/// decay, epsilon and scale to each convolution.
+fn settled(hyper: &Hyperparams) -> Hyperparams {
+    let batch_norm = hyper.batch_norm.and_then(|norm| {
+        own().batch_norm.map(|own| BatchNorm {
+            train: norm.train,
+            ..own
+        })
+    });
+    Hyperparams {
+        batch_norm,
+        ..hyper.clone()
+    }
+}
+
 /// Outputs of the four blocks, before they are subsampled.
 fn base(builder: &mut Builder, scope: &str, units: [usize; 4]) -> Result<[Source; 4], Error> {
-    let hyper = &builder.config.base;
+    let hyper = &settled(&builder.config.base);
     // slim's `conv2d_same`.
     builder.padding = Padding::Explicit;
     let name = format!("{scope}conv1");
@@ -100,7 +115,7 @@ fn base(builder: &mut Builder, scope: &str, units: [usize; 4]) -> Result<[Source
         let channels = builder.depth(channels);
         for unit in 1..=units {
             let scope = format!("{scope}block{}/unit_{unit}/bottleneck_v1/", i + 1);
-            last = bottleneck(builder, &scope, last, channels)?;
+            last = bottleneck(builder, &scope, last, channels, hyper)?;
         }
         outputs[i] = last;
         if i < 3 {
@@ -111,8 +126,13 @@ fn base(builder: &mut Builder, scope: &str, units: [usize; 4]) -> Result<[Source
     Ok(outputs)
 }
 
-fn bottleneck(builder: &mut Builder, scope: &str, from: Source, channels: usize) -> Result<Source, Error> {
-    let hyper = &builder.config.base;
+fn bottleneck(
+    builder: &mut Builder,
+    scope: &str,
+    from: Source,
+    channels: usize,
+    hyper: &Hyperparams,
+) -> Result<Source, Error> {
     let linear = (Normaliser::Own, UNLIMITED);
     let wide = 4 * channels;
     let shortcut = if builder.channels(from) == wide {
