@@ -282,6 +282,15 @@ impl<'a> Builder<'a> {
         hyper: &Hyperparams,
         (normaliser, limits): (Normaliser, (f32, f32)),
     ) -> Result<Source, Error> {
+        let (kernel, stride) = sliding;
+        // What the kernels can do; the stem of Inception reads the image and is computed as a product of matrices.
+        if from != Source::Image && (kernel != (3, 3) || stride > 2 || multiplier != 1) {
+            return Err(Error::Setting {
+                setting: "use_depthwise",
+                value: format!("true, and the window of {name} {} x {}", kernel.0, kernel.1),
+                expected: "windows of 3 x 3: kernel_size: 3 in the box predictor",
+            });
+        }
         let outputs = self.channels(from) * multiplier;
         let mut layer = self.layer(name, Operation::Depthwise, from, sliding, outputs)?;
         let (rows, columns) = sliding.0;
