@@ -119,8 +119,8 @@ fn what_is_not_built_is_refused_by_name() {
     let cases = [
         (
             "type: 'ssd_mobilenet_v1'",
-            "type: 'ssd_mobilenet_v2'",
-            "ssd_mobilenet_v2",
+            "type: 'ssd_nothing_v9'",
+            "ssd_nothing_v9",
         ),
         ("use_dropout: false", "", "use_dropout"),
         ("weighted_sigmoid { }", "weighted_softmax { }", "classification_loss"),

@@ -8,6 +8,7 @@
 
 mod anchors;
 mod config;
+mod configs;
 mod golden;
 mod gradients;
 mod model;

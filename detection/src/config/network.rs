@@ -2,10 +2,13 @@
 
 use super::{Error, count, image_size, missing, num_classes, require, unsupported};
 use crate::network::{
-    Activation, BatchNorm, FanMode, Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig, Regularizer,
+    Activation, BatchNorm, FanMode, Fpn, Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig,
+    PredictorKind, Regularizer, extractors,
 };
 use coati_proto::object_detection::protos as pb;
-use coati_proto::object_detection::protos::{box_predictor, hyperparams, initializer, regularizer};
+use coati_proto::object_detection::protos::box_predictor::BoxPredictorOneof;
+use coati_proto::object_detection::protos::ssd_feature_extractor::FeaturePyramidOneof;
+use coati_proto::object_detection::protos::{hyperparams, initializer, regularizer};
 
 /// What a network is made of beside the model's message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,27 +30,45 @@ pub fn network(
         .feature_extractor
         .as_ref()
         .ok_or_else(|| missing(field, "feature_extractor { … }"))?;
-    check_extractor(extractor)?;
-    require(
-        count(extractor.num_layers(), "model.ssd.feature_extractor.num_layers")? == anchors_per_location.len(),
-        "model.ssd.feature_extractor.num_layers",
-        extractor.num_layers(),
-        "it must be the anchor generator's num_layers",
-    )?;
+    let known = extractors::find(extractor.r#type())
+        .map_err(|error| unsupported("model.ssd.feature_extractor.type", extractor.r#type(), built(&error)))?;
+    check_extractor(extractor, known)?;
+    if !known.pyramid {
+        require(
+            count(extractor.num_layers(), "model.ssd.feature_extractor.num_layers")? == anchors_per_location.len(),
+            "model.ssd.feature_extractor.num_layers",
+            extractor.num_layers(),
+            "it must be the anchor generator's num_layers",
+        )?;
+    }
     let (image_height, image_width) = image_size(ssd)?;
     let extra = hyperparams(
         extractor.conv_hyperparams.as_ref(),
         "model.ssd.feature_extractor.conv_hyperparams",
     )?;
-    let base = if extractor.override_base_feature_extractor_hyperparams() {
-        extra.clone()
-    } else {
-        Hyperparams::mobilenet_v1()
+    let base = match known.base {
+        Some(own) if !extractor.override_base_feature_extractor_hyperparams() => own(),
+        None if !extractor.override_base_feature_extractor_hyperparams() => {
+            return Err(unsupported(
+                "model.ssd.feature_extractor.override_base_feature_extractor_hyperparams",
+                "false",
+                "this feature extractor has no settings of its own; write override_base_feature_extractor_hyperparams: true",
+            ));
+        }
+        _ => extra.clone(),
     };
     let mut config = NetworkConfig {
+        extractor: known.name.to_owned(),
         num_classes: num_classes(ssd)?,
         depth_multiplier: f64::from(extractor.depth_multiplier()),
         min_depth: count(extractor.min_depth(), "model.ssd.feature_extractor.min_depth")?,
+        pad_to_multiple: count(
+            extractor.pad_to_multiple(),
+            "model.ssd.feature_extractor.pad_to_multiple",
+        )?,
+        use_explicit_padding: extractor.use_explicit_padding(),
+        use_depthwise: extractor.use_depthwise(),
+        fpn: pyramid(extractor)?,
         image_height,
         image_width,
         base,
@@ -68,33 +89,53 @@ pub fn network(
     Ok(config)
 }
 
-fn check_extractor(extractor: &pb::SsdFeatureExtractor) -> Result<(), Error> {
-    let name = extractor.r#type();
-    let supported = "ssd_mobilenet_v1 is supported";
-    require(
-        name == "ssd_mobilenet_v1",
-        "model.ssd.feature_extractor.type",
-        format!("{name:?}"),
-        supported,
-    )?;
+/// What an error about the name has to say beside the name.
+fn built(_: &crate::network::Error) -> &'static str {
+    "it is not built; coati's docs/compatibility.md lists the feature extractors that are"
+}
+
+fn check_extractor(extractor: &pb::SsdFeatureExtractor, known: &extractors::Extractor) -> Result<(), Error> {
     let others = [
         (
-            "model.ssd.feature_extractor.pad_to_multiple",
-            extractor.pad_to_multiple() != 1,
+            "model.ssd.feature_extractor.use_explicit_padding",
+            extractor.use_explicit_padding() && !known.explicit_padding,
+            "the reference refuses this for this feature extractor; leave it out",
         ),
         (
-            "model.ssd.feature_extractor.use_explicit_padding",
-            extractor.use_explicit_padding(),
+            "model.ssd.feature_extractor.use_depthwise",
+            extractor.use_depthwise() && !known.depthwise,
+            "this feature extractor has no layers that it applies to; leave it out",
         ),
-        ("model.ssd.feature_extractor.use_depthwise", extractor.use_depthwise()),
         (
             "model.ssd.feature_extractor.fpn",
-            extractor.feature_pyramid_oneof.is_some(),
+            extractor.feature_pyramid_oneof.is_some() && !known.pyramid,
+            "this feature extractor has no pyramid; leave it out",
+        ),
+        (
+            "model.ssd.feature_extractor.use_hardswish",
+            extractor.use_hardswish(),
+            "this is not supported; leave it out",
         ),
     ];
     others
         .into_iter()
-        .try_for_each(|(field, set)| require(!set, field, "set", "this is not supported; leave it out"))
+        .try_for_each(|(field, set, hint)| require(!set, field, "set", hint))
+}
+
+fn pyramid(extractor: &pb::SsdFeatureExtractor) -> Result<Fpn, Error> {
+    const FIELD: &str = "model.ssd.feature_extractor.fpn";
+    match &extractor.feature_pyramid_oneof {
+        None => Ok(Fpn::default()),
+        Some(FeaturePyramidOneof::Fpn(fpn)) => Ok(Fpn {
+            min_level: count(fpn.min_level(), "model.ssd.feature_extractor.fpn.min_level")?,
+            max_level: count(fpn.max_level(), "model.ssd.feature_extractor.fpn.max_level")?,
+            additional_layer_depth: count(
+                fpn.additional_layer_depth(),
+                "model.ssd.feature_extractor.fpn.additional_layer_depth",
+            )?,
+        }),
+        Some(FeaturePyramidOneof::Bifpn(_)) => Err(unsupported(FIELD, "bifpn", "fpn is supported")),
+    }
 }
 
 fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
@@ -103,14 +144,18 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
         .box_predictor
         .as_ref()
         .and_then(|predictor| predictor.box_predictor_oneof.as_ref());
-    let predictor = predictor.ok_or_else(|| missing(FIELD, "convolutional_box_predictor { … }"))?;
-    let box_predictor::BoxPredictorOneof::ConvolutionalBoxPredictor(message) = predictor else {
-        return Err(unsupported(
+    match predictor.ok_or_else(|| missing(FIELD, "convolutional_box_predictor { … }"))? {
+        BoxPredictorOneof::ConvolutionalBoxPredictor(message) => per_map(message),
+        BoxPredictorOneof::WeightSharedConvolutionalBoxPredictor(message) => shared(message),
+        _ => Err(unsupported(
             FIELD,
             "another predictor",
-            "convolutional_box_predictor is supported",
-        ));
-    };
+            "convolutional_box_predictor and weight_shared_convolutional_box_predictor are supported",
+        )),
+    }
+}
+
+fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
     let others = [
         (
             "convolutional_box_predictor.use_dropout",
@@ -118,18 +163,8 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
             "write use_dropout: false",
         ),
         (
-            "convolutional_box_predictor.use_depthwise",
-            message.use_depthwise(),
-            "this is not supported",
-        ),
-        (
             "convolutional_box_predictor.apply_sigmoid_to_scores",
             message.apply_sigmoid_to_scores(),
-            "this is not supported",
-        ),
-        (
-            "convolutional_box_predictor.box_encodings_clip_range",
-            message.box_encodings_clip_range.is_some(),
             "this is not supported",
         ),
     ];
@@ -144,6 +179,7 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
         "it must be 4",
     )?;
     let layers = message.num_layers_before_predictor();
+    let range = message.box_encodings_clip_range.as_ref();
     Ok(PredictorConfig {
         hyperparams: hyperparams(
             message.conv_hyperparams.as_ref(),
@@ -154,13 +190,88 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
         min_depth: count(message.min_depth(), "convolutional_box_predictor.min_depth")?,
         max_depth: count(message.max_depth(), "convolutional_box_predictor.max_depth")?,
         class_prediction_bias_init: message.class_prediction_bias_init(),
+        use_depthwise: message.use_depthwise(),
+        box_encodings_clip_range: range.map(|range| clip_range(range.min(), range.max())).transpose()?,
+        ..PredictorConfig::default()
     })
+}
+
+fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
+    use pb::weight_shared_convolutional_box_predictor::ScoreConverter;
+    let others = [
+        (
+            "weight_shared_convolutional_box_predictor.use_dropout",
+            message.use_dropout(),
+            "write use_dropout: false",
+        ),
+        (
+            "weight_shared_convolutional_box_predictor.score_converter",
+            message.score_converter() != ScoreConverter::Identity,
+            "use post_processing.score_converter",
+        ),
+        (
+            "weight_shared_convolutional_box_predictor.apply_conv_hyperparams_to_heads",
+            message.apply_conv_hyperparams_to_heads() || message.apply_conv_hyperparams_pointwise(),
+            "only the reference's keras models know this; leave it out",
+        ),
+    ];
+    others
+        .into_iter()
+        .try_for_each(|(field, set, hint)| require(!set, field, "set", hint))?;
+    let code_size = message.box_code_size();
+    require(
+        code_size == 4,
+        "weight_shared_convolutional_box_predictor.box_code_size",
+        code_size,
+        "it must be 4",
+    )?;
+    let layers = message.num_layers_before_predictor();
+    let depth = count(message.depth(), "weight_shared_convolutional_box_predictor.depth")?;
+    require(
+        depth > 0 || layers == 0,
+        "weight_shared_convolutional_box_predictor.depth",
+        depth,
+        "the towers need channels, for example depth: 256",
+    )?;
+    let range = message.box_encodings_clip_range.as_ref();
+    Ok(PredictorConfig {
+        kind: PredictorKind::Shared,
+        hyperparams: hyperparams(
+            message.conv_hyperparams.as_ref(),
+            "weight_shared_convolutional_box_predictor.conv_hyperparams",
+        )?,
+        kernel_size: count(
+            message.kernel_size(),
+            "weight_shared_convolutional_box_predictor.kernel_size",
+        )?,
+        num_layers_before_predictor: count(
+            layers,
+            "weight_shared_convolutional_box_predictor.num_layers_before_predictor",
+        )?,
+        depth,
+        class_prediction_bias_init: message.class_prediction_bias_init(),
+        use_depthwise: message.use_depthwise(),
+        share_prediction_tower: message.share_prediction_tower(),
+        box_encodings_clip_range: range.map(|range| clip_range(range.min(), range.max())).transpose()?,
+        ..PredictorConfig::default()
+    })
+}
+
+fn clip_range(min: f32, max: f32) -> Result<(f32, f32), Error> {
+    require(
+        min < max,
+        "box_encodings_clip_range",
+        format!("{min} to {max}"),
+        "min must be below max",
+    )?;
+    Ok((min, max))
 }
 
 fn hyperparams(message: Option<&pb::Hyperparams>, field: &'static str) -> Result<Hyperparams, Error> {
     let message = message.ok_or_else(|| missing(field, "conv_hyperparams { … }"))?;
     Ok(Hyperparams {
         regularizer: regularizer(message),
+        regularize_depthwise: true,
         initializer: initializer(message, field)?,
         activation: match message.activation() {
             hyperparams::Activation::None => Activation::None,

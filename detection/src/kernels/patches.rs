@@ -3,11 +3,22 @@
 use super::isa::Isa;
 use super::rows::{Activation, activate};
 
-/// A square window over an image with TensorFlow's `SAME` padding.
+/// How a window meets the image's edges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// TensorFlow's `SAME`: as many zeros as the output size needs, the larger half after the image.
+    Same,
+    /// The reference's `use_explicit_padding` and `conv2d_same`: `(kernel - 1) / 2` zeros before, whatever the size. As many outputs as `SAME`.
+    Explicit,
+    /// No zeros: only windows that lie inside the image.
+    Valid,
+}
+
+/// A window that slides over an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Rows and columns of the window.
-    pub kernel: usize,
+    pub kernel: (usize, usize),
     /// Pixels from one window to the next.
     pub stride: usize,
     /// Input height and width.
@@ -19,36 +30,52 @@ pub struct Window {
 }
 
 impl Window {
-    /// `SAME`: the output has `ceil(input / stride)` pixels, and odd padding puts the larger part after.
-    pub(crate) fn same(kernel: usize, stride: usize, input: (usize, usize)) -> Self {
-        let along = |size: usize| {
+    /// A window with a given padding; `None` if none fits.
+    pub(crate) fn new(
+        kernel: (usize, usize),
+        stride: usize,
+        padding: Padding,
+        input: (usize, usize),
+    ) -> Option<Self> {
+        let along = |size: usize, kernel: usize| {
             let out = size.div_ceil(stride);
-            let padding = (out.saturating_sub(1) * stride + kernel).saturating_sub(size);
-            (out, padding / 2)
+            Some(match padding {
+                Padding::Same => {
+                    let zeros = (out.saturating_sub(1) * stride + kernel).saturating_sub(size);
+                    (out, zeros / 2)
+                }
+                Padding::Explicit => (out, (kernel - 1) / 2),
+                Padding::Valid => (size.checked_sub(kernel)? / stride + 1, 0),
+            })
         };
-        let ((oh, top), (ow, left)) = (along(input.0), along(input.1));
-        Self {
+        let ((oh, top), (ow, left)) = (along(input.0, kernel.0)?, along(input.1, kernel.1)?);
+        Some(Self {
             kernel,
             stride,
             input,
             output: (oh, ow),
             before: (top, left),
-        }
+        })
+    }
+
+    /// Elements of the window.
+    pub(crate) fn area(&self) -> usize {
+        self.kernel.0 * self.kernel.1
     }
 
     /// Whether the patches are the input itself.
     pub(crate) fn pointwise(&self) -> bool {
-        self.kernel == 1 && self.stride == 1
+        self.kernel == (1, 1) && self.stride == 1
     }
 
     /// Padding after the last row and after the last column.
     pub fn after(&self) -> (usize, usize) {
-        let along = |out: usize, input: usize, before: usize| {
-            (out.saturating_sub(1) * self.stride + self.kernel).saturating_sub(input + before)
+        let along = |out: usize, kernel: usize, input: usize, before: usize| {
+            (out.saturating_sub(1) * self.stride + kernel).saturating_sub(input + before)
         };
         (
-            along(self.output.0, self.input.0, self.before.0),
-            along(self.output.1, self.input.1, self.before.1),
+            along(self.output.0, self.kernel.0, self.input.0, self.before.0),
+            along(self.output.1, self.kernel.1, self.input.1, self.before.1),
         )
     }
 
@@ -69,7 +96,8 @@ impl Window {
     }
 }
 
-/// Patches of three-channel images, `multiplier * x + offset` with zero padding after it; rows of `width >= kernel² * 3`, the rest zero.
+/// Patches of three-channel images, `multiplier * x + offset` (an offset a channel) with zero padding after it; rows of `width >= area * 3`,
+/// the rest zero.
 ///
 /// # Safety
 /// `out` holds `count` rows of `ldo >= width`, `images` the whole batch.
@@ -77,19 +105,19 @@ pub(crate) unsafe fn from_images(
     window: &Window,
     (first, count): (usize, usize),
     images: *const f32,
-    (multiplier, offset): (f32, f32),
+    (multiplier, offset): (f32, [f32; 3]),
     out: *mut f32,
     (width, ldo): (usize, usize),
 ) {
     let (h, w) = window.input;
-    let k = window.kernel;
+    let (rows, k) = window.kernel;
     for i in 0..count {
         let (n, oy, ox) = window.place(first + i);
         unsafe {
             let row = out.add(i * ldo);
             let x0 = (ox * window.stride) as isize - window.before.1 as isize;
             let whole = x0 >= 0 && x0 as usize + k <= w;
-            for ky in 0..k {
+            for ky in 0..rows {
                 let to = row.add(ky * k * 3);
                 let iy = (oy * window.stride + ky) as isize - window.before.0 as isize;
                 if iy < 0 || iy as usize >= h {
@@ -98,14 +126,16 @@ pub(crate) unsafe fn from_images(
                     let line = images.add((n * h + iy as usize) * w * 3);
                     if whole {
                         let from = line.add(x0 as usize * 3);
-                        for j in 0..k * 3 {
-                            *to.add(j) = *from.add(j) * multiplier + offset;
+                        for kx in 0..k {
+                            for (c, offset) in offset.iter().enumerate() {
+                                *to.add(kx * 3 + c) = *from.add(kx * 3 + c) * multiplier + offset;
+                            }
                         }
                     } else {
                         for kx in 0..k {
                             let ix = x0 + kx as isize;
                             let inside = ix >= 0 && (ix as usize) < w;
-                            for c in 0..3 {
+                            for (c, offset) in offset.iter().enumerate() {
                                 *to.add(kx * 3 + c) = if inside {
                                     *line.add(ix as usize * 3 + c) * multiplier + offset
                                 } else {
@@ -116,15 +146,15 @@ pub(crate) unsafe fn from_images(
                     }
                 }
             }
-            row.add(k * k * 3).write_bytes(0, width - k * k * 3);
+            row.add(rows * k * 3).write_bytes(0, width - rows * k * 3);
         }
     }
 }
 
-/// Patches of an activated feature map: rows `[kernel, kernel, channels]` of `clamp(scale * y + shift)`, zero outside.
+/// Patches of an activated feature map: rows `[window, channels]` of `clamp(scale * y + shift)`, zero outside.
 ///
 /// # Safety
-/// `y` holds the batch, `out` holds `count` rows of `ldo >= kernel² * channels`.
+/// `y` holds the batch, `out` holds `count` rows of `ldo >= area * channels`.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn from_features(
     isa: Isa,
@@ -141,10 +171,10 @@ pub(crate) unsafe fn from_features(
         return;
     }
     let (h, w) = window.input;
-    let k = window.kernel;
+    let (rows, k) = window.kernel;
     for i in 0..count {
         let (n, oy, ox) = window.place(first + i);
-        for ky in 0..k {
+        for ky in 0..rows {
             let iy = (oy * window.stride + ky) as isize - window.before.0 as isize;
             for kx in 0..k {
                 let ix = (ox * window.stride + kx) as isize - window.before.1 as isize;
@@ -162,7 +192,7 @@ pub(crate) unsafe fn from_features(
     }
 }
 
-/// Gradient of one row of a feature map from the gradients of the patches (`[batch * outputs, kernel, kernel, channels]`, dense).
+/// Gradient of one row of a feature map from the gradients of the patches (`[batch * outputs, window, channels]`, dense).
 ///
 /// # Safety
 /// `patches` holds the batch, `out` holds one row of `channels` a pixel.
@@ -173,11 +203,11 @@ pub(crate) unsafe fn gather_row(
     patches: *const f32,
     out: *mut f32,
 ) {
-    let k = window.kernel;
+    let (rows, k) = window.kernel;
     let (oh, ow) = window.output;
     unsafe {
         out.write_bytes(0, window.input.1 * channels);
-        for ky in 0..k {
+        for ky in 0..rows {
             let Some(y) = (iy + window.before.0).checked_sub(ky) else {
                 continue;
             };
@@ -194,7 +224,7 @@ pub(crate) unsafe fn gather_row(
                         continue;
                     }
                     let pixel = (image * oh + oy) * ow + x / window.stride;
-                    let from = patches.add(pixel * k * k * channels + (ky * k + kx) * channels);
+                    let from = patches.add(pixel * rows * k * channels + (ky * k + kx) * channels);
                     let to = out.add(ix * channels);
                     for c in 0..channels {
                         *to.add(c) += *from.add(c);

@@ -4,11 +4,11 @@
 //! layer's activation), together with the sums that the gradient of that layer's normalisation needs.
 
 use super::blocks::{ImageBlocks, RowBlocks, leading};
-use super::buffers::{Buffers, dz_place, grow};
+use super::buffers::{Buffers, grow};
 use super::config::Regularizer;
 use super::forward::{Context, activated_row, weight_rows};
 use super::norm;
-use super::plan::{Layer, Operation, Source};
+use super::plan::{Layer, Part, Source};
 use super::ring::Ring;
 use crate::kernels::parallel::{Shared, line, scratch};
 use crate::kernels::patches::gather_row;
@@ -25,15 +25,15 @@ pub(crate) struct OutputGradients<'a> {
 
 /// Where the gradient of a layer's input goes.
 #[derive(Clone, Copy)]
-enum Sink {
+pub(crate) enum Sink {
     /// The images need none.
     Nowhere,
-    /// Kept until the input's other reader adds its own.
-    Side { side: Shared, channels: usize },
-    /// Through the input's activation.
+    /// Kept until the input's other readers have added theirs; whether it is the first.
+    Kept { dz: Shared, channels: usize, first: bool },
+    /// Through the input's activation, together with what is kept.
     Through {
         through: Through,
-        side: Option<Shared>,
+        kept: bool,
         dz: Shared,
         sums: Shared,
     },
@@ -41,7 +41,7 @@ enum Sink {
 
 /// The layer whose activation a gradient passes.
 #[derive(Clone, Copy)]
-struct Through {
+pub(crate) struct Through {
     y: Shared,
     at: usize,
     channels: usize,
@@ -58,7 +58,7 @@ impl Sink {
     ///
     /// # Safety
     /// One task a slot.
-    unsafe fn begin(&self, slot: usize) {
+    pub(crate) unsafe fn begin(&self, slot: usize) {
         if let Self::Through { through, sums, .. } = self {
             let channels = through.channels;
             unsafe { sums.at(slot * 2 * channels, 2 * channels).write_bytes(0, 2 * channels) };
@@ -69,25 +69,38 @@ impl Sink {
     ///
     /// # Safety
     /// One task a slot and pixel.
-    unsafe fn take(&self, isa: Isa, slot: usize, (first, count): (usize, usize), da: *const f32, ldd: usize) {
+    pub(crate) unsafe fn take(&self, isa: Isa, slot: usize, (first, count): (usize, usize), da: *const f32, ldd: usize) {
         match self {
             Self::Nowhere => {}
-            Self::Side { side, channels } => unsafe {
-                let to = side.at(first * channels, count * channels);
+            Self::Kept {
+                dz,
+                channels,
+                first: true,
+            } => unsafe {
+                let to = dz.at(first * channels, count * channels);
                 for row in 0..count {
                     std::ptr::copy_nonoverlapping(da.add(row * ldd), to.add(row * channels), *channels);
                 }
             },
+            Self::Kept { dz, channels, .. } => unsafe {
+                let to = dz.at(first * channels, count * channels);
+                for row in 0..count {
+                    let from = std::slice::from_raw_parts(da.add(row * ldd), *channels);
+                    let to = std::slice::from_raw_parts_mut(to.add(row * channels), *channels);
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                }
+            },
             Self::Through {
                 through,
-                side,
+                kept,
                 dz,
                 sums,
             } => {
                 let channels = through.channels;
                 let (start, len) = (first * channels, count * channels);
                 unsafe {
-                    let side = side.map_or(std::ptr::null(), |side| side.at(start, len).cast_const());
+                    let dz = dz.at(start, len);
+                    let side = if *kept { dz.cast_const() } else { std::ptr::null() };
                     let y = through.y.at(through.at + start, len);
                     let sums = sums.at(slot * 2 * channels, 2 * channels);
                     mask(
@@ -100,7 +113,7 @@ impl Sink {
                         y,
                         through.act,
                         through.mean,
-                        dz.at(start, len),
+                        dz,
                         sums,
                     );
                 }
@@ -113,30 +126,43 @@ impl Context<'_> {
     /// Computes the gradients of layer `i`'s variables and passes the gradient on to its input.
     pub(crate) fn layer_backward(&self, i: usize, buffers: &mut Buffers, from: OutputGradients, grads: &mut [f32]) {
         let layer = &self.plan.layers[i];
+        if layer.idle() {
+            self.no_gradient(i, layer, buffers);
+        }
         if layer.head.is_none() {
             let count = self.batch * layer.window.outputs();
             let (sums, blocks) = (&buffers.sums[i], buffers.blocks[i]);
             norm::backward(layer, self.params, sums, blocks, count, &mut buffers.norms[i], grads);
         }
-        match layer.operation {
-            Operation::Convolution => self.convolution_backward(i, layer, buffers, from, grads),
-            Operation::Depthwise => self.depthwise_backward(i, layer, buffers, grads),
+        if layer.dense() {
+            self.convolution_backward(i, layer, buffers, from, grads);
+        } else if layer.weights.is_empty() {
+            self.junction_backward(i, layer, buffers);
+        } else {
+            self.depthwise_backward(i, layer, buffers, grads);
         }
     }
 
-    /// Where the input's gradient goes; `slots` blocks will write its sums.
-    fn sink(&self, i: usize, layer: &Layer, buffers: &mut Buffers, slots: usize) -> Sink {
-        let Source::Layer(source) = layer.source else {
-            return Sink::Nowhere;
-        };
+    /// Where the gradient that layer `i` passes on to its first input goes.
+    fn sink_of(&self, i: usize, layer: &Layer, buffers: &mut Buffers, slots: usize) -> Sink {
+        match layer.source {
+            Source::Image => Sink::Nowhere,
+            Source::Layer(source) => self.sink(i, source, buffers, slots),
+        }
+    }
+
+    /// Where the gradient that layer `i` passes on to layer `source` goes; `slots` blocks will write its sums.
+    pub(crate) fn sink(&self, i: usize, source: usize, buffers: &mut Buffers, slots: usize) -> Sink {
         let input = &self.plan.layers[source];
         let channels = input.padded_outputs();
         let len = self.batch * input.window.outputs() * channels;
         // Later layers come first on the way back, so the first reader is the last to contribute.
         if input.readers.first() != Some(&i) {
-            return Sink::Side {
-                side: Shared::new(&mut buffers.side[source][..len]),
+            let place = buffers.dz_of[source];
+            return Sink::Kept {
+                dz: Shared::new(&mut buffers.dz[place][..len]),
                 channels,
+                first: input.readers.last() == Some(&i),
             };
         }
         buffers.blocks[source] = slots;
@@ -149,11 +175,11 @@ impl Context<'_> {
             act: state.activation(input.limits),
             mean: state.mean().as_ptr(),
         };
-        let side = (input.readers.len() > 1).then(|| Shared::new(&mut buffers.side[source][..len]));
-        let dz = Shared::new(&mut buffers.dz[dz_place(input, source)][..len]);
+        let place = buffers.dz_of[source];
+        let dz = Shared::new(&mut buffers.dz[place][..len]);
         Sink::Through {
             through,
-            side,
+            kept: input.readers.len() > 1,
             dz,
             sums: Shared::new(&mut buffers.sums[source]),
         }
@@ -175,7 +201,7 @@ impl Context<'_> {
         let images = ImageBlocks::new(self.batch, layer.window.input.0);
         let wanted = layer.source != Source::Image;
         let slots = if pointwise { blocks.blocks() } else { images.count() };
-        let sink = self.sink(i, layer, buffers, slots);
+        let sink = self.sink_of(i, layer, buffers, slots);
         if wanted {
             self.pack(layer, buffers, true);
             if !pointwise {
@@ -189,7 +215,11 @@ impl Context<'_> {
             Shared::empty()
         };
         let (y, y_at) = (Shared::of(&buffers.y), buffers.y_at[i]);
-        let dz = Shared::of(&buffers.dz[dz_place(layer, i)]);
+        let dz = if layer.head.is_some() {
+            Shared::empty()
+        } else {
+            Shared::of(&buffers.dz[buffers.dz_of[i]])
+        };
         let k = Coefficients(buffers.norms[i].gradient());
         let reader = self.reader(layer, buffers);
         let packed = Shared::of(&buffers.packed);
@@ -290,24 +320,26 @@ impl Context<'_> {
         let (patch, columns) = (layer.patch(), layer.padded_outputs());
         let part = patch * columns;
         for weights in &layer.weights {
-            let rows: Vec<(usize, usize)> = weight_rows(layer, weights).collect();
-            let params = &self.params[weights.offset..weights.offset + rows.len() * weights.columns];
-            let out = Shared::new(&mut grads[weights.offset..weights.offset + rows.len() * weights.columns]);
-            let step = (16_384 / weights.columns.max(1)).max(1);
+            let (len, rows) = weight_rows(layer, weights);
+            let rows: Vec<(usize, usize, usize)> = rows.collect();
+            let params = &self.params[weights.offset..weights.offset + rows.len() * len];
+            let out = Shared::new(&mut grads[weights.offset..weights.offset + rows.len() * len]);
+            let step = (16_384 / len.max(1)).max(1);
             self.pool.each(rows.len().div_ceil(step), |task| {
-                for &(k, at) in &rows[task * step..((task + 1) * step).min(rows.len())] {
-                    let start = k * weights.columns;
+                for &(k, at, column) in &rows[task * step..((task + 1) * step).min(rows.len())] {
+                    let start = k * len;
                     // SAFETY: each row of the variable belongs to one task.
-                    let out =
-                        unsafe { std::slice::from_raw_parts_mut(out.at(start, weights.columns), weights.columns) };
-                    let from = at * columns + weights.first;
-                    out.copy_from_slice(&partials[from..from + weights.columns]);
-                    for group in 1..groups {
+                    let out = unsafe { std::slice::from_raw_parts_mut(out.at(start, len), len) };
+                    let from = at * columns + column;
+                    if !weights.adds {
+                        out.copy_from_slice(&partials[from..from + len]);
+                    }
+                    for group in usize::from(!weights.adds)..groups {
                         let from = group * part + from;
-                        let partial = &partials[from..from + weights.columns];
+                        let partial = &partials[from..from + len];
                         out.iter_mut().zip(partial).for_each(|(sum, x)| *sum += x);
                     }
-                    penalise(weights.regularizer, &params[start..start + weights.columns], out);
+                    penalise(weights.regularizer, &params[start..start + len], out);
                 }
             });
         }
@@ -333,11 +365,11 @@ impl Context<'_> {
             // SAFETY: the caller's promise.
             let row = unsafe { std::slice::from_raw_parts_mut(out.add(i * ldo), columns) };
             row[layer.outputs..].fill(0.0);
-            for (weights, (source, width)) in layer
-                .weights
-                .iter()
-                .zip([(from.boxes, 4), (from.classes, from.columns)])
-            {
+            for (weights, part) in layer.weights.iter().zip(head.parts) {
+                let (source, width) = match part {
+                    Part::Boxes => (from.boxes, 4),
+                    Part::Classes => (from.classes, from.columns),
+                };
                 let start = anchor * width;
                 row[weights.first..weights.first + weights.columns]
                     .copy_from_slice(&source[start..start + weights.columns]);
@@ -355,11 +387,11 @@ impl Context<'_> {
         let (top, left) = (window.before.0 as isize, window.before.1);
         let columns = ((ow - 1) * stride + 3).max(left + w);
         let blocks = ImageBlocks::new(self.batch, oh);
-        let sink = self.sink(i, layer, buffers, blocks.count());
+        let sink = self.sink_of(i, layer, buffers, blocks.count());
         grow(&mut buffers.partials, blocks.count() * 9 * channels);
         let (y, x_at, y_at) = (Shared::of(&buffers.y), buffers.y_at[source], buffers.y_at[i]);
         let act = buffers.norms[source].activation(self.plan.layers[source].limits);
-        let dz = Shared::of(&buffers.dz[dz_place(layer, i)]);
+        let dz = Shared::of(&buffers.dz[buffers.dz_of[i]]);
         let k = Coefficients(buffers.norms[i].gradient());
         let taps = Shared::of(&buffers.dense);
         let partials = Shared::new(&mut buffers.partials);
@@ -452,7 +484,9 @@ impl Context<'_> {
                     .zip(partial)
                     .for_each(|(total, &x)| *total += f64::from(x));
             }
-            out.iter_mut().zip(totals).for_each(|(out, total)| *out = total as f32);
+            for (out, total) in out.iter_mut().zip(totals) {
+                *out = total as f32 + if weights.adds { *out } else { 0.0 };
+            }
             penalise(weights.regularizer, &self.params[at..at + layer.outputs], out);
         }
     }
@@ -491,7 +525,7 @@ fn head_biases(layer: &Layer, sums: &[f32], blocks: usize, grads: &mut [f32]) {
             let total: f64 = (0..blocks)
                 .map(|block| f64::from(sums[block * 2 * columns + column]))
                 .sum();
-            grads[bias + j] = total as f32;
+            grads[bias + j] = total as f32 + if weights.adds { grads[bias + j] } else { 0.0 };
         }
     }
 }

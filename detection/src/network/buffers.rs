@@ -70,10 +70,12 @@ pub(crate) struct Buffers {
     pub(crate) y: Vec<f32>,
     /// Where each layer's begins.
     pub(crate) y_at: Vec<usize>,
-    /// Gradients after normalisation: of the trunk's even and odd layers, then of the predictors' even and odd layers.
-    pub(crate) dz: [Vec<f32>; 4],
-    /// Gradient that a feature map gets from its predictor, before the activation.
-    pub(crate) side: Vec<Vec<f32>>,
+    /// Gradients of layers after normalisation; while several readers contribute, the sum so far of those before the activation.
+    pub(crate) dz: Vec<Vec<f32>>,
+    /// Which of them each layer's is: never one that is still needed.
+    pub(crate) dz_of: Vec<usize>,
+    /// Of each value of a maximum, which pixel of the window it was.
+    pub(crate) winners: Vec<Vec<f32>>,
     /// Per-block sums of a layer: of its statistics on the way forward, of its gradient on the way back.
     pub(crate) sums: Vec<Vec<f32>>,
     /// How many blocks wrote them.
@@ -110,7 +112,8 @@ impl Buffers {
                 .iter()
                 .map(|layer| NormState::new(layer.padded_outputs()))
                 .collect(),
-            side: vec![Vec::new(); count],
+            winners: vec![Vec::new(); count],
+            dz_of: places(plan),
             sums: vec![Vec::new(); count],
             blocks: vec![0; count],
             ..Self::default()
@@ -139,15 +142,13 @@ impl Buffers {
 
     /// Makes room for a backward pass over as many images.
     pub(crate) fn for_backward(&mut self, plan: &Plan, batch: usize) -> Result<(), Error> {
-        let mut largest = [0; 4];
+        let mut largest = vec![0; self.dz_of.iter().max().map_or(0, |last| last + 1)];
         for (i, layer) in plan.layers.iter().enumerate().filter(|(_, layer)| layer.head.is_none()) {
             let own = elements(layer, batch).ok_or(Error::TooLarge { batch })?;
-            let place = dz_place(layer, i);
+            let place = self.dz_of[i];
             largest[place] = largest[place].max(own);
-            if layer.readers.len() > 1 {
-                grow(&mut self.side[i], own);
-            }
         }
+        self.dz.resize(largest.len(), Vec::new());
         for (buffer, len) in self.dz.iter_mut().zip(largest) {
             grow(buffer, len);
         }
@@ -155,7 +156,57 @@ impl Buffers {
     }
 }
 
-/// Which of [`Buffers::dz`] holds the gradient of layer `i`: neighbours never share one.
-pub(crate) fn dz_place(layer: &Layer, i: usize) -> usize {
-    if layer.trunk { i % 2 } else { 2 + i % 2 }
+/// Gives each layer's gradient a place from when its last reader makes it until the layer itself has used it. Of the free places the smallest
+/// that is large enough, else the largest.
+fn places(plan: &Plan) -> Vec<usize> {
+    let size = |i: usize| plan.layers[i].window.outputs() * plan.layers[i].padded_outputs();
+    let mut places = vec![usize::MAX; plan.layers.len()];
+    let mut sizes: Vec<usize> = Vec::new();
+    let mut free: Vec<usize> = Vec::new();
+    let mut take = |layer: usize, free: &mut Vec<usize>| {
+        let wanted = size(layer);
+        let fit = |&&place: &&usize| (sizes[place] < wanted, sizes[place].abs_diff(wanted), place);
+        let place = free.iter().min_by_key(fit).copied().unwrap_or_else(|| {
+            sizes.push(0);
+            sizes.len() - 1
+        });
+        free.retain(|&other| other != place);
+        sizes[place] = sizes[place].max(wanted);
+        place
+    };
+    for (i, layer) in plan.layers.iter().enumerate().rev() {
+        for of in std::iter::once(i).filter(|_| layer.head.is_none()).chain(layer.sources()) {
+            if places[of] == usize::MAX {
+                places[of] = take(of, &mut free);
+            }
+        }
+        if layer.head.is_none() {
+            free.push(places[i]);
+        } else {
+            places[i] = 0;
+        }
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{NetworkConfig, plan::plan};
+
+    #[test]
+    fn no_two_gradients_in_use_share_a_place() {
+        let plan = plan(&NetworkConfig::ssd_mobilenet_v1(3)).unwrap();
+        let places = places(&plan);
+        // From its last reader down to itself.
+        let used = |i: usize| i..=plan.layers[i].readers.last().copied().unwrap_or(i);
+        let layers = || (0..plan.layers.len()).filter(|&i| plan.layers[i].head.is_none());
+        for i in layers() {
+            for j in layers().filter(|&j| j > i && places[j] == places[i]) {
+                assert!(!used(i).contains(used(j).start()) && !used(j).contains(used(i).start()), "{i} and {j}");
+            }
+        }
+        // A chain needs two, feature maps on the way one more each.
+        assert!(places.iter().max().unwrap() < &9, "{places:?}");
+    }
 }

@@ -2,35 +2,42 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Settings of an SSD with MobileNet v1. Meanings and defaults are those of the Object Detection API's messages of like names.
+/// Settings of an SSD. Meanings and defaults are those of the Object Detection API's messages of like names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkConfig {
+    /// `feature_extractor.type`: a name in [`super::extractors::ALL`].
+    pub extractor: String,
     /// Classes without the background.
     pub num_classes: usize,
     /// `feature_extractor.depth_multiplier`
     pub depth_multiplier: f64,
     /// `feature_extractor.min_depth`: channels never fall below this.
     pub min_depth: usize,
-    /// Input height in pixels, at least [`MIN_IMAGE_SIZE`].
+    /// Input height in pixels.
     pub image_height: usize,
-    /// Input width in pixels, at least [`MIN_IMAGE_SIZE`].
+    /// Input width in pixels.
     pub image_width: usize,
-    /// Of the layers `Conv2d_0` to `Conv2d_13_pointwise`; slim's own unless `override_base_feature_extractor_hyperparams` is set.
+    /// `feature_extractor.pad_to_multiple`: images are filled up with zeros at the bottom and on the right.
+    pub pad_to_multiple: usize,
+    /// `feature_extractor.use_explicit_padding`
+    pub use_explicit_padding: bool,
+    /// `feature_extractor.use_depthwise`: extra layers are separable convolutions.
+    pub use_depthwise: bool,
+    /// `feature_extractor.fpn`
+    pub fpn: Fpn,
+    /// Of the base network; slim's own unless `override_base_feature_extractor_hyperparams` is set.
     pub base: Hyperparams,
     /// Of the extra feature layers: `feature_extractor.conv_hyperparams`.
     pub extra: Hyperparams,
-    /// `convolutional_box_predictor`
+    /// `box_predictor`
     pub predictor: PredictorConfig,
-    /// Anchors at each location of each feature map; its length (2 to 6) is the number of feature maps.
+    /// Anchors at each location of each feature map; its length is the number of feature maps.
     pub anchors_per_location: Vec<usize>,
     /// What the images given to [`super::Network::forward`] hold.
     pub input: InputRange,
     /// Compute threads; `None`: what `COATI_THREADS` says, otherwise one a core.
     pub threads: Option<usize>,
 }
-
-/// Images narrower or lower than this are refused, as by the reference.
-pub const MIN_IMAGE_SIZE: usize = 33;
 
 impl NetworkConfig {
     /// `ssd_mobilenet_v1` as in the Object Detection API's sample: 300 x 300, full depth, slim's settings for the base.
@@ -43,11 +50,16 @@ impl NetworkConfig {
             ..Hyperparams::mobilenet_v1()
         };
         Self {
+            extractor: "ssd_mobilenet_v1".to_owned(),
             num_classes,
             depth_multiplier: 1.0,
             min_depth: 16,
             image_height: 300,
             image_width: 300,
+            pad_to_multiple: 1,
+            use_explicit_padding: false,
+            use_depthwise: false,
+            fpn: Fpn::default(),
             base: Hyperparams::mobilenet_v1(),
             predictor: PredictorConfig {
                 hyperparams: extra.clone(),
@@ -61,23 +73,55 @@ impl NetworkConfig {
     }
 }
 
+/// `feature_extractor.fpn`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fpn {
+    /// The largest map's: its side is the image's by 2 to the power of it.
+    pub min_level: usize,
+    /// The smallest map's.
+    pub max_level: usize,
+    /// Channels of the maps, before `depth_multiplier`.
+    pub additional_layer_depth: usize,
+}
+
+impl Default for Fpn {
+    fn default() -> Self {
+        Self {
+            min_level: 3,
+            max_level: 7,
+            additional_layer_depth: 256,
+        }
+    }
+}
+
 /// Range of the input's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InputRange {
-    /// 0 to 255: the first layer reads them as `2 / 255 * x - 1`.
+    /// 0 to 255: the first layer reads them as the feature extractor does.
     Bytes,
-    /// Already between -1 and 1.
+    /// As the feature extractor reads them.
     Normalised,
 }
 
-/// The convolutional box predictor.
+/// Which box predictor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PredictorKind {
+    /// `convolutional_box_predictor`: each feature map has its own.
+    PerMap,
+    /// `weight_shared_convolutional_box_predictor`: one for all feature maps.
+    Shared,
+}
+
+/// The box predictor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictorConfig {
+    /// Which.
+    pub kind: PredictorKind,
     /// Of its convolutions; batch norm and activation govern only the layers before the predictors.
     pub hyperparams: Hyperparams,
     /// Window of the predictors.
     pub kernel_size: usize,
-    /// 1x1 convolutions before the predictors of each feature map.
+    /// Layers before the predictors of each feature map: 1x1 convolutions, or those of the towers.
     pub num_layers_before_predictor: usize,
     /// Lower limit on the channels of those; with `max_depth` 0 there are none.
     pub min_depth: usize,
@@ -85,17 +129,30 @@ pub struct PredictorConfig {
     pub max_depth: usize,
     /// Initial bias of the class predictors.
     pub class_prediction_bias_init: f32,
+    /// Whether convolutions with a window are separable.
+    pub use_depthwise: bool,
+    /// Channels of the shared towers.
+    pub depth: usize,
+    /// Whether boxes and classes share one tower.
+    pub share_prediction_tower: bool,
+    /// Box encodings are limited to this interval.
+    pub box_encodings_clip_range: Option<(f32, f32)>,
 }
 
 impl Default for PredictorConfig {
     fn default() -> Self {
         Self {
+            kind: PredictorKind::PerMap,
             hyperparams: Hyperparams::mobilenet_v1(),
             kernel_size: 1,
             num_layers_before_predictor: 0,
             min_depth: 0,
             max_depth: 0,
             class_prediction_bias_init: 0.0,
+            use_depthwise: false,
+            depth: 0,
+            share_prediction_tower: false,
+            box_encodings_clip_range: None,
         }
     }
 }
@@ -103,8 +160,10 @@ impl Default for PredictorConfig {
 /// Settings of a group of convolutions: the message `Hyperparams`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hyperparams {
-    /// Penalty on the weights, those of depthwise convolutions included.
+    /// Penalty on the weights.
     pub regularizer: Regularizer,
+    /// Whether those of depthwise convolutions have it too.
+    pub regularize_depthwise: bool,
     /// First values of the weights.
     pub initializer: Initializer,
     /// After normalisation.
@@ -118,6 +177,7 @@ impl Hyperparams {
     pub fn mobilenet_v1() -> Self {
         Self {
             regularizer: Regularizer::L2 { weight: 0.000_04 },
+            regularize_depthwise: true,
             initializer: Initializer::TruncatedNormal {
                 mean: 0.0,
                 stddev: 0.09,

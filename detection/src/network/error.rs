@@ -15,11 +15,24 @@ pub enum Error {
     },
     /// The number of feature maps is not that of this feature extractor.
     #[error(
-        "{found} feature maps: ssd_mobilenet_v1 has 2 to 6\nhint: ssd_anchor_generator.num_layers is the number of feature maps"
+        "{found} feature maps: {extractor} has {} to {}\nhint: the anchor generator's num_layers (or levels) is the number of feature maps",
+        expected.start(), expected.end()
     )]
     FeatureMaps {
+        /// The feature extractor.
+        extractor: &'static str,
         /// What was asked for.
         found: usize,
+        /// What there may be.
+        expected: std::ops::RangeInclusive<usize>,
+    },
+    /// No feature extractor of this name.
+    #[error("feature_extractor.type {name:?} is not built\nhint: {known} are")]
+    Extractor {
+        /// Asked for.
+        name: String,
+        /// All that there are.
+        known: String,
     },
     /// A setting outside what makes sense.
     #[error("{setting} is {value}: {expected}")]

@@ -3,7 +3,7 @@
 use super::blocks::{ImageBlocks, RowBlocks, leading};
 use super::buffers::{Buffers, grow};
 use super::norm;
-use super::plan::{Head, Layer, Operation, Plan, Source, Weights};
+use super::plan::{Head, Layer, Operation, Part, Plan, Source, Weights};
 use super::ring::Ring;
 use crate::kernels::parallel::{Pool, Shared, line, scratch};
 use crate::kernels::patches::{from_features, from_images};
@@ -19,7 +19,7 @@ pub(crate) struct Context<'a> {
     pub(crate) params: &'a [f32],
     pub(crate) images: &'a [f32],
     /// `multiplier * x + offset` on the way in.
-    pub(crate) input: (f32, f32),
+    pub(crate) input: (f32, [f32; 3]),
     pub(crate) batch: usize,
     /// Whether batch norm uses the batch's statistics.
     pub(crate) training: bool,
@@ -42,9 +42,12 @@ impl Context<'_> {
 
     pub(crate) fn layer(&self, i: usize, buffers: &mut Buffers, outputs: Outputs) {
         let layer = &self.plan.layers[i];
-        match layer.operation {
-            Operation::Convolution => self.convolution(i, layer, buffers, outputs),
-            Operation::Depthwise => self.depthwise(i, layer, buffers),
+        if layer.dense() {
+            self.convolution(i, layer, buffers, outputs);
+        } else if layer.weights.is_empty() {
+            self.junction(i, layer, buffers);
+        } else {
+            self.depthwise(i, layer, buffers);
         }
         if layer.head.is_some() {
             return;
@@ -113,11 +116,11 @@ impl Context<'_> {
         let columns = layer.padded_outputs();
         for (i, row) in rows.chunks_exact(columns).take(count).enumerate() {
             let anchor = self.anchor(head, first + i, pixels);
-            for (weights, (to, width)) in layer
-                .weights
-                .iter()
-                .zip([(outputs.boxes, 4), (outputs.classes, outputs.columns)])
-            {
+            for (weights, part) in layer.weights.iter().zip(head.parts) {
+                let (to, width) = match part {
+                    Part::Boxes => (outputs.boxes, 4),
+                    Part::Classes => (outputs.classes, outputs.columns),
+                };
                 let from = &row[weights.first..weights.first + weights.columns];
                 // SAFETY: each pixel has its own anchors.
                 let out =
@@ -145,8 +148,11 @@ impl Context<'_> {
     pub(crate) fn pack(&self, layer: &Layer, buffers: &mut Buffers, transposed: bool) {
         let (patch, columns) = (layer.patch(), layer.padded_outputs());
         grow(&mut buffers.packed, patch * columns);
-        let area = layer.window.kernel * layer.window.kernel;
-        let exact = layer.weights.len() == 1 && area * layer.inputs == patch && layer.outputs == columns;
+        let area = layer.window.area();
+        let exact = layer.weights.len() == 1
+            && layer.operation == Operation::Convolution
+            && area * layer.inputs == patch
+            && layer.outputs == columns;
         let source = if exact {
             &self.params[layer.weights[0].offset..layer.weights[0].offset + patch * columns]
         } else {
@@ -154,10 +160,11 @@ impl Context<'_> {
             let dense = &mut buffers.dense[..patch * columns];
             dense.fill(0.0);
             for weights in &layer.weights {
-                for (k, to) in weight_rows(layer, weights) {
-                    let from = weights.offset + k * weights.columns;
-                    let at = to * columns + weights.first;
-                    dense[at..at + weights.columns].copy_from_slice(&self.params[from..from + weights.columns]);
+                let (len, rows) = weight_rows(layer, weights);
+                for (k, to, column) in rows {
+                    let from = weights.offset + k * len;
+                    let at = to * columns + column;
+                    dense[at..at + len].copy_from_slice(&self.params[from..from + len]);
                 }
             }
             &*dense
@@ -258,15 +265,21 @@ impl Context<'_> {
     }
 }
 
-/// Rows of a weight variable, and the rows of the padded matrix that they go to.
-pub(crate) fn weight_rows(layer: &Layer, weights: &Weights) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let (inputs, stored) = (layer.inputs, layer.padded_inputs());
-    let rows = if weights.columns == 0 {
-        0
-    } else {
-        layer.window.kernel * layer.window.kernel * inputs
-    };
-    (0..rows).map(move |row| (row, row / inputs * stored + row % inputs))
+/// The length of a weight variable's rows, and of each row its index and the row and column of the layer's matrix where it goes.
+pub(crate) fn weight_rows(
+    layer: &Layer,
+    weights: &Weights,
+) -> (usize, impl Iterator<Item = (usize, usize, usize)> + use<>) {
+    let (inputs, stored, first) = (layer.inputs, layer.padded_inputs(), weights.first);
+    let depthwise = layer.operation == Operation::Depthwise;
+    let len = if depthwise { layer.multiplier() } else { weights.columns };
+    let rows = if len == 0 { 0 } else { layer.window.area() * inputs };
+    let places = (0..rows).map(move |row| {
+        let channel = row % inputs;
+        let column = if depthwise { first + channel * len } else { first };
+        (row, row / inputs * stored + channel, column)
+    });
+    (len, places)
 }
 
 /// One row of an image, activated, with `left` columns of zeros before it and as many after it as make `columns`.

@@ -1,4 +1,4 @@
-//! SSD with MobileNet v1, forward and backward on CPUs.
+//! Single shot detectors' networks, forward and backward on CPUs.
 //!
 //! A [`Network`] is a function of a flat parameter vector (the concatenation of [`Network::variables`]) and of images: it owns no
 //! parameters, only the memory of a step, which it keeps from one step to the next. Results do not depend on the number of threads.
@@ -6,13 +6,18 @@
 mod backward;
 mod blocks;
 mod buffers;
+mod builder;
 mod config;
 mod error;
+pub mod extractors;
 mod forward;
 mod init;
+mod junctions;
 mod norm;
 pub mod plan;
+mod predictors;
 mod ring;
+mod shared_predictor;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +25,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 pub use config::{
-    Activation, BatchNorm, FanMode, Hyperparams, Initializer, InputRange, MIN_IMAGE_SIZE, NetworkConfig,
-    PredictorConfig, Regularizer,
+    Activation, BatchNorm, FanMode, Fpn, Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig,
+    PredictorKind, Regularizer,
 };
 pub use error::Error;
 
@@ -56,7 +61,7 @@ pub struct Outputs {
 pub struct LayerTime {
     /// The layer's variable scope.
     pub name: String,
-    /// `convolution`, `pointwise`, `depthwise` or `predictor`.
+    /// `convolution`, `pointwise`, `depthwise`, `predictor` or `junction` (without weights).
     pub kind: &'static str,
     /// Multiplications with additions in the forward pass for one image.
     pub multiply_adds: u64,
@@ -71,7 +76,7 @@ pub struct LayerTime {
 /// Is told the flat range of a layer's variables and their gradients, as soon as they are complete; what it changes stays.
 pub type Progress<'a> = &'a mut (dyn FnMut(Range<usize>, &mut [f32]) + Send);
 
-/// An SSD MobileNet v1. See the module.
+/// A network. See the module.
 #[derive(Debug)]
 pub struct Network {
     plan: Plan,
@@ -81,9 +86,10 @@ pub struct Network {
     times: Vec<LayerTime>,
     size: (usize, usize),
     columns: usize,
-    input: (f32, f32),
     /// Images of the last forward pass, if it was in training mode; their pixels are needed once more by the first layer.
     images: Option<Vec<f32>>,
+    /// Their box encodings, where those are limited: beyond the limits there is no gradient.
+    boxes: Vec<f32>,
 }
 
 impl Network {
@@ -97,10 +103,6 @@ impl Network {
         let plan = plan::plan(config)?;
         let pool = Pool::new(config.threads.unwrap_or_else(Pool::default_threads))?;
         let times = plan.layers.iter().map(layer_time).collect();
-        let input = match config.input {
-            InputRange::Bytes => (2.0 / 255.0, -1.0),
-            InputRange::Normalised => (1.0, 0.0),
-        };
         Ok(Self {
             buffers: Buffers::new(&plan),
             plan,
@@ -109,8 +111,8 @@ impl Network {
             times,
             size: (config.image_height, config.image_width),
             columns: config.num_classes + 1,
-            input,
             images: None,
+            boxes: Vec::new(),
         })
     }
 
@@ -174,6 +176,7 @@ impl Network {
             isa,
             buffers,
             times,
+            boxes,
             ..
         } = self;
         let training = mode == Mode::Train;
@@ -183,7 +186,7 @@ impl Network {
             isa: *isa,
             params,
             images,
-            input: self.input,
+            input: plan.input,
             batch,
             training,
         };
@@ -199,6 +202,10 @@ impl Network {
                 time.forward_s = start.elapsed().as_secs_f64();
             }
         });
+        if let Some((lo, hi)) = plan.clip {
+            outputs.box_encodings.iter_mut().for_each(|x| *x = x.clamp(lo, hi));
+            boxes.clone_from(&outputs.box_encodings);
+        }
         if training {
             kept.clear();
             kept.extend_from_slice(images);
@@ -239,6 +246,13 @@ impl Network {
             "batch x anchors x (num_classes + 1)",
         )?;
         self.buffers.for_backward(&self.plan, batch)?;
+        let clipped = self.plan.clip.map(|(lo, hi)| {
+            let slopes = d_box.iter().zip(&self.boxes);
+            slopes
+                .map(|(&d, &x)| if x > lo && x < hi { d } else { 0.0 })
+                .collect::<Vec<f32>>()
+        });
+        let d_box = clipped.as_deref().unwrap_or(d_box);
         let Self {
             plan,
             pool,
@@ -253,7 +267,7 @@ impl Network {
             isa: *isa,
             params,
             images: &images,
-            input: self.input,
+            input: plan.input,
             batch,
             training: true,
         };
@@ -268,7 +282,9 @@ impl Network {
                 context.layer_backward(i, buffers, from, grads);
                 time.backward_s = start.elapsed().as_secs_f64();
                 let done = plan.layers[i].flat.clone();
-                progress(done.clone(), &mut grads[done]);
+                if !done.is_empty() {
+                    progress(done.clone(), &mut grads[done]);
+                }
             }
         });
         self.images = Some(images);
@@ -286,7 +302,7 @@ impl Network {
                 layer.inputs
             };
             for weights in &layer.weights {
-                let len = layer.window.kernel * layer.window.kernel * inputs * weights.columns;
+                let len = layer.window.area() * inputs * weights.columns;
                 let values = params[weights.offset..weights.offset + len]
                     .iter()
                     .map(|&w| f64::from(w));
@@ -329,8 +345,13 @@ fn layer_time(layer: &plan::Layer) -> LayerTime {
             Operation::Depthwise => "depthwise",
             Operation::Convolution if window.pointwise() => "pointwise",
             Operation::Convolution => "convolution",
+            _ => "junction",
         },
-        multiply_adds: outputs * (window.kernel * window.kernel * inputs) as u64,
+        multiply_adds: if layer.weights.is_empty() {
+            0
+        } else {
+            outputs * (window.area() * inputs) as u64
+        },
         outputs,
         forward_s: 0.0,
         backward_s: 0.0,

@@ -79,8 +79,8 @@ pub(crate) fn backward(
     for c in 0..layer.outputs {
         let (sum, product) = (totals[c], totals[channels + c]);
         let Some(norm) = layer.norm else {
-            if let Some(bias) = layer.weights.first().and_then(|weights| weights.bias) {
-                grads[bias + c] = sum as f32;
+            if let Some((bias, adds)) = layer.weights.first().and_then(|weights| Some((weights.bias?, weights.adds))) {
+                grads[bias + c] = sum as f32 + if adds { grads[bias + c] } else { 0.0 };
             }
             state.k1_mut()[c] = 1.0;
             continue;

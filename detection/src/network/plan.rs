@@ -1,11 +1,15 @@
 //! The layers of a network in order, their shapes and their variables.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
-use coati_common::variables::{VariableKind, VariableSpec};
+use coati_common::variables::VariableSpec;
 
-use super::config::{Hyperparams, Initializer, MIN_IMAGE_SIZE, NetworkConfig, Regularizer};
+use super::builder::Builder;
+use super::config::{Initializer, NetworkConfig, PredictorKind, Regularizer};
 use super::error::Error;
+use super::extractors::Extractor;
+use super::{extractors, predictors, shared_predictor};
 use crate::kernels::padded;
 pub use crate::kernels::patches::Window;
 
@@ -23,11 +27,19 @@ pub enum Source {
 pub enum Operation {
     /// Every output channel reads all input channels.
     Convolution,
-    /// Every channel on its own.
+    /// Every input channel on its own; there may be several output channels for each.
     Depthwise,
+    /// The sum of all that it reads. What has half the size is enlarged by repeating each pixel.
+    Add,
+    /// The channels of all that it reads, one after the other.
+    Concat,
+    /// The largest value in the window.
+    MaxPool,
+    /// The mean of those values in the window that lie inside the image.
+    AveragePool,
 }
 
-/// A weight variable `[kernel, kernel, inputs, columns]`; predictors have two, side by side.
+/// A weight variable `[rows, columns, inputs, outputs]`; predictors may have two, side by side.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights {
     /// Where it begins in the flat vector.
@@ -38,8 +50,10 @@ pub struct Weights {
     pub first: usize,
     /// Offset of the biases, if there are any.
     pub bias: Option<usize>,
-    /// Penalty on it.
+    /// Penalty on it; of a variable that several layers share only the first has one.
     pub regularizer: Regularizer,
+    /// Whether a later layer uses the same variables, so that gradients are added to that layer's.
+    pub adds: bool,
 }
 
 /// Offsets of batch norm's variables.
@@ -59,16 +73,27 @@ pub struct Norm {
     pub train: bool,
 }
 
+/// What a predictor's weights predict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Box encodings.
+    Boxes,
+    /// Class logits.
+    Classes,
+}
+
 /// A predictor's part of the outputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
+    /// What each of the layer's weights predicts.
+    pub parts: &'static [Part],
     /// Anchors at each location.
     pub anchors: usize,
     /// Anchors of the feature maps before this one.
     pub first: usize,
 }
 
-/// A convolution with what follows it.
+/// One operation with the normalisation and activation that follow it.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// Variable scope.
@@ -77,13 +102,15 @@ pub struct Layer {
     pub operation: Operation,
     /// What it reads.
     pub source: Source,
+    /// What [`Operation::Add`] and [`Operation::Concat`] read beside it.
+    pub others: Vec<usize>,
     /// Window, stride, padding and sizes.
     pub window: Window,
     /// Channels read, without padding.
     pub inputs: usize,
     /// Channels written, without padding.
     pub outputs: usize,
-    /// Its weights; a predictor has those of the boxes and those of the classes.
+    /// Its weights, if it has any.
     pub weights: Vec<Weights>,
     /// Batch norm; without it there may be biases.
     pub norm: Option<Norm>,
@@ -91,8 +118,6 @@ pub struct Layer {
     pub limits: (f32, f32),
     /// Set on predictors.
     pub head: Option<Head>,
-    /// Whether the layer is on the way from the image to the last feature map.
-    pub trunk: bool,
     /// The layer's variables in the flat vector.
     pub flat: Range<usize>,
     /// Layers that read this one's output, in order.
@@ -114,9 +139,37 @@ impl Layer {
         }
     }
 
+    /// The layers that it reads, in order.
+    pub fn sources(&self) -> impl Iterator<Item = usize> + '_ {
+        let first = match self.source {
+            Source::Image => None,
+            Source::Layer(source) => Some(source),
+        };
+        first.into_iter().chain(self.others.iter().copied())
+    }
+
+    /// Whether it is computed as a product of matrices: all but what slides over feature maps channel by channel, or has no weights.
+    pub(crate) fn dense(&self) -> bool {
+        match self.operation {
+            Operation::Convolution => true,
+            Operation::Depthwise => self.source == Source::Image,
+            _ => false,
+        }
+    }
+
+    /// Output channels for each input channel of a depthwise convolution.
+    pub(crate) fn multiplier(&self) -> usize {
+        self.outputs / self.inputs.max(1)
+    }
+
+    /// Whether nothing reads it and it predicts nothing.
+    pub(crate) fn idle(&self) -> bool {
+        self.readers.is_empty() && self.head.is_none()
+    }
+
     /// Rows of the weight matrix, a multiple of 16.
     pub(crate) fn patch(&self) -> usize {
-        padded(self.window.kernel * self.window.kernel * self.padded_inputs())
+        padded(self.window.area() * self.padded_inputs())
     }
 }
 
@@ -141,108 +194,54 @@ pub struct Plan {
     pub feature_maps: Vec<(usize, usize)>,
     /// Anchors of all feature maps together.
     pub anchors: usize,
+    /// The first layers read images as `multiplier * x + offset`, with an offset for each channel.
+    pub input: (f32, [f32; 3]),
+    /// Box encodings are limited to this interval.
+    pub clip: Option<(f32, f32)>,
 }
 
-const BASE: &str = "FeatureExtractor/MobilenetV1/";
-/// Channels and stride of the thirteen separable convolutions.
-const SEPARABLE: [(usize, usize); 13] = [
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (512, 1),
-    (1024, 2),
-    (1024, 1),
-];
-/// Channels of the extra feature maps.
-const EXTRA: [usize; 4] = [512, 256, 256, 128];
-
-/// Refuses what cannot be built, then lays out the layers as `SSDMobileNetV1FeatureExtractor` and `ConvolutionalBoxPredictor` do.
+/// Refuses what cannot be built, then lays out the layers of the feature extractor and of the box predictor.
 pub fn plan(config: &NetworkConfig) -> Result<Plan, Error> {
-    validate(config)?;
-    let mut builder = Builder {
-        plan: empty(),
-        depth_multiplier: config.depth_multiplier,
-        min_depth: config.min_depth,
-    };
-    let size = (config.image_height, config.image_width);
-    let mut last = builder.convolution(
-        &format!("{BASE}Conv2d_0"),
-        (Source::Image, size, 3),
-        (3, 2),
-        32,
-        &config.base,
-    );
-    let mut maps = Vec::new();
-    for (i, (channels, stride)) in SEPARABLE.into_iter().enumerate() {
-        let i = i + 1;
-        last = builder.depthwise(&format!("{BASE}Conv2d_{i}_depthwise"), last, stride, &config.base);
-        let from = builder.reading(last);
-        last = builder.convolution(
-            &format!("{BASE}Conv2d_{i}_pointwise"),
-            from,
-            (1, 1),
-            channels,
-            &config.base,
-        );
-        if i == 11 || i == 13 {
-            maps.push(last);
-        }
+    let extractor = extractors::find(&config.extractor)?;
+    validate(config, extractor)?;
+    let mut builder = Builder::new(config, extractor);
+    let maps = (extractor.build)(&mut builder)?;
+    match config.predictor.kind {
+        PredictorKind::PerMap => predictors::add(&mut builder, &maps)?,
+        PredictorKind::Shared => shared_predictor::add(&mut builder, &maps)?,
     }
-    for (i, &channels) in EXTRA.iter().enumerate().take(config.anchors_per_location.len() - 2) {
-        let (half, full) = (builder.depth(channels / 2), builder.depth(channels));
-        let stem = format!("{BASE}Conv2d_13_pointwise");
-        let from = builder.reading(last);
-        let name = format!("{stem}_1_Conv2d_{}_1x1_{half}", i + 2);
-        last = builder.convolution(&name, from, (1, 1), channels / 2, &config.extra);
-        let from = builder.reading(last);
-        let name = format!("{stem}_2_Conv2d_{}_3x3_s2_{full}", i + 2);
-        last = builder.convolution(&name, from, (3, 2), channels, &config.extra);
-        maps.push(last);
-    }
-    for (i, (&map, &anchors)) in maps.iter().zip(&config.anchors_per_location).enumerate() {
-        builder.predictor(i, map, anchors, config);
-    }
-    let mut plan = builder.plan;
+    Ok(finished(builder.plan))
+}
+
+/// Notes who reads whom and which variables are shared.
+fn finished(mut plan: Plan) -> Plan {
     for i in 0..plan.layers.len() {
-        if let Source::Layer(source) = plan.layers[i].source {
+        let sources: Vec<usize> = plan.layers[i].sources().collect();
+        for source in sources {
             plan.layers[source].readers.push(i);
         }
     }
-    Ok(plan)
-}
-
-fn empty() -> Plan {
-    let (layers, variables, initial, feature_maps) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    Plan {
-        layers,
-        variables,
-        initial,
-        elements: 0,
-        feature_maps,
-        anchors: 0,
+    let mut seen = HashSet::new();
+    for weights in plan.layers.iter_mut().rev().flat_map(|layer| &mut layer.weights) {
+        weights.adds = !seen.insert(weights.offset);
     }
+    plan
 }
 
-fn validate(config: &NetworkConfig) -> Result<(), Error> {
+fn validate(config: &NetworkConfig, extractor: &Extractor) -> Result<(), Error> {
     const LARGEST: usize = 16_384;
     let (height, width) = (config.image_height, config.image_width);
-    if height < MIN_IMAGE_SIZE || width < MIN_IMAGE_SIZE {
-        return Err(Error::ImageSize {
-            height,
-            width,
-            least: MIN_IMAGE_SIZE,
-        });
+    let least = extractor.least_size;
+    if height < least || width < least {
+        return Err(Error::ImageSize { height, width, least });
     }
     let maps = config.anchors_per_location.len();
-    if !(2..=6).contains(&maps) {
-        return Err(Error::FeatureMaps { found: maps });
+    if !extractor.maps.contains(&maps) {
+        return Err(Error::FeatureMaps {
+            extractor: extractor.name,
+            found: maps,
+            expected: extractor.maps.clone(),
+        });
     }
     let least_anchors = config.anchors_per_location.iter().copied().min().unwrap_or(0);
     let most_anchors = config.anchors_per_location.iter().copied().max().unwrap_or(0);
@@ -280,6 +279,12 @@ fn validate(config: &NetworkConfig) -> Result<(), Error> {
             "1 to 4096",
         ),
         (
+            "pad_to_multiple",
+            config.pad_to_multiple.to_string(),
+            (1..=1024).contains(&config.pad_to_multiple),
+            "1 to 1024",
+        ),
+        (
             "kernel_size",
             predictor.kernel_size.to_string(),
             (1..=9).contains(&predictor.kernel_size),
@@ -295,6 +300,12 @@ fn validate(config: &NetworkConfig) -> Result<(), Error> {
             "box predictor min_depth",
             predictor.min_depth.to_string(),
             predictor.min_depth <= 4096,
+            "at most 4096",
+        ),
+        (
+            "box predictor depth",
+            predictor.depth.to_string(),
+            predictor.depth <= 4096,
             "at most 4096",
         ),
         (
@@ -317,206 +328,5 @@ fn validate(config: &NetworkConfig) -> Result<(), Error> {
             expected,
         }),
         None => Ok(()),
-    }
-}
-
-struct Builder {
-    plan: Plan,
-    depth_multiplier: f64,
-    min_depth: usize,
-}
-
-impl Builder {
-    /// The reference's `depth_fn`: truncated towards zero, then limited from below.
-    fn depth(&self, channels: usize) -> usize {
-        ((channels as f64 * self.depth_multiplier) as usize).max(self.min_depth)
-    }
-
-    fn reading(&self, layer: usize) -> (Source, (usize, usize), usize) {
-        let from = &self.plan.layers[layer];
-        (Source::Layer(layer), from.window.output, from.outputs)
-    }
-
-    fn variable(&mut self, name: String, shape: &[usize], kind: VariableKind, initial: Initial) -> usize {
-        let offset = self.plan.elements;
-        let spec = VariableSpec {
-            name,
-            shape: shape.iter().map(|&d| d as i64).collect(),
-            kind,
-        };
-        self.plan.elements += spec.elements();
-        self.plan.variables.push(spec);
-        self.plan.initial.push(initial);
-        offset
-    }
-
-    /// The variables after a layer's weights: batch norm's, or biases.
-    fn normalisation(&mut self, name: &str, channels: usize, hyper: &Hyperparams, layer: &mut Layer) {
-        let trainable = VariableKind::Trainable;
-        let Some(norm) = hyper.batch_norm else {
-            let bias = self.variable(format!("{name}/biases"), &[channels], trainable, Initial::Constant(0.0));
-            for weights in &mut layer.weights {
-                weights.bias = Some(bias);
-            }
-            return;
-        };
-        let moving = if norm.train {
-            VariableKind::MovingStatistic { decay: norm.decay }
-        } else {
-            VariableKind::Constant
-        };
-        let mut add = |part: &str, kind, value| {
-            self.variable(
-                format!("{name}/BatchNorm/{part}"),
-                &[channels],
-                kind,
-                Initial::Constant(value),
-            )
-        };
-        layer.norm = Some(Norm {
-            gamma: norm.scale.then(|| add("gamma", trainable, 1.0)),
-            beta: norm.center.then(|| add("beta", trainable, 0.0)),
-            mean: add("moving_mean", moving, 0.0),
-            variance: add("moving_variance", moving, 1.0),
-            epsilon: norm.epsilon,
-            train: norm.train,
-        });
-    }
-
-    fn add(&mut self, mut layer: Layer) -> usize {
-        layer.flat.end = self.plan.elements;
-        self.plan.layers.push(layer);
-        self.plan.layers.len() - 1
-    }
-
-    fn layer(
-        &self,
-        name: &str,
-        (source, size, inputs): (Source, (usize, usize), usize),
-        (kernel, stride): (usize, usize),
-        outputs: usize,
-    ) -> Layer {
-        Layer {
-            name: name.to_owned(),
-            operation: Operation::Convolution,
-            source,
-            window: Window::same(kernel, stride, size),
-            inputs,
-            outputs,
-            weights: Vec::new(),
-            norm: None,
-            limits: (f32::NEG_INFINITY, f32::INFINITY),
-            head: None,
-            trunk: true,
-            flat: self.plan.elements..self.plan.elements,
-            readers: Vec::new(),
-        }
-    }
-
-    fn convolution(
-        &mut self,
-        name: &str,
-        from: (Source, (usize, usize), usize),
-        window: (usize, usize),
-        channels: usize,
-        hyper: &Hyperparams,
-    ) -> usize {
-        let outputs = self.depth(channels);
-        self.convolution_of(name, from, window, outputs, hyper, true)
-    }
-
-    fn convolution_of(
-        &mut self,
-        name: &str,
-        from: (Source, (usize, usize), usize),
-        window: (usize, usize),
-        outputs: usize,
-        hyper: &Hyperparams,
-        trunk: bool,
-    ) -> usize {
-        let mut layer = self.layer(name, from, window, outputs);
-        let shape = [window.0, window.0, from.2, outputs];
-        let initial = Initial::Random(hyper.initializer);
-        let offset = self.variable(format!("{name}/weights"), &shape, VariableKind::Trainable, initial);
-        layer.weights.push(Weights {
-            offset,
-            columns: outputs,
-            first: 0,
-            bias: None,
-            regularizer: hyper.regularizer,
-        });
-        layer.limits = hyper.activation.limits();
-        layer.trunk = trunk;
-        self.normalisation(name, outputs, hyper, &mut layer);
-        self.add(layer)
-    }
-
-    fn depthwise(&mut self, name: &str, input: usize, stride: usize, hyper: &Hyperparams) -> usize {
-        let from = self.reading(input);
-        let mut layer = self.layer(name, from, (3, stride), from.2);
-        let initial = Initial::Random(hyper.initializer);
-        let name_of = format!("{name}/depthwise_weights");
-        let offset = self.variable(name_of, &[3, 3, from.2, 1], VariableKind::Trainable, initial);
-        layer.weights.push(Weights {
-            offset,
-            columns: from.2,
-            first: 0,
-            bias: None,
-            regularizer: hyper.regularizer,
-        });
-        layer.operation = Operation::Depthwise;
-        layer.limits = hyper.activation.limits();
-        self.normalisation(name, from.2, hyper, &mut layer);
-        self.add(layer)
-    }
-
-    fn predictor(&mut self, index: usize, map: usize, anchors: usize, config: &NetworkConfig) {
-        let predictor = &config.predictor;
-        let hyper = &predictor.hyperparams;
-        let mut from = self.reading(map);
-        let depth = from.2.min(predictor.max_depth).max(predictor.min_depth);
-        if depth > 0 {
-            for i in 0..predictor.num_layers_before_predictor {
-                let name = format!("BoxPredictor_{index}/Conv2d_{i}_1x1_{depth}");
-                let layer = self.convolution_of(&name, from, (1, 1), depth, hyper, false);
-                from = self.reading(layer);
-            }
-        }
-        let kernel = predictor.kernel_size;
-        let parts = [
-            ("BoxEncodingPredictor", 4 * anchors, 0.0),
-            (
-                "ClassPredictor",
-                (config.num_classes + 1) * anchors,
-                predictor.class_prediction_bias_init,
-            ),
-        ];
-        let outputs = parts.iter().map(|(_, columns, _)| columns).sum();
-        let mut layer = self.layer(&format!("BoxPredictor_{index}"), from, (kernel, 1), outputs);
-        let mut first = 0;
-        for (part, columns, bias) in parts {
-            let name = format!("BoxPredictor_{index}/{part}");
-            let initial = Initial::Random(hyper.initializer);
-            let shape = [kernel, kernel, from.2, columns];
-            let offset = self.variable(format!("{name}/weights"), &shape, VariableKind::Trainable, initial);
-            let initial = Initial::Constant(bias);
-            let bias = self.variable(format!("{name}/biases"), &[columns], VariableKind::Trainable, initial);
-            layer.weights.push(Weights {
-                offset,
-                columns,
-                first,
-                bias: Some(bias),
-                regularizer: hyper.regularizer,
-            });
-            first += columns;
-        }
-        layer.head = Some(Head {
-            anchors,
-            first: self.plan.anchors,
-        });
-        layer.trunk = false;
-        self.plan.anchors += layer.window.outputs() * anchors;
-        self.plan.feature_maps.push(layer.window.output);
-        self.add(layer);
     }
 }

@@ -1,7 +1,7 @@
 //! A network's plan, executed by libtorch in float32 with channels last; gradients by automatic differentiation.
 
-use coati_detection::network::plan::{Layer, Norm, Operation, Plan, Source, Weights, plan};
-use coati_detection::network::{InputRange, NetworkConfig, Regularizer};
+use coati_detection::network::plan::{Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
+use coati_detection::network::{NetworkConfig, Regularizer};
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda;
@@ -14,8 +14,6 @@ pub(crate) struct Session {
     device: Device,
     columns: i64,
     image: [i64; 3],
-    /// `multiplier * x + offset` on the way in.
-    input: (f64, f64),
     sizes: Vec<i64>,
     starts: Vec<usize>,
     /// The regularisers' factors of every parameter (L1, L2), where there are any.
@@ -81,10 +79,6 @@ impl Session {
             device,
             columns: config.num_classes as i64 + 1,
             image: [config.image_height as i64, config.image_width as i64, 3],
-            input: match config.input {
-                InputRange::Bytes => (2.0 / 255.0, -1.0),
-                InputRange::Normalised => (1.0, 0.0),
-            },
             sizes,
             starts,
             penalties,
@@ -115,8 +109,8 @@ impl Session {
             .f_to_device(self.device)?
             .f_view([batch as i64, height, width, channels])?
             .f_permute([0, 3, 1, 2])?
-            .f_mul_scalar(self.input.0)?
-            .f_add_scalar(self.input.1)?;
+            .f_mul_scalar(f64::from(self.plan.input.0))?
+            .f_add(&Tensor::f_from_slice(&self.plan.input.1)?.f_to_device(self.device)?.f_view([1, 3, 1, 1])?)?;
         let pass = || self.outputs(&params, &images, training);
         let (found_boxes, found_classes, statistics) = if training { pass()? } else { tch::no_grad(pass)? };
         download("boxes", &found_boxes, boxes)?;
@@ -195,25 +189,38 @@ impl Session {
                     .ok_or(Error::NoVariable(source))?,
             };
             if layer.head.is_some() {
-                for (weights, (to, width)) in layer
-                    .weights
-                    .iter()
-                    .zip([(&mut boxes, 4), (&mut classes, self.columns)])
-                {
+                let parts = layer.head.map_or(&[][..], |head| head.parts);
+                for (weights, part) in layer.weights.iter().zip(parts) {
+                    let (to, width) = match part {
+                        Part::Boxes => (&mut boxes, 4),
+                        Part::Classes => (&mut classes, self.columns),
+                    };
                     let y = convolution(layer, weights, &variables, x)?;
                     to.push(y.f_permute([0, 2, 3, 1])?.f_reshape([batch, -1, width])?);
                 }
                 features.push(None);
                 continue;
             }
-            let Some(weights) = layer.weights.first() else { continue };
+            let Some(weights) = layer.weights.first() else {
+                let others = layer.others.iter().map(|&other| {
+                    let found = features.get(other).and_then(Option::as_ref);
+                    found.ok_or(Error::NoVariable(other))
+                });
+                let y = junction(layer, x, &others.collect::<Result<Vec<_>, _>>()?)?;
+                features.push(Some(activated(layer.limits, y)?));
+                continue;
+            };
             let mut y = convolution(layer, weights, &variables, x)?;
             if let Some(norm) = layer.norm {
                 y = normalised(layer, norm, &variables, &y, training, &mut statistics)?;
             }
             features.push(Some(activated(layer.limits, y)?));
         }
-        Ok((Tensor::f_cat(&boxes, 1)?, Tensor::f_cat(&classes, 1)?, statistics))
+        let mut boxes = Tensor::f_cat(&boxes, 1)?;
+        if let Some((lo, hi)) = self.plan.clip {
+            boxes = boxes.f_clamp(f64::from(lo), f64::from(hi))?;
+        }
+        Ok((boxes, Tensor::f_cat(&classes, 1)?, statistics))
     }
 }
 
@@ -223,7 +230,11 @@ fn convolution(layer: &Layer, weights: &Weights, variables: &Variables, x: &Tens
     // [height, width, in, out] to [out, in / groups, height, width].
     let order: [i64; 4] = if depthwise { [2, 3, 0, 1] } else { [3, 2, 0, 1] };
     let groups = if depthwise { layer.inputs as i64 } else { 1 };
-    let kernel = variables.at(weights.offset)?.f_permute(order)?;
+    let mut kernel = variables.at(weights.offset)?.f_permute(order)?;
+    if depthwise {
+        let size = kernel.size();
+        kernel = kernel.f_reshape([-1, 1, size[2], size[3]])?;
+    }
     let bias = variables.optional(weights.bias)?;
     let ((top, left), (bottom, right)) = (window.before, window.after());
     let stride = window.stride as i64;
@@ -237,6 +248,54 @@ fn convolution(layer: &Layer, weights: &Weights, variables: &Variables, x: &Tens
         &padded
     };
     Ok(x.f_conv2d(&kernel, bias, [stride, stride], pad, [1, 1], groups)?)
+}
+
+/// A layer without weights.
+fn junction(layer: &Layer, x: &Tensor, others: &[&Tensor]) -> Result<Tensor, Error> {
+    let window = layer.window;
+    let kernel = [window.kernel.0 as i64, window.kernel.1 as i64];
+    let stride = [window.stride as i64, window.stride as i64];
+    let ((top, left), (bottom, right)) = (window.before, window.after());
+    let pad = [left as i64, right as i64, top as i64, bottom as i64];
+    Ok(match layer.operation {
+        Operation::Add => {
+            let mut sum = x.shallow_clone();
+            for other in others {
+                sum = sum.f_add(&enlarged(other, &x.size())?)?;
+            }
+            sum
+        }
+        Operation::Concat => {
+            let mut all = vec![x.shallow_clone()];
+            all.extend(others.iter().map(|other| other.shallow_clone()));
+            Tensor::f_cat(&all, 1)?
+        }
+        Operation::MaxPool => {
+            let outside = f64::from(f32::MIN);
+            let padded = x.f_pad(pad, "constant", Some(outside))?;
+            padded.f_max_pool2d(kernel, stride, [0, 0], [1, 1], false)?
+        }
+        _ => {
+            let mean = |x: &Tensor| -> Result<Tensor, Error> {
+                let padded = x.f_constant_pad_nd(pad)?;
+                Ok(padded.f_avg_pool2d(kernel, stride, [0, 0], false, true, None)?)
+            };
+            // What lies outside does not count.
+            mean(x)?.f_div(&mean(&x.f_ones_like()?.f_detach()?)?)?
+        }
+    })
+}
+
+/// Each pixel repeated along sides that are smaller than `size`.
+fn enlarged(x: &Tensor, size: &[i64]) -> Result<Tensor, Error> {
+    let mut x = x.shallow_clone();
+    for dim in [2, 3] {
+        if x.size()[dim] != size[dim] {
+            let doubled = x.f_repeat_interleave_self_int(2, dim as i64, None)?;
+            x = doubled.f_narrow(dim as i64, 0, size[dim])?;
+        }
+    }
+    Ok(x)
 }
 
 fn normalised(

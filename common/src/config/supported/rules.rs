@@ -16,7 +16,12 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     ),
     (
         "SsdFeatureExtractor",
-        "type depth_multiplier min_depth conv_hyperparams override_base_feature_extractor_hyperparams",
+        "type depth_multiplier min_depth conv_hyperparams override_base_feature_extractor_hyperparams pad_to_multiple \
+         use_explicit_padding use_depthwise num_layers fpn",
+    ),
+    (
+        "FeaturePyramidNetworks",
+        "min_level max_level additional_layer_depth",
     ),
     ("ImageResizer", "fixed_shape_resizer"),
     ("FixedShapeResizer", "height width resize_method"),
@@ -28,12 +33,26 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "matched_threshold unmatched_threshold ignore_thresholds negatives_lower_than_unmatched force_match_for_each_row",
     ),
     ("RegionSimilarityCalculator", "iou_similarity"),
-    ("BoxPredictor", "convolutional_box_predictor"),
+    (
+        "BoxPredictor",
+        "convolutional_box_predictor weight_shared_convolutional_box_predictor",
+    ),
     (
         "ConvolutionalBoxPredictor",
-        "conv_hyperparams min_depth max_depth num_layers_before_predictor kernel_size class_prediction_bias_init",
+        "conv_hyperparams min_depth max_depth num_layers_before_predictor kernel_size class_prediction_bias_init use_depthwise \
+         box_encodings_clip_range",
     ),
-    ("AnchorGenerator", "ssd_anchor_generator"),
+    (
+        "WeightSharedConvolutionalBoxPredictor",
+        "conv_hyperparams depth num_layers_before_predictor kernel_size class_prediction_bias_init share_prediction_tower \
+         use_depthwise box_encodings_clip_range",
+    ),
+    ("BoxEncodingsClipRange", "min max"),
+    ("AnchorGenerator", "ssd_anchor_generator multiscale_anchor_generator"),
+    (
+        "MultiscaleAnchorGenerator",
+        "min_level max_level anchor_scale aspect_ratios scales_per_octave normalize_coordinates",
+    ),
     (
         "SsdAnchorGenerator",
         "num_layers min_scale max_scale scales aspect_ratios interpolated_scale_aspect_ratio reduce_boxes_in_lowest_layer \
@@ -56,7 +75,8 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "num_hard_examples iou_threshold loss_type max_negatives_per_positive min_negatives_per_image",
     ),
     ("Hyperparams", "regularizer initializer activation batch_norm"),
-    ("Regularizer", "l2_regularizer"),
+    ("Regularizer", "l1_regularizer l2_regularizer"),
+    ("L1Regularizer", "weight"),
     ("L2Regularizer", "weight"),
     (
         "Initializer",
@@ -210,9 +230,28 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
 
 /// Supported with these values alone, whether written or left to the default.
 pub(super) const ONLY: &[(&str, &[&str])] = &[
-    ("SsdFeatureExtractor.type", &["ssd_mobilenet_v1"]),
+    (
+        "SsdFeatureExtractor.type",
+        &[
+            "ssd_mobilenet_v1",
+            "ssd_mobilenet_v1_fpn",
+            "ssd_mobilenet_v1_ppn",
+            "embedded_ssd_mobilenet_v1",
+            "ssd_mobilenet_v2",
+            "ssd_mobilenet_v2_fpn",
+            "ssd_inception_v2",
+            "ssd_inception_v3",
+            "ssd_resnet50_v1_fpn",
+            "ssd_resnet101_v1_fpn",
+            "ssd_resnet152_v1_fpn",
+            "ssd_resnet50_v1_ppn",
+            "ssd_resnet101_v1_ppn",
+            "ssd_resnet152_v1_ppn",
+        ],
+    ),
     ("Hyperparams.activation", &["NONE", "RELU", "RELU_6"]),
     ("ConvolutionalBoxPredictor.use_dropout", &["false"]),
+    ("WeightSharedConvolutionalBoxPredictor.use_dropout", &["false"]),
     ("InputReader.input_type", &["TF_EXAMPLE", "INPUT_DEFAULT"]),
     ("train_input_reader.num_epochs", &["0"]),
 ];
@@ -222,6 +261,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ("Ssd", "inplace_batchnorm_update"),
     ("ArgMaxMatcher", "use_matmul_gather"),
     ("ConvolutionalBoxPredictor", "dropout_keep_probability"),
+    ("WeightSharedConvolutionalBoxPredictor", "dropout_keep_probability"),
     ("WeightedSigmoidClassificationLoss", "anchorwise_output"),
     ("WeightedSmoothL1LocalizationLoss", "anchorwise_output"),
     ("Hyperparams", "regularize_depthwise"),
@@ -294,6 +334,7 @@ pub(super) const REQUIRED: &[(&str, &str)] = &[
     ("RegionSimilarityCalculator", "region_similarity"),
     ("BoxPredictor", "box_predictor_oneof"),
     ("ConvolutionalBoxPredictor", "conv_hyperparams"),
+    ("WeightSharedConvolutionalBoxPredictor", "conv_hyperparams"),
     ("AnchorGenerator", "anchor_generator_oneof"),
     ("SsdAnchorGenerator", "aspect_ratios"),
     ("Loss", "localization_loss classification_loss"),
@@ -320,6 +361,11 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("Ssd.num_classes", 1.0, ANY),
     ("SsdFeatureExtractor.depth_multiplier", POSITIVE, ANY),
     ("SsdFeatureExtractor.min_depth", 1.0, ANY),
+    ("SsdFeatureExtractor.pad_to_multiple", 1.0, 1024.0),
+    ("SsdFeatureExtractor.num_layers", 1.0, ANY),
+    ("FeaturePyramidNetworks.min_level", 2.0, 5.0),
+    ("FeaturePyramidNetworks.max_level", 2.0, 10.0),
+    ("FeaturePyramidNetworks.additional_layer_depth", 1.0, 4096.0),
     ("FixedShapeResizer.height", 33.0, 16384.0),
     ("FixedShapeResizer.width", 33.0, 16384.0),
     ("FasterRcnnBoxCoder.y_scale", POSITIVE, ANY),
@@ -330,7 +376,15 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("ConvolutionalBoxPredictor.min_depth", 0.0, ANY),
     ("ConvolutionalBoxPredictor.max_depth", 0.0, ANY),
     ("ConvolutionalBoxPredictor.num_layers_before_predictor", 0.0, 16.0),
+    ("WeightSharedConvolutionalBoxPredictor.kernel_size", 1.0, ANY),
+    ("WeightSharedConvolutionalBoxPredictor.depth", 0.0, 4096.0),
+    ("WeightSharedConvolutionalBoxPredictor.num_layers_before_predictor", 0.0, 16.0),
     ("SsdAnchorGenerator.num_layers", 1.0, ANY),
+    ("MultiscaleAnchorGenerator.min_level", 0.0, 30.0),
+    ("MultiscaleAnchorGenerator.max_level", 0.0, 30.0),
+    ("MultiscaleAnchorGenerator.anchor_scale", POSITIVE, ANY),
+    ("MultiscaleAnchorGenerator.aspect_ratios", POSITIVE, ANY),
+    ("MultiscaleAnchorGenerator.scales_per_octave", 1.0, 64.0),
     ("SsdAnchorGenerator.aspect_ratios", POSITIVE, ANY),
     ("SsdAnchorGenerator.interpolated_scale_aspect_ratio", 0.0, ANY),
     ("BatchNonMaxSuppression.iou_threshold", 0.0, 1.0),
@@ -343,6 +397,7 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("WeightedSmoothL1LocalizationLoss.delta", POSITIVE, ANY),
     ("Loss.classification_weight", 0.0, ANY),
     ("Loss.localization_weight", 0.0, ANY),
+    ("L1Regularizer.weight", 0.0, ANY),
     ("L2Regularizer.weight", 0.0, ANY),
     ("TruncatedNormalInitializer.stddev", 0.0, ANY),
     ("RandomNormalInitializer.stddev", 0.0, ANY),
