@@ -6,13 +6,18 @@
 //! ([`keep`]).
 
 pub mod bundle;
+pub mod contents;
+pub mod diff;
 mod fault;
 pub mod files;
 #[cfg(test)]
 mod fuzz;
 pub mod keep;
+pub mod locate;
 pub mod manifest;
 pub mod rescue;
+pub mod restore;
+pub mod safetensors;
 pub mod saver;
 pub mod show;
 pub mod state;

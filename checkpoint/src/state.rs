@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 pub use file::{Listed, State, resolve, state_path};
 pub use survey::{Checkpoint, Condition, survey};
-pub(crate) use survey::{examine, prefix_of};
+pub(crate) use survey::{examine, prefix_of, step_of};
 
 use crate::manifest::{self, Manifest};
 use crate::{bundle, files};

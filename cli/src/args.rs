@@ -246,6 +246,47 @@ pub(crate) enum CheckpointCommand {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+    /// Every tensor of a checkpoint: name, kind, type, shape, and figures about its values.
+    List(CheckpointListArgs),
+    /// What two checkpoints have in common and where they differ.
+    Diff(CheckpointDiffArgs),
+    /// From a checkpoint to a safetensors file, or back; which way, the ending `.safetensors` says.
+    Convert(CheckpointConvertArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct CheckpointListArgs {
+    /// A checkpoint's prefix, such as model/model.ckpt-2000.
+    pub prefix: PathBuf,
+    /// Do not read the values.
+    #[arg(long)]
+    pub no_statistics: bool,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct CheckpointDiffArgs {
+    /// A checkpoint's prefix.
+    pub first: PathBuf,
+    /// Another one's.
+    pub second: PathBuf,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct CheckpointConvertArgs {
+    /// A checkpoint's prefix, or a .safetensors file.
+    pub from: PathBuf,
+    /// What to write: a .safetensors file, or a checkpoint's prefix.
+    pub to: PathBuf,
+    /// Write over what is there.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 #[derive(Debug, Subcommand)]

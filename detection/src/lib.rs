@@ -2,7 +2,7 @@
 //!
 //! [`model::Ssd`] is the way in. Its two halves are [`network`], which maps images to raw predictions and gradients back to weights,
 //! and the box side in plain Rust between those predictions and the groundtruth: [`anchors`], [`box_coder`], [`similarity`],
-//! [`matcher`], [`target_assigner`], [`losses`], [`hard_example_miner`] and [`ssd_loss`] for training, [`nms`] and
+//! [`matcher`], [`target_assigner`], [`losses`], [`hard_example_miner`], [`random_example_sampler`] and [`ssd_loss`] for training, [`nms`] and
 //! [`postprocess`] for inference. [`config`] builds all of it from `pipeline.config`'s messages.
 //!
 //! Boxes are `[ymin, xmin, ymax, xmax]`, normalised to the image; classes count from 0; class column 0 is the background.
@@ -21,6 +21,7 @@ pub mod model;
 pub mod network;
 pub mod nms;
 pub mod postprocess;
+pub mod random_example_sampler;
 pub mod similarity;
 pub mod ssd_loss;
 pub mod target_assigner;

@@ -21,6 +21,73 @@ impl Match {
     }
 }
 
+/// The message `Matcher`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Matcher {
+    /// Each anchor takes the box most similar to it, if similar enough.
+    ArgMax(ArgMax),
+    /// Each box takes one anchor.
+    Bipartite,
+}
+
+impl From<ArgMax> for Matcher {
+    fn from(matcher: ArgMax) -> Self {
+        Self::ArgMax(matcher)
+    }
+}
+
+impl Matcher {
+    /// Matches each column of `similarity` (`[rows, columns]`, row by row) to a row. What rows that are not `valid` cannot do, see
+    /// [`ArgMax::match_columns`] and [`bipartite`].
+    pub fn match_columns(&self, similarity: &[f32], columns: usize, valid: impl Fn(usize) -> bool) -> Vec<Match> {
+        match self {
+            Self::ArgMax(matcher) => matcher.match_columns(similarity, columns, valid),
+            Self::Bipartite => bipartite(similarity, columns, valid),
+        }
+    }
+}
+
+/// Of all pairs of a valid row and a column that are still free, the most similar one is matched, again and again, until no row or
+/// no column is left: the message `BipartiteMatcher`. The lowest row, then the lowest column wins ties; NaN is never matched. All
+/// other columns are unmatched, none is ignored.
+pub fn bipartite(similarity: &[f32], columns: usize, valid: impl Fn(usize) -> bool) -> Vec<Match> {
+    let mut matches = vec![Match::Unmatched; columns];
+    if columns == 0 {
+        return matches;
+    }
+    let best = |values: &[f32], matches: &[Match]| {
+        let free = values.iter().zip(matches).enumerate();
+        let free = free.filter(|(_, (value, found))| **found == Match::Unmatched && !value.is_nan());
+        let most = |best: Option<(usize, f32)>, (column, (&value, _)): (usize, (&f32, &Match))| match best {
+            Some((_, most)) if most >= value => best,
+            _ => Some((column, value)),
+        };
+        free.fold(None, most)
+    };
+    // (row, its best free column, how similar); looked for again only where somebody else took the column.
+    let mut open: Vec<(usize, usize, f32)> = similarity
+        .chunks_exact(columns)
+        .enumerate()
+        .filter(|(row, _)| valid(*row))
+        .filter_map(|(row, values)| best(values, &matches).map(|(column, value)| (row, column, value)))
+        .collect();
+    while !open.is_empty() {
+        let at = (1..open.len()).fold(0, |at, other| if open[other].2 > open[at].2 { other } else { at });
+        let (row, column, _) = open.remove(at);
+        matches[column] = Match::Row(row);
+        open.retain_mut(|(row, own, value)| {
+            if *own == column {
+                match best(&similarity[*row * columns..(*row + 1) * columns], &matches) {
+                    Some(next) => (*own, *value) = next,
+                    None => return false,
+                }
+            }
+            true
+        });
+    }
+    matches
+}
+
 /// Each anchor takes the box most similar to it, if similar enough: the message `ArgMaxMatcher`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ArgMax {
@@ -114,6 +181,24 @@ mod tests {
     fn nothing_to_match() {
         assert_eq!(STOCK.match_columns(&[], 2, |_| true), [Match::Unmatched; 2]);
         assert_eq!(STOCK.match_columns(&[], 0, |_| true), []);
+    }
+
+    #[test]
+    fn each_box_takes_one_anchor() {
+        let rows = |similarity: &[f32], columns, valid: &dyn Fn(usize) -> bool| -> Vec<Option<usize>> {
+            bipartite(similarity, columns, valid).into_iter().map(Match::row).collect()
+        };
+        // Both rows like column 1 best; the first one likes it more, the second one takes what is left.
+        let similarity = [0.5, 0.9, 0.1, 0.4, 0.8, 0.3];
+        assert_eq!(rows(&similarity, 3, &|_| true), [Some(1), Some(0), None]);
+        assert_eq!(rows(&similarity, 3, &|row| row == 1), [None, Some(1), None]);
+        // More rows than columns, ties, NaN.
+        assert_eq!(rows(&[0.2, 0.2, 0.2], 1, &|_| true), [Some(0)]);
+        assert_eq!(rows(&[0.2, 0.2], 2, &|_| true), [Some(0), None]);
+        assert_eq!(rows(&[f32::NAN, f32::NAN], 2, &|_| true), [None, None]);
+        assert_eq!(rows(&[-3.0, -1.0, -2.0, -5.0], 2, &|_| true), [Some(1), Some(0)]);
+        assert_eq!(rows(&[], 2, &|_| true), [None, None]);
+        assert!(rows(&[], 0, &|_| true).is_empty());
     }
 
     #[test]

@@ -74,11 +74,13 @@ pub enum Error {
     Freeze(#[from] gradients::Error),
     /// Weights that are not numbers.
     #[error(
-        "regularization loss is {value}\nhint: the weights are no longer finite; lower the learning rate, or start from an earlier checkpoint"
+        "regularization loss is {value}; the first variable that is not finite: {variable}\nhint: lower the learning rate, or start from an earlier checkpoint"
     )]
     Regularization {
         /// NaN or infinity.
         value: f32,
+        /// Its name; `none` where only the sum is too large.
+        variable: String,
     },
     /// Anchors and network disagree.
     #[error("the anchor generator makes {anchors} anchors, the network predicts {predicted}")]
@@ -88,6 +90,16 @@ pub enum Error {
         /// Predicted.
         predicted: usize,
     },
+}
+
+impl Error {
+    /// Whether a loss is NaN or infinite: the fault of a batch or of the variables, not of how it was called.
+    pub fn is_not_finite(&self) -> bool {
+        matches!(
+            self,
+            Self::Loss(ssd_loss::Error::NotFinite { .. }) | Self::Regularization { .. }
+        )
+    }
 }
 
 /// Losses of a step.
@@ -115,7 +127,16 @@ pub struct Ssd {
     loss: LossConfig,
     post: PostProcessor,
     input_size: (usize, usize),
+    head: Head,
+}
+
+/// What the class predictions hold.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    /// As in the label map.
     num_classes: usize,
+    /// With the background, unless that is one of the classes.
+    columns: usize,
 }
 
 impl Ssd {
@@ -129,7 +150,14 @@ impl Ssd {
             regularization: options.regularization,
             threads: options.threads,
         };
-        let network_config = config::network(ssd, generator.anchors_per_location()?, network_options)?;
+        let mut network_config = config::network(ssd, generator.anchors_per_location()?, network_options)?;
+        let num_classes = config::num_classes(ssd)?;
+        let head = Head {
+            num_classes,
+            columns: num_classes + usize::from(ssd.add_background_class()),
+        };
+        // The network has one column more than classes.
+        network_config.num_classes = head.columns - 1;
         let network = Network::new(&network_config)?;
         let anchors = generator.generate(&network.feature_map_shapes(), input_size)?;
         if anchors.len() != network.anchors() {
@@ -157,7 +185,7 @@ impl Ssd {
             loss,
             post,
             input_size,
-            num_classes: config::num_classes(ssd)?,
+            head,
         })
     }
 
@@ -178,7 +206,7 @@ impl Ssd {
 
     /// Without the background.
     pub fn num_classes(&self) -> usize {
-        self.num_classes
+        self.head.num_classes
     }
 
     /// The prior boxes, normalised.
@@ -222,7 +250,7 @@ impl Ssd {
         progress: Progress<'_>,
     ) -> Result<StepLosses, Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
-        let found = self.loss_of(&outputs, groundtruth)?;
+        let found = self.loss_of(&outputs, groundtruth).map_err(|error| self.explained(error, params))?;
         let losses = self.step_losses(params, &found)?;
         let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
         match &mut self.accelerator {
@@ -256,7 +284,7 @@ impl Ssd {
             return Ok(Vec::new());
         }
         let outputs = self.predict(params, images, Mode::Eval)?;
-        Ok(self.post.run(&self.anchors, predictions(&outputs, self.num_classes))?)
+        Ok(self.post.run(&self.anchors, predictions(&outputs, &self.head))?)
     }
 
     /// Detections in each image and its losses, from one forward pass in inference mode. Each image counts by itself, as in the reference,
@@ -268,13 +296,13 @@ impl Ssd {
         groundtruth: &[Groundtruth],
     ) -> Result<(Vec<Detections>, Vec<StepLosses>), Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Eval)?;
-        let whole = predictions(&outputs, self.num_classes);
+        let whole = predictions(&outputs, &self.head);
         let regularization = self.regularization(params)?;
         let anchors = self.anchors.len();
         let losses = whole
             .box_encodings
-            .chunks_exact(anchors * 4)
-            .zip(whole.class_logits.chunks_exact(anchors * (self.num_classes + 1)))
+            .chunks_exact(anchors * self.loss.assigner.coder.code_size())
+            .zip(whole.class_logits.chunks_exact(anchors * self.head.columns))
             .zip(groundtruth)
             .map(|((box_encodings, class_logits), objects)| {
                 let one = Predictions {
@@ -315,10 +343,36 @@ impl Ssd {
     fn loss_of(&self, outputs: &Outputs, groundtruth: &[Groundtruth]) -> Result<LossOutput, Error> {
         Ok(loss(
             &self.anchors,
-            predictions(outputs, self.num_classes),
+            predictions(outputs, &self.head),
             groundtruth,
             &self.loss,
         )?)
+    }
+
+    /// A loss that is not finite tells of the variables too: one that is not finite itself, or else the largest.
+    fn explained(&self, mut error: Error, params: &[f32]) -> Error {
+        if let Error::Loss(ssd_loss::Error::NotFinite { cause, .. }) = &mut error {
+            let place = params.iter().position(|value| !value.is_finite());
+            let largest = || (0..params.len()).max_by(|&a, &b| params[a].abs().total_cmp(&params[b].abs()));
+            let found = place.or_else(largest).and_then(|at| Some((self.variable_at(at)?, params[at])));
+            if let Some((name, value)) = found {
+                *cause += &match place {
+                    Some(_) => format!("; the first variable that is not finite is {name} ({value})"),
+                    None => format!("; all variables are finite, the largest value is {value:e} in {name}"),
+                };
+            }
+        }
+        error
+    }
+
+    /// The variable that an element of the flat vector belongs to.
+    fn variable_at(&self, element: usize) -> Option<&str> {
+        let mut end = 0;
+        let own = self.variables.iter().find(|spec| {
+            end += spec.elements();
+            element < end
+        });
+        own.map(|spec| spec.name.as_str())
     }
 
     fn step_losses(&self, params: &[f32], found: &LossOutput) -> Result<StepLosses, Error> {
@@ -328,10 +382,11 @@ impl Ssd {
     fn regularization(&self, params: &[f32]) -> Result<f32, Error> {
         let value = self.network.regularization(params)?;
         if value.is_finite() {
-            Ok(value)
-        } else {
-            Err(Error::Regularization { value })
+            return Ok(value);
         }
+        let broken = params.iter().position(|value| !value.is_finite());
+        let variable = broken.and_then(|at| self.variable_at(at)).unwrap_or("none").to_owned();
+        Err(Error::Regularization { value, variable })
     }
 }
 
@@ -347,10 +402,11 @@ impl StepLosses {
     }
 }
 
-fn predictions(outputs: &Outputs, num_classes: usize) -> Predictions<'_> {
+fn predictions<'a>(outputs: &'a Outputs, shape: &Head) -> Predictions<'a> {
     Predictions {
         box_encodings: &outputs.box_encodings,
         class_logits: &outputs.class_logits,
-        num_classes,
+        columns: shape.columns,
+        num_classes: shape.num_classes,
     }
 }

@@ -1,5 +1,8 @@
 //! Greedy suppression of boxes that overlap better ones.
 
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
 use crate::Corners;
 
 /// What is kept.
@@ -29,6 +32,100 @@ pub fn greedy(boxes: &[Corners], scores: &[f32], options: Options) -> Vec<usize>
     survivors
 }
 
+/// The boxes that survive and their new scores, best first: nothing is dropped for its overlap, but a box's score is multiplied by
+/// `exp(-overlap^2 / (2 sigma))` for each better one (arXiv:1704.04503); TensorFlow's `non_max_suppression_with_scores` with a
+/// `soft_nms_sigma`. `iou_threshold` means nothing here. Of equal scores the lower index is taken first.
+pub fn soft(boxes: &[Corners], scores: &[f32], options: Options, sigma: f32) -> Vec<(usize, f32)> {
+    let weight = |overlap: f32| (-0.5 / sigma * overlap * overlap).exp();
+    let mut waiting: BinaryHeap<Waiting> = scores
+        .iter()
+        .enumerate()
+        .filter(|&(index, &score)| score > options.score_threshold && index < boxes.len())
+        .map(|(index, &score)| Waiting { score, index, seen: 0 })
+        .collect();
+    let mut kept: Vec<(usize, f32)> = Vec::new();
+    while let Some(next) = waiting.pop() {
+        if kept.len() >= options.max {
+            break;
+        }
+        let mut score = next.score;
+        for &(other, _) in kept[next.seen..].iter().rev() {
+            score *= weight(overlap_of(boxes[next.index], boxes[other]));
+            if score <= options.score_threshold {
+                break;
+            }
+        }
+        if score == next.score {
+            kept.push((next.index, score));
+        } else if score > options.score_threshold {
+            waiting.push(Waiting {
+                score,
+                index: next.index,
+                seen: kept.len(),
+            });
+        }
+    }
+    kept
+}
+
+/// A box that waits for its turn.
+struct Waiting {
+    score: f32,
+    index: usize,
+    /// How many of the kept boxes its score takes into account.
+    seen: usize,
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.score.total_cmp(&other.score).then(other.index.cmp(&self.index))
+    }
+}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Waiting {}
+
+/// 0 for boxes without a finite area above 0.
+fn overlap_of(a: Corners, b: Corners) -> f32 {
+    proper(a).zip(proper(b)).map_or(0.0, |(a, b)| overlap(a, b))
+}
+
+/// Calls `take` with numbers of candidates by their scores, best first, then lowest number first, until it returns false. Scores not
+/// above `threshold` never come. Ranks no more of them than are asked for: of many candidates few are looked at.
+pub(crate) fn each_ranked(scores: impl Iterator<Item = (usize, f32)>, threshold: f32, mut take: impl FnMut(usize) -> bool) {
+    let keys = scores.filter(|&(_, score)| score > threshold);
+    let mut keys: Vec<u64> = keys
+        .map(|(number, score)| u64::from(descending(score)) << 32 | number as u64)
+        .collect();
+    let (mut rest, mut size) = (&mut keys[..], 1024);
+    while !rest.is_empty() {
+        let some = size.min(rest.len());
+        if some < rest.len() {
+            rest.select_nth_unstable(some);
+        }
+        let (first, others) = rest.split_at_mut(some);
+        first.sort_unstable();
+        for key in first {
+            if !take((*key & u64::from(u32::MAX)) as usize) {
+                return;
+            }
+        }
+        rest = others;
+        size *= 4;
+    }
+}
+
 /// Indices of the scores above `threshold`, best first, then lowest index first.
 fn ranked(scores: &[f32], threshold: f32) -> impl Iterator<Item = usize> {
     let mut keys: Vec<u64> = scores
@@ -49,7 +146,8 @@ fn descending(score: f32) -> u32 {
 }
 
 /// The boxes kept so far, by their upper edge: boxes that overlap much have nearly the same, so few need a look.
-struct Kept {
+#[derive(Clone)]
+pub(crate) struct Kept {
     threshold: f32,
     /// (upper edge, place in `boxes`), by the first.
     edges: Vec<(f32, u32)>,
@@ -64,7 +162,7 @@ struct Proper {
 }
 
 impl Kept {
-    fn new(threshold: f32) -> Self {
+    pub(crate) fn new(threshold: f32) -> Self {
         Self {
             threshold,
             edges: Vec::new(),
@@ -73,7 +171,7 @@ impl Kept {
     }
 
     /// Keeps the box unless it is suppressed; says whether it was kept.
-    fn insert(&mut self, corners: Corners) -> bool {
+    pub(crate) fn insert(&mut self, corners: Corners) -> bool {
         let Some(new) = proper(corners) else { return true };
         let [ymin, _, ymax, _] = new.corners;
         // An overlap above t means that the intersection's height is above t times each box's height (the overlap is at most the ratio
@@ -170,6 +268,37 @@ mod tests {
         assert_eq!(greedy(&boxes, &[0.5, 0.4, 0.3, 0.2, nan], ALL), [0, 1, 2, 3]);
         assert!(greedy(&boxes, &[], ALL).is_empty());
         assert!(greedy(&[], &[1.0], ALL).is_empty());
+    }
+
+    #[test]
+    fn scores_sink_instead_of_boxes_going() {
+        let boxes = [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5], [2.0, 2.0, 3.0, 3.0], [0.0, 0.0, 1.0, 1.0]];
+        let options = Options {
+            score_threshold: 0.1,
+            ..ALL
+        };
+        let found = soft(&boxes, &[0.9, 0.8, 0.3, 0.7], options, 0.5);
+        // The second one overlaps by a half, the last one by all: exp(-1).
+        let expected = [(0, 0.9), (1, 0.8 * (-0.25_f32).exp()), (2, 0.3), (3, 0.7 * (-1.0_f32).exp() * (-0.25_f32).exp())];
+        assert_eq!(found.len(), 4);
+        for ((index, score), (i, s)) in found.iter().zip(expected) {
+            assert!(*index == i && (score - s).abs() < 1e-6, "{found:?}");
+        }
+        let few = Options { max: 1, ..options };
+        assert_eq!(soft(&boxes, &[0.9, 0.9, f32::NAN, 0.7], few, 0.5), [(0, 0.9)]);
+    }
+
+    #[test]
+    fn ranks_come_in_order_however_many_there_are() {
+        let scores: Vec<f32> = (0..9000_u32).map(|i| (i.wrapping_mul(2_654_435_761) % 997) as f32).collect();
+        let mut found = Vec::new();
+        each_ranked(scores.iter().copied().enumerate(), 10.0, |number| {
+            found.push(number);
+            found.len() < 7000
+        });
+        let mut expected: Vec<usize> = (0..9000).filter(|&i| scores[i] > 10.0).collect();
+        expected.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        assert_eq!(found, expected[..7000]);
     }
 
     #[test]

@@ -1,20 +1,22 @@
 //! The single shot detector's losses and their gradients with respect to the raw predictions: the reference's `SSDMetaArch.loss`.
 
 use crate::Corners;
-use crate::box_coder::CODE_SIZE;
 use crate::groundtruth::{self, Groundtruth};
 use crate::hard_example_miner::HardExampleMiner;
-use crate::losses::{sigmoid, smooth_l1};
+use crate::losses::dice::{self, Dice};
+use crate::losses::{Classification, Localization, Row, one_hot, sigmoid};
+use crate::random_example_sampler::{self, RandomExampleSampler};
 use crate::target_assigner::{TargetAssigner, Targets};
 
-/// What is minimised: the message `Loss` and the parts of `Ssd` that bear on it. The class loss is `weighted_sigmoid`, the localisation
-/// loss `weighted_smooth_l1`.
+/// What is minimised: the message `Loss` and the parts of `Ssd` that bear on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossConfig {
     /// What each anchor should predict.
     pub assigner: TargetAssigner,
-    /// Where smooth L1 turns linear.
-    pub delta: f32,
+    /// The class loss.
+    pub classification: Classification,
+    /// The localisation loss.
+    pub localization: Localization,
     /// Factor on the class loss.
     pub classification_weight: f32,
     /// Factor on the localisation loss.
@@ -23,6 +25,8 @@ pub struct LossConfig {
     pub normalize_loss_by_num_matches: bool,
     /// Divide the localisation loss by the length of a code.
     pub normalize_loc_loss_by_codesize: bool,
+    /// Trains all positives and some negatives; the miner then sees no others.
+    pub sampler: Option<RandomExampleSampler>,
     /// Trains the hardest anchors alone.
     pub miner: Option<HardExampleMiner>,
 }
@@ -30,11 +34,14 @@ pub struct LossConfig {
 /// Raw predictions of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Predictions<'a> {
-    /// `[batch, anchors, 4]`
+    /// `[batch, anchors, code_size]`
     pub box_encodings: &'a [f32],
-    /// `[batch, anchors, num_classes + 1]`; column 0 is the background.
+    /// `[batch, anchors, columns]`
     pub class_logits: &'a [f32],
-    /// Without the background.
+    /// Of the class predictions: `num_classes` and one for the background, unless that is one of the classes
+    /// (`add_background_class: false`).
+    pub columns: usize,
+    /// As in the label map.
     pub num_classes: usize,
 }
 
@@ -51,9 +58,9 @@ pub struct LossOutput {
     pub positives: usize,
     /// Anchors that were trained on.
     pub selected: usize,
-    /// Gradient of the sum of both losses: `[batch, anchors, 4]`.
+    /// Gradient of the sum of both losses: `[batch, anchors, code_size]`.
     pub d_box_encodings: Vec<f32>,
-    /// Gradient of the sum of both losses: `[batch, anchors, num_classes + 1]`.
+    /// Gradient of the sum of both losses: `[batch, anchors, columns]`.
     pub d_class_logits: Vec<f32>,
 }
 
@@ -77,7 +84,7 @@ pub enum Error {
     Groundtruth(#[from] groundtruth::Error),
     /// Training has diverged, or an image or box is broken.
     #[error(
-        "{what} is {value} for image {index} of the batch ({source_id:?})\nhint: lower the learning rate, or set gradient_clipping_by_norm; if it is always this image, look at its pixels and boxes"
+        "{what} is {value} for image {index} of the batch ({source_id:?}): {cause}\nhint: lower the learning rate, or set gradient_clipping_by_norm; if it is always this image, look at its pixels and boxes"
     )]
     NotFinite {
         /// `classification loss` or `localization loss`.
@@ -88,6 +95,8 @@ pub enum Error {
         index: usize,
         /// Its groundtruth's name.
         source_id: String,
+        /// Whether the network or the record is to blame.
+        cause: String,
     },
 }
 
@@ -98,16 +107,22 @@ pub fn loss(
     groundtruth: &[Groundtruth],
     config: &LossConfig,
 ) -> Result<LossOutput, Error> {
-    let columns = predictions.num_classes + 1;
+    let (columns, code_size) = (predictions.columns, config.assigner.coder.code_size());
     let (boxes, logits) = (predictions.box_encodings, predictions.class_logits);
-    check(anchors.len(), predictions, groundtruth)?;
-    let targets: Vec<Targets> = groundtruth
+    check((anchors.len(), code_size), predictions, groundtruth)?;
+    let mut targets: Vec<Targets> = groundtruth
         .iter()
         .map(|image| config.assigner.assign(anchors, image))
         .collect();
+    if let Some(sampler) = &config.sampler {
+        for (index, targets) in targets.iter_mut().enumerate() {
+            let size = anchors.len() * columns;
+            sample(*sampler, config, targets, &logits[index * size..(index + 1) * size]);
+        }
+    }
     let normalizer = normalizer(&targets, config);
     let codesize = if config.normalize_loc_loss_by_codesize {
-        CODE_SIZE as f32
+        code_size as f32
     } else {
         1.0
     };
@@ -130,25 +145,26 @@ pub fn loss(
     };
     let (mut classification, mut localization) = (0.0, 0.0);
     for (index, (targets, named)) in targets.iter().zip(groundtruth).enumerate() {
-        let codes = index * anchors.len() * CODE_SIZE..(index + 1) * anchors.len() * CODE_SIZE;
+        let codes = index * anchors.len() * code_size..(index + 1) * anchors.len() * code_size;
         let classes = index * anchors.len() * columns..(index + 1) * anchors.len() * columns;
         let image = Image {
             anchors,
             targets,
-            codes: boxes[codes.clone()].as_chunks().0,
+            codes: &boxes[codes.clone()],
             logits: &logits[classes.clone()],
             columns,
+            code_size,
         };
         let gradients = (&mut output.d_box_encodings[codes], &mut output.d_class_logits[classes]);
         let sums = image.loss(config, factors, gradients);
         let parts = [("classification loss", sums.class), ("localization loss", sums.corners)];
         if let Some((what, value)) = parts.into_iter().find(|(_, value)| !value.is_finite()) {
-            let source_id = named.source_id.clone();
             return Err(Error::NotFinite {
                 what,
                 value: value as f32,
                 index,
-                source_id,
+                source_id: named.source_id.clone(),
+                cause: image.cause(named),
             });
         }
         classification += sums.class;
@@ -177,9 +193,10 @@ struct Sums {
 struct Image<'a> {
     anchors: &'a [Corners],
     targets: &'a Targets,
-    codes: &'a [[f32; CODE_SIZE]],
+    codes: &'a [f32],
     logits: &'a [f32],
     columns: usize,
+    code_size: usize,
 }
 
 impl Image<'_> {
@@ -187,16 +204,21 @@ impl Image<'_> {
         &self.logits[anchor * self.columns..(anchor + 1) * self.columns]
     }
 
+    fn code_of(&self, anchor: usize) -> &[f32] {
+        &self.codes[anchor * self.code_size..(anchor + 1) * self.code_size]
+    }
+
     /// Sums of the losses over the selected anchors, whose gradients are written.
     fn loss(&self, config: &LossConfig, factors: Factors, (d_codes, d_logits): (&mut [f32], &mut [f32])) -> Sums {
         let targets = self.targets;
         let count = self.anchors.len();
-        let class_losses: Vec<f32> = (0..count)
-            .map(|i| sigmoid::loss(self.logits_of(i), targets.class_columns[i], targets.class_weights[i]))
-            .collect();
-        let box_losses: Vec<f32> = (0..count)
-            .map(|i| box_loss(self.codes[i], targets, i, config.delta))
-            .collect();
+        let class_losses: Vec<f32> = match config.classification {
+            Classification::Sigmoid => (0..count)
+                .map(|i| sigmoid::loss(self.logits_of(i), targets.class_columns[i], targets.class_weights[i]))
+                .collect(),
+            _ => (0..count).map(|i| config.classification.loss(&self.row(i))).collect(),
+        };
+        let box_losses: Vec<f32> = (0..count).map(|i| self.box_loss(i, config.localization)).collect();
         let selected = match &config.miner {
             Some(miner) => {
                 let decoded = config.assigner.coder.decode_all(self.codes, self.anchors);
@@ -204,20 +226,104 @@ impl Image<'_> {
             }
             None => (0..count).collect(),
         };
-        let d_codes = d_codes.as_chunks_mut::<CODE_SIZE>().0;
         for &i in &selected {
             let to = &mut d_logits[i * self.columns..(i + 1) * self.columns];
             let (column, weight) = (targets.class_columns[i], targets.class_weights[i]);
-            sigmoid::gradient(self.logits_of(i), column, weight, factors.class, to);
+            match config.classification {
+                Classification::Sigmoid => sigmoid::gradient(self.logits_of(i), column, weight, factors.class, to),
+                _ if weight == 0.0 => {}
+                other => other.gradient(&self.row(i), factors.class, to),
+            }
             if targets.box_weights[i] != 0.0 {
-                let weight = targets.box_weights[i] * factors.corners;
-                d_codes[i] = smooth_l1::gradient(self.codes[i], targets.box_codes[i], weight, config.delta);
+                let to = &mut d_codes[i * self.code_size..(i + 1) * self.code_size];
+                let (target, weight) = (self.target_of(i), targets.box_weights[i]);
+                config
+                    .localization
+                    .gradient(self.code_of(i), target, weight, factors.corners, to);
             }
         }
+        let class = match config.classification {
+            Classification::Dice(dice) => self.whole(dice, factors.class, d_logits),
+            _ => total(&class_losses, &selected),
+        };
         Sums {
-            class: total(&class_losses, &selected),
+            class,
             corners: total(&box_losses, &selected),
             selected: selected.len(),
+        }
+    }
+
+    fn row(&self, anchor: usize) -> Row<'_, impl Fn(usize) -> f32, impl Fn(usize) -> f32> {
+        let weight = self.targets.class_weights[anchor];
+        Row {
+            logits: self.logits_of(anchor),
+            target: one_hot(self.targets.class_columns[anchor]),
+            weight: move |_| weight,
+        }
+    }
+
+    /// The loss that looks at the whole image.
+    fn whole(&self, dice: Dice, factor: f32, d_logits: &mut [f32]) -> f64 {
+        let (columns, weights) = (&self.targets.class_columns, &self.targets.class_weights);
+        let image = dice::Image {
+            predictions: self.logits,
+            columns: self.columns,
+            target: |anchor: usize, column: usize| one_hot(columns[anchor])(column),
+            weight: |anchor: usize, _: usize| weights[anchor],
+        };
+        let losses = dice.image(&image, factor, d_logits);
+        losses.into_iter().map(f64::from).sum()
+    }
+
+    fn target_of(&self, anchor: usize) -> &[f32] {
+        &self.targets.box_codes[anchor * self.code_size..(anchor + 1) * self.code_size]
+    }
+
+    fn box_loss(&self, anchor: usize, localization: Localization) -> f32 {
+        let (code, weight) = (self.code_of(anchor), self.targets.box_weights[anchor]);
+        if weight == 0.0 {
+            // The reference multiplies by the weight: 0, or NaN where the prediction is not a finite number.
+            return if code.iter().all(|value| value.is_finite()) {
+                0.0
+            } else {
+                f32::NAN
+            };
+        }
+        localization.loss(code, self.target_of(anchor), weight)
+    }
+
+    /// Why a loss is not finite: what the network made of the image, or what the image's record says.
+    fn cause(&self, groundtruth: &Groundtruth) -> String {
+        let odd = |values: &[f32]| values.iter().position(|value| !value.is_finite());
+        if let Some(at) = odd(self.logits) {
+            return format!("the network predicts {} for class column {}", self.logits[at], at % self.columns.max(1));
+        }
+        if let Some(at) = odd(self.codes) {
+            return format!("the network predicts {} for a box", self.codes[at]);
+        }
+        let broken = |corners: &&Corners| {
+            let [ymin, xmin, ymax, xmax] = **corners;
+            !(ymax > ymin && xmax > xmin && corners.iter().all(|value| value.is_finite()))
+        };
+        match groundtruth.boxes.iter().find(broken) {
+            Some(corners) => format!("its groundtruth has the box {corners:?}"),
+            None => "predictions and groundtruth are finite: the error itself is too large".to_owned(),
+        }
+    }
+}
+
+/// Takes the weight from anchors that are not drawn.
+fn sample(sampler: RandomExampleSampler, config: &LossConfig, targets: &mut Targets, logits: &[f32]) {
+    let background = config.assigner.add_background_class.then_some(0);
+    let columns = targets.class_columns.iter().zip(&targets.class_weights);
+    let anchors: Vec<Option<bool>> = columns
+        .map(|(&column, &weight)| (weight != 0.0).then(|| column.is_some() && column != background))
+        .collect();
+    let drawn = sampler.sample(&anchors, random_example_sampler::seed(logits));
+    for (index, drawn) in drawn.into_iter().enumerate() {
+        if !drawn {
+            targets.class_weights[index] = 0.0;
+            targets.box_weights[index] = 0.0;
         }
     }
 }
@@ -228,19 +334,6 @@ fn total(losses: &[f32], selected: &[usize]) -> f64 {
         Some(&loss) => f64::from(loss),
         None => selected.iter().map(|&i| f64::from(losses[i])).sum(),
     }
-}
-
-fn box_loss(code: [f32; CODE_SIZE], targets: &Targets, anchor: usize, delta: f32) -> f32 {
-    let weight = targets.box_weights[anchor];
-    if weight == 0.0 {
-        // The reference multiplies by the weight: 0, or NaN where the prediction is not a finite number.
-        return if code.iter().all(|value| value.is_finite()) {
-            0.0
-        } else {
-            f32::NAN
-        };
-    }
-    smooth_l1::loss(code, targets.box_codes[anchor], weight, delta)
 }
 
 fn normalizer(targets: &[Targets], config: &LossConfig) -> f32 {
@@ -256,21 +349,21 @@ fn normalizer(targets: &[Targets], config: &LossConfig) -> f32 {
     }
 }
 
-fn check(anchors: usize, predictions: Predictions, groundtruth: &[Groundtruth]) -> Result<(), Error> {
-    let boxes = groundtruth.len() * anchors * CODE_SIZE;
-    let classes = groundtruth.len() * anchors * (predictions.num_classes + 1);
+fn check((anchors, code_size): (usize, usize), predictions: Predictions, groundtruth: &[Groundtruth]) -> Result<(), Error> {
+    let boxes = groundtruth.len() * anchors * code_size;
+    let classes = groundtruth.len() * anchors * predictions.columns;
     let tensors = [
         (
             "box_encodings",
             predictions.box_encodings.len(),
             boxes,
-            "images x anchors x 4",
+            "images x anchors x code size",
         ),
         (
             "class_logits",
             predictions.class_logits.len(),
             classes,
-            "images x anchors x (num_classes + 1)",
+            "images x anchors x class columns",
         ),
     ];
     if let Some((what, found, expected, why)) = tensors.into_iter().find(|(_, found, expected, _)| found != expected) {

@@ -123,13 +123,21 @@ fn what_is_not_built_is_refused_by_name() {
             "ssd_nothing_v9",
         ),
         ("use_dropout: false", "", "use_dropout"),
-        ("weighted_sigmoid { }", "weighted_softmax { }", "classification_loss"),
-        ("weighted_smooth_l1 { }", "weighted_l2 { }", "localization_loss"),
-        ("iou_similarity { }", "ioa_similarity { }", "similarity_calculator"),
+        ("weighted_sigmoid { }", "weighted_sigmoid_focal { }", "hard_example_miner"),
+        (
+            "faster_rcnn_box_coder { y_scale: 10.0 x_scale: 10.0 height_scale: 5.0 width_scale: 5.0 }",
+            "square_box_coder { }",
+            "square_box_coder",
+        ),
+        (
+            "faster_rcnn_box_coder { y_scale: 10.0 x_scale: 10.0 height_scale: 5.0 width_scale: 5.0 }",
+            "keypoint_box_coder { }",
+            "keypoint_box_coder",
+        ),
         ("activation: RELU_6", "activation: SWISH", "SWISH"),
         (
             "max_total_detections: 100",
-            "max_total_detections: 100 soft_nms_sigma: 0.5",
+            "max_total_detections: 100 soft_nms_sigma: -0.5",
             "soft_nms_sigma",
         ),
         (
@@ -146,8 +154,13 @@ fn what_is_not_built_is_refused_by_name() {
         ("num_classes: 3", "num_classes: 0", "num_classes"),
         (
             "num_classes: 3",
-            "num_classes: 3 add_background_class: false",
+            "num_classes: 1 add_background_class: false",
             "add_background_class",
+        ),
+        (
+            "num_classes: 3",
+            "num_classes: 3 explicit_background_class: true",
+            "explicit_background_class",
         ),
         ("height: 300 width: 300", "height: 16 width: 300", "16"),
         ("depth_multiplier: 0.5", "depth_multiplier: -1", "depth_multiplier"),

@@ -7,6 +7,7 @@
 )]
 
 mod anchors;
+mod components;
 mod config;
 mod configs;
 mod golden;

@@ -15,6 +15,7 @@ fn nms(score_threshold: f32, max_detections_per_class: usize, max_total_detectio
         max_detections_per_class,
         max_total_detections,
         change_coordinate_frame: false,
+        ..MulticlassNms::default()
     }
 }
 
@@ -85,6 +86,7 @@ fn a_trained_detector_s_detections_equal_the_reference() {
     let predictions = Predictions {
         box_encodings: &codes,
         class_logits: &logits,
+        columns: 4,
         num_classes: 3,
     };
     let found = post.run(&raw.rows("anchors"), predictions).unwrap();

@@ -147,6 +147,22 @@ fn a_label_map_with_id_0() {
 }
 
 #[test]
+fn a_head_with_more_classes_than_the_label_map() {
+    let job = Job::light();
+    job.configure("five.config", &[("num_classes: 3", "num_classes: 5")]);
+    let _ = job
+        .train("model", 1)
+        .with("--pipeline_config_path five.config")
+        .run()
+        .exits(2)
+        .says(&[
+            "model.ssd.num_classes is 5, but the label map's largest id is 3: classes 4 to 5 would never be trained",
+            "hint: set num_classes: 3",
+        ]);
+    assert!(!job.path("model").exists(), "a refused job has left a folder");
+}
+
+#[test]
 fn a_label_map_with_more_classes_than_the_model() {
     let job = Job::light();
     job.configure("two.config", &[("num_classes: 3", "num_classes: 2")]);

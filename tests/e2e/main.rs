@@ -11,6 +11,7 @@ mod check;
 mod data;
 mod evaluation;
 mod faults;
+mod fine_tuning;
 mod hostile;
 mod importers;
 mod judges;

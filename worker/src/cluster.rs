@@ -330,6 +330,7 @@ pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
 pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Observer) -> Result<Outcome, Error> {
     let mut setup = Setup::open(options)?;
     let mut session = Session::new(options, observer)?;
+    let first = setup.first_values_early(options)?;
     let job = open_job(options, session.observer())?;
     setup.input.keep_index(&options.model_dir);
     session.keep_index();
@@ -346,7 +347,11 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
             step: latest.step,
             data: resume_point(latest)?,
         },
-        None => Init::Values(Arc::new(setup.trainer.ssd().init_values(options.seed))),
+        None => {
+            let first = first.map_or_else(|| setup.first_values(options), Ok)?;
+            first.tell(options, session.observer());
+            Init::Values(Arc::new(first.values))
+        }
     };
     let (sender, mut events) = mpsc::unbounded_channel();
     let listen = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();

@@ -148,7 +148,8 @@ fn open_either(config: &PipelineConfig, which: Which, index: Option<&Path>) -> R
         reader: which.name(),
     })?;
     let labels = LabelMap::load(&config.resolve_path(map))?;
-    if let Some(problem) = label_map_problem(config, &labels) {
+    let unused = || (which == Which::Train).then(|| unused_classes(config, &labels)).flatten();
+    if let Some(problem) = label_map_problem(config, &labels).or_else(unused) {
         return Err(Error::Classes(problem));
     }
     let source = match index {
@@ -198,6 +199,20 @@ pub fn label_map_problem(config: &PipelineConfig, labels: &LabelMap) -> Option<S
         format!(
             "{}: model.ssd.num_classes is {classes}, but the label map has id {largest}\nhint: set num_classes: {largest}",
             config.name()
+        )
+    })
+}
+
+/// A head with more classes than the label map was made for another data set. Evaluation may look at some classes only; training
+/// would spend itself on classes that never come.
+pub fn unused_classes(config: &PipelineConfig, labels: &LabelMap) -> Option<String> {
+    let classes = u32::try_from(config.ssd()?.num_classes()).unwrap_or(0);
+    let largest = labels.max_id();
+    (largest < classes).then(|| {
+        format!(
+            "{}: model.ssd.num_classes is {classes}, but the label map's largest id is {largest}: classes {} to {classes} would never be trained\nhint: set num_classes: {largest}, or use the label map that belongs to this configuration",
+            config.name(),
+            largest + 1
         )
     })
 }

@@ -13,6 +13,8 @@ pub mod cluster;
 mod conformance;
 pub mod evaluate;
 pub mod exchange;
+pub mod fine_tune;
+mod growth;
 pub mod input;
 pub mod job;
 mod local;

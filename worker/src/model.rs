@@ -8,7 +8,7 @@ use coati_checkpoint::rescue;
 use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec};
 use coati_dataset::batch::Batch;
-use coati_detection::model::{self, Options, Ssd};
+use coati_detection::model::{self, Options, Ssd, StepLosses};
 use coati_detection::{Groundtruth, gradients};
 
 use crate::replica::{Model, Ready};
@@ -118,6 +118,7 @@ pub struct Trainer {
     ssd: Ssd,
     bias_multiplier: Option<f32>,
     clip: Option<f32>,
+    skip_not_finite: bool,
 }
 
 impl Trainer {
@@ -129,7 +130,14 @@ impl Trainer {
             ssd,
             bias_multiplier: on(train.bias_grad_multiplier()),
             clip: on(train.gradient_clipping_by_norm()),
+            skip_not_finite: false,
         }
+    }
+
+    /// `coati.on_nan: skip`: a loss that is not finite makes a gradient that is not, which whoever takes gradients then skips with
+    /// its records; otherwise it is an error.
+    pub fn skip_not_finite(&mut self, skip: bool) {
+        self.skip_not_finite = skip;
     }
 
     /// The detector.
@@ -169,10 +177,18 @@ impl Model for Trainer {
                 ready(elements, values);
             }
         };
-        let losses = self
+        let trained = self
             .ssd
-            .train_step_with(variables, &batch.images, &groundtruth, gradients, &mut complete)
-            .map_err(|error| error.to_string())?;
+            .train_step_with(variables, &batch.images, &groundtruth, gradients, &mut complete);
+        let losses = match trained {
+            Err(error) if self.skip_not_finite && error.is_not_finite() => {
+                tracing::warn!(%error, "this batch is skipped");
+                gradients.fill(f32::NAN);
+                // Not told as a loss: nothing of this batch counts.
+                StepLosses::default()
+            }
+            trained => trained.map_err(|error| error.to_string())?,
+        };
         if let Some(norm) = self.clip {
             gradients::clip_by_global_norm(gradients, self.ssd.variables(), norm);
         }

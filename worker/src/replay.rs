@@ -48,7 +48,7 @@ impl Replay {
     pub fn new(options: &Options) -> Result<Self, Error> {
         let mut setup = Setup::open(options)?;
         let loader = setup.loader()?;
-        let values = setup.trainer.ssd().init_values(options.seed);
+        let values = setup.first_values(options)?.values;
         let placement = plan(setup.trainer.ssd().variables(), 1, Strategy::Balanced).map_err(Error::job)?;
         let layout = Layout::new(&placement).map_err(Error::job)?;
         let job = JobRef {

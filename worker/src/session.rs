@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use coati_common::invariants;
 use coati_detection::model::Ssd;
 
+use crate::growth::Growth;
 use crate::input::{self, Input, Which};
 use crate::local;
 use crate::observe::{Observer, Started, StepRecord, Summary, Tally};
@@ -29,6 +30,7 @@ pub(crate) struct Session<'a> {
     eval_input: Option<Input>,
     evaluated: Instant,
     first_step: Option<f64>,
+    growth: Growth,
 }
 
 impl<'a> Session<'a> {
@@ -49,6 +51,7 @@ impl<'a> Session<'a> {
             eval_input,
             evaluated: now,
             first_step: None,
+            growth: Growth::default(),
         })
     }
 
@@ -93,6 +96,9 @@ impl<'a> Session<'a> {
             curves.step(record);
         }
         self.observer.step(record);
+        if let Some(text) = self.growth.look(record.step, record.total_loss(), record.learning_rate) {
+            self.observer.warning(&text);
+        }
     }
 
     pub(crate) fn saved(&mut self, prefix: PathBuf, step: u64) -> Checkpoint {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coati_checkpoint::keep;
-use coati_checkpoint::state::Latest;
+use coati_checkpoint::state::{self, Latest};
 use coati_common::cluster::OnNan;
 use coati_common::config::PipelineConfig;
 use coati_common::variables::VariableKind;
@@ -13,6 +13,7 @@ use coati_coordinator::membership::Identity;
 use coati_dataset::batch::{self, Loader};
 use coati_param_server::OptimizerConfig;
 
+use crate::fine_tune::{self, Restored};
 use crate::input::{self, Input, Which};
 use crate::job::{self, Job};
 use crate::local::{self, Local, Saving, Start};
@@ -135,8 +136,10 @@ impl Setup {
                 config.name()
             )));
         }
+        let mut trainer = Trainer::new(ssd, config);
+        trainer.skip_not_finite(options.on_nan == OnNan::Skip);
         Ok(Self {
-            trainer: Trainer::new(ssd, config),
+            trainer,
             input,
             loading,
             first_loader,
@@ -145,6 +148,26 @@ impl Setup {
             num_steps,
             batch_size,
         })
+    }
+
+    /// What the variables begin with: made up from the seed, then what `fine_tune_checkpoint` holds.
+    pub(crate) fn first_values(&mut self, options: &Options) -> Result<First, Error> {
+        let source = fine_tune::open(&options.config).map_err(Error::user)?;
+        let ssd = self.trainer.ssd();
+        let mut values = ssd.init_values(options.seed);
+        let restored = match source {
+            Some(source) => Some(source.restore(ssd.variables(), &mut values).map_err(Error::user)?),
+            None => None,
+        };
+        Ok(First { values, restored })
+    }
+
+    /// As [`Setup::first_values`], before the job's folder is touched; none where it has a checkpoint to go on from.
+    pub(crate) fn first_values_early(&mut self, options: &Options) -> Result<Option<First>, Error> {
+        match state::latest(&options.model_dir) {
+            Ok(Some(_)) => Ok(None),
+            _ => self.first_values(options).map(Some),
+        }
     }
 
     /// Reads and decodes ahead; nothing is requested yet.
@@ -184,6 +207,21 @@ impl Setup {
     }
 }
 
+/// First values of all variables.
+pub(crate) struct First {
+    pub values: Vec<f32>,
+    pub restored: Option<Restored>,
+}
+
+impl First {
+    /// Says what was restored.
+    pub(crate) fn tell(&self, options: &Options, observer: &mut dyn Observer) {
+        if let Some(restored) = &self.restored {
+            restored.tell(&options.model_dir, observer);
+        }
+    }
+}
+
 pub(crate) fn open_job(options: &Options, observer: &mut dyn Observer) -> Result<Job, Error> {
     let job = job::open(&options.model_dir, &options.config).map_err(Error::user)?;
     for path in &job.cleaned {
@@ -199,7 +237,7 @@ pub(crate) fn open_job(options: &Options, observer: &mut dyn Observer) -> Result
 pub(crate) fn resume_point(latest: &Latest) -> Result<coati_checkpoint::manifest::DataPosition, Error> {
     latest.manifest.as_ref().map(|manifest| manifest.data.clone()).ok_or_else(|| {
         Error::User(format!(
-            "{}: this checkpoint has no manifest of Coati's, so training cannot go on from it\nhint: choose another --model_dir; starting from other checkpoints (fine_tune_checkpoint) is not built yet",
+            "{}: this checkpoint has no manifest of Coati's, so training cannot go on from it\nhint: choose another --model_dir; to start from this checkpoint, name it as train_config.fine_tune_checkpoint",
             latest.prefix.display()
         ))
     })
@@ -216,6 +254,7 @@ pub(crate) fn already_done(latest: Option<&Latest>, num_steps: u64) -> Option<Su
 pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outcome, Error> {
     let mut setup = Setup::open(options)?;
     let mut session = Session::new(options, observer)?;
+    let first = setup.first_values_early(options)?;
     let job = open_job(options, session.observer())?;
     setup.input.keep_index(&options.model_dir);
     session.keep_index();
@@ -249,7 +288,9 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
             data: resume_point(latest)?,
         }
     } else {
-        values = setup.trainer.ssd().init_values(options.seed);
+        let first = first.map_or_else(|| setup.first_values(options), Ok)?;
+        first.tell(options, session.observer());
+        values = first.values;
         Start::Values(&values)
     };
     let mut exchange = Local::new(local, &start).map_err(Error::job)?;

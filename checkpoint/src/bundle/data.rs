@@ -82,6 +82,11 @@ impl DataFileWriter {
         self.append(name, DataType::DtInt64, shape, None, [bytemuck::cast_slice(values)])
     }
 
+    /// Appends a tensor of any type of fixed size: its elements in C order, little endian.
+    pub fn append_bytes(&mut self, name: &str, dtype: DataType, shape: &[i64], values: &[u8]) -> Result<(), Error> {
+        self.append(name, dtype, shape, None, [values])
+    }
+
     fn append<'a>(
         &mut self,
         name: &str,

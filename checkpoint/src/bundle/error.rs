@@ -19,6 +19,16 @@ pub enum Error {
         /// What may have been meant.
         hint: String,
     },
+    /// A checkpoint without its data.
+    #[error("{}: the checkpoint's index is there, but {} is not\nhint: {hint}", prefix.display(), path.display())]
+    NoData {
+        /// As it was given.
+        prefix: PathBuf,
+        /// The first data file that is missing.
+        path: PathBuf,
+        /// What to do about it.
+        hint: String,
+    },
     /// The index is not a table, or a damaged one.
     #[error("{}: not a readable checkpoint index: {what}\nhint: copy the file again, or use another checkpoint", path.display())]
     Table {

@@ -15,7 +15,7 @@ use super::entry::{self, Parsed, Place};
 use super::header::Header;
 use super::index::check_cover;
 use super::{DataType, Entry, Error, Slice, data_path, dtype_bytes, index_path, table};
-use crate::files;
+use crate::{files, locate};
 
 /// Bytes read and checked at once.
 const PIECE_BYTES: usize = 1 << 18;
@@ -54,7 +54,7 @@ impl Reader {
         let bytes = fs::read(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::NoCheckpoint {
                 prefix: prefix.to_owned(),
-                hint: hint(prefix),
+                hint: locate::hint(prefix),
             },
             _ => Error::File(files::error(&path, "read")(source)),
         })?;
@@ -393,27 +393,6 @@ impl Reader {
         verified().insert(place);
         Ok(())
     }
-}
-
-/// What may have been meant by a prefix that has no index.
-fn hint(prefix: &Path) -> String {
-    let text = prefix.to_string_lossy();
-    for ending in [".index", ".meta", ".coati.json"] {
-        if let Some(stem) = text.strip_suffix(ending) {
-            return format!("name the checkpoint without {ending:?}: {stem}");
-        }
-    }
-    if let Some((stem, _)) = text.rsplit_once(".data-") {
-        return format!("name the checkpoint without the data file's ending: {stem}");
-    }
-    if prefix.is_dir() {
-        return "this is a folder; name a checkpoint in it, such as model.ckpt-2000".to_owned();
-    }
-    if prefix.is_file() {
-        return "this looks like a checkpoint of TensorFlow's old V1 format; save it again with a Saver of version V2"
-            .to_owned();
-    }
-    "a checkpoint is named by what its files have in common, such as out/model/model.ckpt-2000".to_owned()
 }
 
 /// The name with most of its ending or beginning in common with `name`, if that is much of it.

@@ -7,7 +7,8 @@ mod write;
 pub(super) use read::parse;
 pub(super) use write::Builder;
 
-const MAGIC: u64 = 0xdb47_7524_8b80_fb57;
+/// The last eight bytes of any table.
+pub(crate) const MAGIC: u64 = 0xdb47_7524_8b80_fb57;
 /// Two block handles (padded) and the magic number.
 const FOOTER_BYTES: usize = 48;
 /// Compression type and CRC after each block.

@@ -1,10 +1,12 @@
 //! `coati check`: everything that can be wrong with a job's files, before anything starts.
 
 use anyhow::Context as _;
+use coati_checkpoint::restore::Verdict;
 use coati_common::cluster::{ClusterFile, ClusterPlan};
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
 use coati_worker::input::{self, Which};
+use coati_worker::{fine_tune, model};
 use serde_json::json;
 
 use crate::args::{CheckArgs, Format};
@@ -29,6 +31,10 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
             Err(error) => problems.push(format!("{name}_input_reader: {error}")),
         }
     }
+    let fine_tune = fine_tuning(&config).unwrap_or_else(|error| {
+        problems.push(error.to_string());
+        None
+    });
     if let Some(model_dir) = &args.model_dir
         && let Err(error) = coati_worker::job::check_model_dir(model_dir, &config)
     {
@@ -43,6 +49,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
                 "warnings": warnings,
                 "ignored": ignored(&support.ignored, plan.as_ref()),
                 "data": data,
+                "fine_tune": fine_tune,
                 "cluster": plan,
                 "pipeline": config.effective_json(),
             });
@@ -59,6 +66,12 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
                     found["records"], found["files"]
                 ));
             }
+            if let Some(found) = &fine_tune {
+                report(&format!(
+                    "# fine_tune_checkpoint: {} of {} variables are restored",
+                    found["restored"], found["variables"]
+                ));
+            }
             let ignored = ignored(&support.ignored, plan.as_ref());
             if !ignored.is_empty() {
                 say(&format!("accepted without effect: {}", ignored.join(", ")));
@@ -73,6 +86,24 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     } else {
         Err(Failure::user(problems.join("\n")).into())
     }
+}
+
+/// What training would begin with. What is wrong with the model is said elsewhere.
+fn fine_tuning(config: &PipelineConfig) -> Result<Option<serde_json::Value>, fine_tune::Error> {
+    let Some(source) = fine_tune::open(config)? else {
+        return Ok(None);
+    };
+    let Ok(ssd) = model::build(config, None) else {
+        return Ok(None);
+    };
+    let plan = source.plan(ssd.variables())?;
+    Ok(Some(json!({
+        "prefix": source.prefix(),
+        "type": plan.kind,
+        "restored": plan.restored(),
+        "variables": plan.rows.len(),
+        "skipped": plan.rows.iter().filter(|row| row.verdict != Verdict::Restored).collect::<Vec<_>>(),
+    })))
 }
 
 /// What of the pipeline's and the cluster file's choices does not go together well.

@@ -1,4 +1,10 @@
-//! `coati checkpoint show`
+//! `coati checkpoint`: `show` is here, the others are in files of their own.
+
+mod convert;
+mod diff;
+mod list;
+
+use std::path::Path;
 
 use anyhow::Context as _;
 use coati_checkpoint::manifest::OpenRange;
@@ -11,13 +17,21 @@ use crate::console::report;
 const SHOWN: usize = 4;
 
 pub(crate) fn run(command: &CheckpointCommand) -> anyhow::Result<()> {
-    let CheckpointCommand::Show {
-        path,
-        variables,
-        format,
-    } = command;
+    match command {
+        CheckpointCommand::Show {
+            path,
+            variables,
+            format,
+        } => show(path, *variables, *format),
+        CheckpointCommand::List(args) => list::run(args),
+        CheckpointCommand::Diff(args) => diff::run(args),
+        CheckpointCommand::Convert(args) => convert::run(args),
+    }
+}
+
+fn show(path: &Path, variables: bool, format: Format) -> anyhow::Result<()> {
     let found = show::report(path)?;
-    if *format == Format::Json {
+    if format == Format::Json {
         report(&serde_json::to_string(&found).context("the report")?);
         return Ok(());
     }
@@ -52,7 +66,7 @@ pub(crate) fn run(command: &CheckpointCommand) -> anyhow::Result<()> {
         )),
         None => report(&format!("{}: no complete checkpoint", found.model_dir.display())),
     }
-    if *variables {
+    if variables {
         for variable in &found.variables {
             let parts = if variable.slices > 1 {
                 format!("  in {} parts", variable.slices)

@@ -15,6 +15,7 @@ use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
 use coati_param_server::{Strategy, service};
 use coati_worker::cluster::{Cluster, run_master, run_worker};
+use coati_worker::fine_tune;
 use coati_worker::input::{self, Input};
 use coati_worker::job;
 use coati_worker::stop::StopFlag;
@@ -158,6 +159,7 @@ fn preflight(options: &train::Options) -> anyhow::Result<Input> {
         say(&format!("accepted without effect: {}", support.ignored.join(", ")));
     }
     job::check_model_dir(&options.model_dir, &options.config)?;
+    fine_tune::open_for_job(&options.config, &options.model_dir)?;
     Ok(input::open_for_job(
         &options.config,
         input::Which::Train,

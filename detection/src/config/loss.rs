@@ -1,7 +1,13 @@
 //! `loss`, and what else of `ssd` bears on it.
 
-use super::{Error, box_coder, count, matcher, missing, require, unsupported};
+use super::{Error, box_coder, count, matcher, missing, require, similarity};
 use crate::hard_example_miner::{HardExampleMiner, LossType};
+use crate::losses::bootstrapped::Bootstrapped;
+use crate::losses::dice::Dice;
+use crate::losses::focal::SigmoidFocal;
+use crate::losses::penalty_reduced::PenaltyReduced;
+use crate::losses::{Classification, Localization};
+use crate::random_example_sampler::RandomExampleSampler;
 use crate::ssd_loss::LossConfig;
 use crate::target_assigner::TargetAssigner;
 use coati_proto::object_detection::protos as pb;
@@ -12,20 +18,25 @@ use coati_proto::object_detection::protos::localization_loss::LocalizationLoss;
 pub fn loss(ssd: &pb::Ssd) -> Result<LossConfig, Error> {
     const FIELD: &str = "model.ssd.loss";
     let loss = ssd.loss.as_ref().ok_or_else(|| missing(FIELD, "loss { … }"))?;
-    refuse(ssd, loss)?;
+    let classification = classification(loss)?;
+    refuse(ssd, loss, classification)?;
     let (classification_weight, localization_weight) = (loss.classification_weight(), loss.localization_weight());
     Ok(LossConfig {
         assigner: TargetAssigner {
             matcher: matcher(ssd)?,
+            similarity: similarity(ssd)?,
             coder: box_coder(ssd)?,
             negative_class_weight: ssd.negative_class_weight(),
             encode_background_as_zeros: ssd.encode_background_as_zeros(),
+            add_background_class: ssd.add_background_class(),
         },
-        delta: delta(loss)?,
+        classification,
+        localization: localization(loss)?,
         classification_weight,
         localization_weight,
         normalize_loss_by_num_matches: ssd.normalize_loss_by_num_matches(),
         normalize_loc_loss_by_codesize: ssd.normalize_loc_loss_by_codesize(),
+        sampler: sampler(loss)?,
         miner: loss
             .hard_example_miner
             .as_ref()
@@ -34,68 +45,113 @@ pub fn loss(ssd: &pb::Ssd) -> Result<LossConfig, Error> {
     })
 }
 
-/// Where smooth L1 turns linear, if the two losses are those that are built.
-fn delta(loss: &pb::Loss) -> Result<f32, Error> {
-    const CLASSES: &str = "model.ssd.loss.classification_loss";
-    const BOXES: &str = "model.ssd.loss.localization_loss";
-    let classes = loss
-        .classification_loss
-        .as_ref()
-        .and_then(|loss| loss.classification_loss.as_ref());
-    match classes.ok_or_else(|| missing(CLASSES, "weighted_sigmoid { }"))? {
-        ClassificationLoss::WeightedSigmoid(_) => {}
-        _ => return Err(unsupported(CLASSES, "another loss", "weighted_sigmoid is supported")),
-    }
-    let boxes = loss
-        .localization_loss
-        .as_ref()
-        .and_then(|loss| loss.localization_loss.as_ref());
-    match boxes.ok_or_else(|| missing(BOXES, "weighted_smooth_l1 { }"))? {
-        LocalizationLoss::WeightedSmoothL1(smooth) => {
-            require(
-                smooth.delta() > 0.0,
-                "weighted_smooth_l1.delta",
-                smooth.delta(),
-                "it must be above 0",
-            )?;
-            Ok(smooth.delta())
+fn classification(loss: &pb::Loss) -> Result<Classification, Error> {
+    const FIELD: &str = "model.ssd.loss.classification_loss";
+    let chosen = loss.classification_loss.as_ref();
+    let chosen = chosen.and_then(|loss| loss.classification_loss.as_ref());
+    let scale = |scale: f32, field| require(scale > 0.0, field, scale, "it must be above 0").map(|()| scale);
+    Ok(match chosen.ok_or_else(|| missing(FIELD, "weighted_sigmoid { }"))? {
+        ClassificationLoss::WeightedSigmoid(_) => Classification::Sigmoid,
+        ClassificationLoss::WeightedSigmoidFocal(focal) => {
+            let gamma = focal.gamma();
+            require(gamma >= 0.0, "weighted_sigmoid_focal.gamma", gamma, "0 or more")?;
+            Classification::SigmoidFocal(SigmoidFocal {
+                gamma,
+                alpha: focal.alpha,
+            })
         }
-        _ => Err(unsupported(BOXES, "another loss", "weighted_smooth_l1 is supported")),
-    }
+        ClassificationLoss::WeightedSoftmax(softmax) => Classification::Softmax {
+            scale: scale(softmax.logit_scale(), "weighted_softmax.logit_scale")?,
+        },
+        ClassificationLoss::WeightedLogitsSoftmax(softmax) => Classification::SoftmaxAgainstLogits {
+            scale: scale(softmax.logit_scale(), "weighted_logits_softmax.logit_scale")?,
+        },
+        ClassificationLoss::BootstrappedSigmoid(bootstrapped) => {
+            let alpha = bootstrapped.alpha();
+            require((0.0..=1.0).contains(&alpha), "bootstrapped_sigmoid.alpha", alpha, "0 to 1")?;
+            Classification::Bootstrapped(Bootstrapped {
+                alpha,
+                hard: bootstrapped.hard_bootstrap(),
+            })
+        }
+        ClassificationLoss::PenaltyReducedLogisticFocalLoss(focal) => Classification::PenaltyReduced(PenaltyReduced {
+            alpha: focal.alpha(),
+            beta: focal.beta(),
+        }),
+        ClassificationLoss::WeightedDiceClassificationLoss(dice) => Classification::Dice(Dice {
+            squared_normalization: dice.squared_normalization(),
+            is_prediction_probability: dice.is_prediction_probability(),
+        }),
+    })
 }
 
-fn refuse(ssd: &pb::Ssd, loss: &pb::Loss) -> Result<(), Error> {
+fn localization(loss: &pb::Loss) -> Result<Localization, Error> {
+    const FIELD: &str = "model.ssd.loss.localization_loss";
+    let chosen = loss.localization_loss.as_ref();
+    let chosen = chosen.and_then(|loss| loss.localization_loss.as_ref());
+    Ok(match chosen.ok_or_else(|| missing(FIELD, "weighted_smooth_l1 { }"))? {
+        LocalizationLoss::WeightedSmoothL1(smooth) => {
+            let delta = smooth.delta();
+            require(delta > 0.0, "weighted_smooth_l1.delta", delta, "it must be above 0")?;
+            Localization::SmoothL1 { delta }
+        }
+        LocalizationLoss::WeightedL2(_) => Localization::L2,
+        LocalizationLoss::L1LocalizationLoss(_) => Localization::L1,
+        LocalizationLoss::WeightedIou(_) => Localization::Iou,
+        LocalizationLoss::WeightedGiou(_) => Localization::Giou,
+    })
+}
+
+fn sampler(loss: &pb::Loss) -> Result<Option<RandomExampleSampler>, Error> {
+    let Some(sampler) = &loss.random_example_sampler else {
+        return Ok(None);
+    };
+    let positive_fraction = sampler.positive_sample_fraction();
+    require(
+        positive_fraction > 0.0 && positive_fraction <= 1.0,
+        "random_example_sampler.positive_sample_fraction",
+        positive_fraction,
+        "above 0, at most 1",
+    )?;
+    Ok(Some(RandomExampleSampler { positive_fraction }))
+}
+
+fn refuse(ssd: &pb::Ssd, loss: &pb::Loss, classification: Classification) -> Result<(), Error> {
+    let mined = loss.hard_example_miner.is_some();
+    require(
+        !(mined && matches!(classification, Classification::SigmoidFocal(_))),
+        "model.ssd.loss.hard_example_miner",
+        "set",
+        "weighted_sigmoid_focal weighs examples itself; leave the miner out, as the reference demands",
+    )?;
+    require(
+        !(mined && matches!(classification, Classification::Dice(_))),
+        "model.ssd.loss.hard_example_miner",
+        "set",
+        "weighted_dice_classification_loss has no losses of single anchors; leave the miner out",
+    )?;
+    require(
+        !(ssd.add_background_class() && ssd.explicit_background_class()),
+        "model.ssd.explicit_background_class",
+        true,
+        "labels with a background of their own need add_background_class: false",
+    )?;
+    require(
+        ssd.add_background_class() || ssd.num_classes() > 1,
+        "model.ssd.add_background_class",
+        false,
+        "a single class needs the background's column beside it; leave it out",
+    )?;
     let switches = [
-        ("model.ssd.add_background_class", ssd.add_background_class(), true),
-        (
-            "model.ssd.explicit_background_class",
-            ssd.explicit_background_class(),
-            false,
-        ),
-        (
-            "model.ssd.use_confidences_as_targets",
-            ssd.use_confidences_as_targets(),
-            false,
-        ),
-        ("model.ssd.mask_head_config", ssd.mask_head_config.is_some(), false),
-        (
-            "model.ssd.loss.random_example_sampler",
-            loss.random_example_sampler.is_some(),
-            false,
-        ),
+        ("model.ssd.use_confidences_as_targets", ssd.use_confidences_as_targets()),
+        ("model.ssd.mask_head_config", ssd.mask_head_config.is_some()),
         (
             "model.ssd.loss.expected_loss_weights",
             loss.expected_loss_weights.unwrap_or(0) != 0,
-            false,
-        ),
-        (
-            "model.ssd.loss.equalization_loss",
-            loss.equalization_loss.as_ref().is_some_and(|loss| loss.weight() != 0.0),
-            false,
         ),
     ];
-    switches.into_iter().try_for_each(|(field, value, only)| {
-        require(value == only, field, value, "this is not supported; leave it out")
+    switches.into_iter().try_for_each(|(field, set)| {
+        require(!set, field, "set", "this is not supported; leave it out")
     })
 }
 

@@ -4,21 +4,19 @@
 //! something else than was asked for.
 
 mod anchors;
+mod boxes;
 mod loss;
 mod network;
 mod postprocess;
 
 pub use anchors::anchor_generator;
+pub use boxes::{box_coder, matcher, similarity};
 pub use loss::loss;
 pub use network::{NetworkOptions, network};
 pub use postprocess::post_processor;
 
-use crate::box_coder::FasterRcnn;
-use crate::matcher::{ArgMax, Thresholds};
 use coati_proto::object_detection::protos as pb;
-use coati_proto::object_detection::protos::{
-    box_coder, detection_model, image_resizer, matcher, region_similarity_calculator,
-};
+use coati_proto::object_detection::protos::{detection_model, image_resizer};
 
 /// Why no detector can be built from a configuration.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -117,81 +115,4 @@ pub fn num_classes(ssd: &pb::Ssd) -> Result<usize, Error> {
         )),
         classes => Ok(classes),
     }
-}
-
-/// `model.ssd.box_coder`
-pub fn box_coder(ssd: &pb::Ssd) -> Result<FasterRcnn, Error> {
-    const FIELD: &str = "model.ssd.box_coder";
-    let coder = ssd.box_coder.as_ref().and_then(|coder| coder.box_coder_oneof.as_ref());
-    match coder.ok_or_else(|| missing(FIELD, "faster_rcnn_box_coder { }"))? {
-        box_coder::BoxCoderOneof::FasterRcnnBoxCoder(coder) => {
-            let (y_scale, x_scale) = (coder.y_scale(), coder.x_scale());
-            let (height_scale, width_scale) = (coder.height_scale(), coder.width_scale());
-            for scale in [y_scale, x_scale, height_scale, width_scale] {
-                require(scale > 0.0, FIELD, scale, "its scales must be above 0")?;
-            }
-            Ok(FasterRcnn {
-                y_scale,
-                x_scale,
-                height_scale,
-                width_scale,
-            })
-        }
-        _ => Err(unsupported(
-            FIELD,
-            "another coder",
-            "faster_rcnn_box_coder is supported",
-        )),
-    }
-}
-
-/// `model.ssd.matcher`, and that the similarity it works on is built.
-pub fn matcher(ssd: &pb::Ssd) -> Result<ArgMax, Error> {
-    const FIELD: &str = "model.ssd.matcher";
-    let similarity = ssd
-        .similarity_calculator
-        .as_ref()
-        .and_then(|similarity| similarity.region_similarity.as_ref());
-    let field = "model.ssd.similarity_calculator";
-    let similarity = similarity.ok_or_else(|| missing(field, "iou_similarity { }"))?;
-    let region_similarity_calculator::RegionSimilarity::IouSimilarity(_) = similarity else {
-        return Err(unsupported(field, "another similarity", "iou_similarity is supported"));
-    };
-    let matcher = ssd.matcher.as_ref().and_then(|matcher| matcher.matcher_oneof.as_ref());
-    match matcher.ok_or_else(|| missing(FIELD, "argmax_matcher { }"))? {
-        matcher::MatcherOneof::ArgmaxMatcher(argmax) => argmax_matcher(argmax),
-        matcher::MatcherOneof::BipartiteMatcher(_) => {
-            Err(unsupported(FIELD, "bipartite_matcher", "argmax_matcher is supported"))
-        }
-    }
-}
-
-fn argmax_matcher(argmax: &pb::ArgMaxMatcher) -> Result<ArgMax, Error> {
-    let thresholds = if argmax.ignore_thresholds() {
-        None
-    } else {
-        let (matched, unmatched) = (argmax.matched_threshold(), argmax.unmatched_threshold());
-        let negatives_lower_than_unmatched = argmax.negatives_lower_than_unmatched();
-        require(
-            unmatched <= matched,
-            "argmax_matcher.unmatched_threshold",
-            unmatched,
-            "it must not be above matched_threshold",
-        )?;
-        require(
-            negatives_lower_than_unmatched || unmatched < matched,
-            "argmax_matcher.negatives_lower_than_unmatched",
-            "false",
-            "matched_threshold must then be above unmatched_threshold, since negatives lie between them",
-        )?;
-        Some(Thresholds {
-            matched,
-            unmatched,
-            negatives_lower_than_unmatched,
-        })
-    };
-    Ok(ArgMax {
-        thresholds,
-        force_match_for_each_row: argmax.force_match_for_each_row(),
-    })
 }

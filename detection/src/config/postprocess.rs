@@ -1,9 +1,9 @@
 //! `post_processing`
 
-use super::{Error, box_coder, count, missing, require};
-use crate::postprocess::{MulticlassNms, PostProcessor, ScoreConverter};
+use super::{Error, box_coder, count, missing, require, unsupported};
+use crate::postprocess::{Calibration, Curve, MulticlassNms, PostProcessor, Scope, ScoreConverter};
 use coati_proto::object_detection::protos as pb;
-use coati_proto::object_detection::protos::post_processing;
+use coati_proto::object_detection::protos::{calibration_config, post_processing};
 
 /// How `ssd` turns predictions into detections.
 pub fn post_processor(ssd: &pb::Ssd) -> Result<PostProcessor, Error> {
@@ -11,13 +11,6 @@ pub fn post_processor(ssd: &pb::Ssd) -> Result<PostProcessor, Error> {
         .post_processing
         .as_ref()
         .ok_or_else(|| missing("model.ssd.post_processing", "post_processing { … }"))?;
-    let calibration = post.calibration_config.is_some();
-    require(
-        !calibration,
-        "model.ssd.post_processing.calibration_config",
-        "set",
-        "this is not supported",
-    )?;
     let logit_scale = post.logit_scale();
     require(
         logit_scale > 0.0,
@@ -34,21 +27,100 @@ pub fn post_processor(ssd: &pb::Ssd) -> Result<PostProcessor, Error> {
             post_processing::ScoreConverter::Softmax => ScoreConverter::Softmax,
         },
         logit_scale,
+        calibration: calibration(post.calibration_config.as_ref())?,
+        background: ssd.add_background_class() || ssd.explicit_background_class(),
         nms: multiclass_nms(post.batch_non_max_suppression.as_ref().unwrap_or(&stock))?,
     })
 }
 
+fn calibration(message: Option<&pb::CalibrationConfig>) -> Result<Calibration, Error> {
+    use calibration_config::Calibrator;
+    const FIELD: &str = "post_processing.calibration_config";
+    let Some(message) = message else {
+        return Ok(Calibration::None);
+    };
+    let curve = |pairs: Option<&pb::XyPairs>| {
+        let points: Vec<(f32, f32)> = pairs
+            .iter()
+            .flat_map(|pairs| &pairs.x_y_pair)
+            .map(|pair| (pair.x(), pair.y()))
+            .collect();
+        Curve::new(&points).ok_or_else(|| {
+            unsupported(
+                FIELD,
+                format!("a curve through {points:?}"),
+                "x_y_pair once or more, each x above the one before",
+            )
+        })
+    };
+    match message.calibrator.as_ref() {
+        None => Err(missing(
+            FIELD,
+            "function_approximation, class_id_function_approximations or temperature_scaling_calibration",
+        )),
+        Some(Calibrator::FunctionApproximation(one)) => Ok(Calibration::Curve(curve(one.x_y_pairs.as_ref())?)),
+        Some(Calibrator::ClassIdFunctionApproximations(many)) => {
+            let curves = many.class_id_xy_pairs_map.iter();
+            let curves = curves.map(|(&class, pairs)| Ok((count(class, FIELD)?, curve(Some(pairs))?)));
+            Ok(Calibration::Curves(curves.collect::<Result<_, Error>>()?))
+        }
+        Some(Calibrator::TemperatureScalingCalibration(temperature)) => {
+            let scaler = temperature.scaler();
+            require(scaler > 0.0, FIELD, scaler, "the scaler must be above 0")?;
+            Ok(Calibration::Temperature(scaler))
+        }
+        Some(Calibrator::SigmoidCalibration(_) | Calibrator::ClassIdSigmoidCalibrations(_)) => Err(unsupported(
+            FIELD,
+            "a sigmoid calibration",
+            "the reference names it and does not build it either; use function_approximation",
+        )),
+    }
+}
+
 fn multiclass_nms(nms: &pb::BatchNonMaxSuppression) -> Result<MulticlassNms, Error> {
+    let soft_nms_sigma = nms.soft_nms_sigma();
+    require(
+        soft_nms_sigma >= 0.0,
+        "batch_non_max_suppression.soft_nms_sigma",
+        soft_nms_sigma,
+        "0 or more",
+    )?;
+    let scope = match (nms.use_class_agnostic_nms(), nms.use_combined_nms()) {
+        (true, true) => {
+            return Err(unsupported(
+                "batch_non_max_suppression.use_combined_nms",
+                true,
+                "combined suppression goes class by class; leave use_class_agnostic_nms out",
+            ));
+        }
+        (true, false) => Scope::All,
+        (false, true) => Scope::Combined,
+        (false, false) => Scope::Class,
+    };
     let others = [
-        ("batch_non_max_suppression.soft_nms_sigma", nms.soft_nms_sigma() != 0.0),
         (
-            "batch_non_max_suppression.use_class_agnostic_nms",
-            nms.use_class_agnostic_nms(),
+            "batch_non_max_suppression.max_classes_per_detection",
+            scope == Scope::All && nms.max_classes_per_detection() > 1,
+            "with use_class_agnostic_nms a box has one class; leave it out",
         ),
-        ("batch_non_max_suppression.use_combined_nms", nms.use_combined_nms()),
+        (
+            "batch_non_max_suppression.change_coordinate_frame",
+            scope == Scope::Combined && nms.change_coordinate_frame(),
+            "use_combined_nms needs change_coordinate_frame: false, as in the reference",
+        ),
+        (
+            "batch_non_max_suppression.soft_nms_sigma",
+            scope == Scope::Combined && soft_nms_sigma > 0.0,
+            "use_combined_nms knows no soft suppression; leave one of the two out",
+        ),
+        (
+            "batch_non_max_suppression.use_hard_nms",
+            nms.use_hard_nms() && soft_nms_sigma > 0.0,
+            "soft_nms_sigma asks for the opposite; leave one of the two out",
+        ),
     ];
-    for (field, set) in others {
-        require(!set, field, "set", "this is not supported; leave it out")?;
+    for (field, set, why) in others {
+        require(!set, field, "set", why)?;
     }
     let iou_threshold = nms.iou_threshold();
     require(
@@ -77,5 +149,7 @@ fn multiclass_nms(nms: &pb::BatchNonMaxSuppression) -> Result<MulticlassNms, Err
         max_detections_per_class,
         max_total_detections,
         change_coordinate_frame: nms.change_coordinate_frame(),
+        scope,
+        soft_nms_sigma,
     })
 }

@@ -66,6 +66,11 @@ pub fn gradient(logits: &[f32], column: Option<usize>, weight: f32, factor: f32,
     }
 }
 
+/// The cross entropy of `sigmoid(logit)` with a target between 0 and 1.
+pub fn entry(logit: f32, target: f32) -> f32 {
+    above_zero(logit) - logit * target + (-logit.abs()).exp().ln_1p()
+}
+
 /// `1 / (1 + exp(-x))`
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())

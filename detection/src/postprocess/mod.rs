@@ -1,13 +1,15 @@
 //! From raw predictions to detections: the reference's `SSDMetaArch.postprocess`.
 
+mod calibration;
 mod multiclass;
 mod score;
 
-pub use multiclass::{Candidates, MulticlassNms};
+pub use calibration::{Calibration, Curve};
+pub use multiclass::{Candidates, MulticlassNms, Scope};
 pub use score::ScoreConverter;
 
 use crate::Corners;
-use crate::box_coder::{CODE_SIZE, FasterRcnn};
+use crate::box_coder::BoxCoder;
 use crate::ssd_loss::Predictions;
 
 /// Detections of one image, best first. All lists are equally long.
@@ -36,14 +38,19 @@ impl Detections {
 }
 
 /// The message `PostProcessing`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PostProcessor {
     /// How boxes are written.
-    pub coder: FasterRcnn,
+    pub coder: BoxCoder,
     /// From logits to scores.
     pub score_converter: ScoreConverter,
     /// Logits are divided by this first.
     pub logit_scale: f32,
+    /// What scores are corrected by.
+    pub calibration: Calibration,
+    /// Column 0 of the class predictions is the background, which is never detected (`add_background_class` or
+    /// `explicit_background_class`).
+    pub background: bool,
     /// Suppression.
     pub nms: MulticlassNms,
 }
@@ -61,14 +68,14 @@ pub struct Error {
 impl PostProcessor {
     /// Detections of each image of a batch. Predictions that are not finite numbers give no detections.
     pub fn run(&self, anchors: &[Corners], predictions: Predictions) -> Result<Vec<Detections>, Error> {
-        let columns = predictions.num_classes + 1;
+        let (columns, code_size) = (predictions.columns, self.coder.code_size());
         let (codes, logits) = (predictions.box_encodings, predictions.class_logits);
         if anchors.is_empty() && codes.is_empty() && logits.is_empty() {
             return Ok(Vec::new());
         }
-        let images = codes.len() / (anchors.len() * CODE_SIZE).max(1);
+        let images = codes.len() / (anchors.len() * code_size).max(1);
         for (what, found, columns) in [
-            ("box_encodings", codes.len(), CODE_SIZE),
+            ("box_encodings", codes.len(), code_size),
             ("class_logits", logits.len(), columns),
         ] {
             if found != images * anchors.len() * columns {
@@ -81,31 +88,43 @@ impl PostProcessor {
             }
         }
         let image = |index: usize| {
-            let codes = &codes[index * anchors.len() * CODE_SIZE..(index + 1) * anchors.len() * CODE_SIZE];
+            let codes = &codes[index * anchors.len() * code_size..(index + 1) * anchors.len() * code_size];
             let logits = &logits[index * anchors.len() * columns..(index + 1) * anchors.len() * columns];
-            let boxes = self.coder.decode_all(codes.as_chunks().0, anchors);
-            let scores = self.score_converter.scores(logits, columns, self.logit_scale);
+            let boxes = self.coder.decode_all(codes, anchors);
+            let first = usize::from(self.background);
+            let scores = self.scores(logits, columns, first);
             let candidates = Candidates {
                 boxes: &boxes,
                 boxes_per_anchor: 1,
                 scores: &scores,
-                classes: predictions.num_classes,
+                classes: columns.saturating_sub(first),
             };
             self.nms.run(candidates, Some([0.0, 0.0, 1.0, 1.0]))
         };
         Ok((0..images).map(image).collect())
+    }
+
+    /// Scores of the columns from `first`: `[anchors, columns - first]`.
+    fn scores(&self, logits: &[f32], columns: usize, first: usize) -> Vec<f32> {
+        let scale = self.logit_scale * self.calibration.temperature();
+        let mut scores = self.score_converter.scores(logits, columns, first, scale);
+        self.calibration.correct(&mut scores, columns.saturating_sub(first), first);
+        scores
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::box_coder::FasterRcnn;
 
     fn stock() -> PostProcessor {
         PostProcessor {
-            coder: FasterRcnn::default(),
+            coder: FasterRcnn::default().into(),
             score_converter: ScoreConverter::Sigmoid,
             logit_scale: 1.0,
+            calibration: Calibration::None,
+            background: true,
             nms: MulticlassNms::default(),
         }
     }
@@ -115,6 +134,7 @@ mod tests {
         let none = Predictions {
             box_encodings: &[],
             class_logits: &[],
+            columns: 3,
             num_classes: 2,
         };
         let anchors = [[0.0, 0.0, 1.0, 1.0]];
@@ -123,10 +143,28 @@ mod tests {
         let short = Predictions {
             box_encodings: &[0.0; 4],
             class_logits: &[0.0; 2],
+            columns: 3,
             num_classes: 2,
         };
         assert_eq!(stock().run(&anchors, short).unwrap_err().what, "class_logits");
         assert!(stock().run(&[], short).is_err());
+    }
+
+    #[test]
+    fn without_a_background_every_column_is_a_class() {
+        let post = PostProcessor {
+            background: false,
+            ..stock()
+        };
+        let one = Predictions {
+            box_encodings: &[0.0; 4],
+            class_logits: &[2.0, -9.0],
+            columns: 2,
+            num_classes: 2,
+        };
+        let anchors = [[0.0, 0.0, 0.5, 0.5]];
+        assert_eq!(post.run(&anchors, one).unwrap()[0].classes, [0, 1]);
+        assert_eq!(stock().run(&anchors, one).unwrap()[0].classes, [0]);
     }
 
     #[test]
@@ -138,6 +176,7 @@ mod tests {
         let broken = Predictions {
             box_encodings: &codes,
             class_logits: &logits,
+            columns: 2,
             num_classes: 1,
         };
         assert_eq!(stock().run(&anchors, broken).unwrap(), [Detections::default()]);

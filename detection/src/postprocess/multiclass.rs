@@ -17,6 +17,23 @@ pub struct MulticlassNms {
     pub max_total_detections: usize,
     /// Boxes relative to the clip window.
     pub change_coordinate_frame: bool,
+    /// What a box is suppressed by.
+    pub scope: Scope,
+    /// Above 0: scores of boxes that overlap better ones sink, and `iou_threshold` means nothing ([`nms::soft`]).
+    pub soft_nms_sigma: f32,
+}
+
+/// What a box is suppressed by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// By better boxes of its class; a box may be there for several classes.
+    #[default]
+    Class,
+    /// By any better box; each box has its best class only, and there is no limit of each class: `use_class_agnostic_nms`.
+    All,
+    /// As [`Scope::Class`], but boxes that lie outside the window stay, without area: `use_combined_nms`, TensorFlow's
+    /// `combined_non_max_suppression`. Without a window it is the unit square.
+    Combined,
 }
 
 impl Default for MulticlassNms {
@@ -27,6 +44,8 @@ impl Default for MulticlassNms {
             max_detections_per_class: 100,
             max_total_detections: 100,
             change_coordinate_frame: true,
+            scope: Scope::Class,
+            soft_nms_sigma: 0.0,
         }
     }
 }
@@ -44,63 +63,159 @@ pub struct Candidates<'a> {
     pub classes: usize,
 }
 
+impl Candidates<'_> {
+    fn anchors(&self) -> usize {
+        self.scores.len() / self.classes.max(1)
+    }
+
+    fn score(&self, anchor: usize, class: usize) -> f32 {
+        self.scores[anchor * self.classes + class]
+    }
+
+    /// The box that an anchor has for a class; NaN where there is none.
+    fn corners(&self, anchor: usize, class: usize) -> Corners {
+        let at = if self.boxes_per_anchor > 1 {
+            anchor * self.boxes_per_anchor + class
+        } else {
+            anchor
+        };
+        self.boxes.get(at).copied().unwrap_or([f32::NAN; 4])
+    }
+}
+
+/// What survived, before clipping.
+struct Survivor {
+    score: f32,
+    class: usize,
+    anchor: usize,
+    corners: Corners,
+}
+
 impl MulticlassNms {
-    /// Suppresses each class by itself on unclipped boxes, puts the classes together by score, then clips to `window` and drops what
-    /// lies outside (after the limit of each class, as in the reference). Without a window boxes stay as they are.
+    /// Suppresses on unclipped boxes, puts the classes together by score, then clips to `window` and drops what lies outside (after
+    /// the limit of each class, as in the reference). Without a window boxes stay as they are.
     pub fn run(&self, candidates: Candidates, window: Option<Corners>) -> Detections {
+        let window = match self.scope {
+            Scope::Combined => Some(window.unwrap_or([0.0, 0.0, 1.0, 1.0])),
+            Scope::Class | Scope::All => window,
+        };
+        let mut detections = Detections::default();
+        if candidates.classes == 0 {
+            return detections;
+        }
+        if self.scope == Scope::All {
+            let found = self.best_classes(candidates);
+            found.into_iter().all(|survivor| self.add(&mut detections, &survivor, window));
+        } else if self.soft_nms_sigma > 0.0 {
+            let found = self.sunk(candidates);
+            found.into_iter().all(|survivor| self.add(&mut detections, &survivor, window));
+        } else {
+            self.hard(candidates, |survivor| self.add(&mut detections, &survivor, window));
+        }
+        detections
+    }
+
+    /// Each class by itself. All classes go down the scores together, so that nothing is looked at that comes after the last detection.
+    /// Of equal scores the lower class comes first, then the lower anchor.
+    fn hard(&self, candidates: Candidates, mut add: impl FnMut(Survivor) -> bool) {
+        let anchors = candidates.anchors();
+        let mut kept = vec![nms::Kept::new(self.iou_threshold); candidates.classes];
+        let mut counts = vec![0; candidates.classes];
+        let numbered = candidates.scores.chunks_exact(candidates.classes).enumerate().flat_map(|(anchor, scores)| {
+            let numbered = scores.iter().enumerate();
+            numbered.map(move |(class, &score)| (class * anchors + anchor, score))
+        });
+        nms::each_ranked(numbered, self.score_threshold, |number| {
+            let (class, anchor) = (number / anchors, number % anchors);
+            let corners = candidates.corners(anchor, class);
+            if counts[class] >= self.max_detections_per_class || !kept[class].insert(corners) {
+                return true;
+            }
+            counts[class] += 1;
+            add(Survivor {
+                score: candidates.score(anchor, class),
+                class,
+                anchor,
+                corners,
+            })
+        });
+    }
+
+    /// Each class by itself, with scores that sink.
+    fn sunk(&self, candidates: Candidates) -> Vec<Survivor> {
         let mut found = Vec::new();
         for class in 0..candidates.classes {
-            let scores: Vec<f32> = candidates
-                .scores
-                .iter()
-                .skip(class)
-                .step_by(candidates.classes)
-                .copied()
-                .collect();
-            let own: Vec<Corners>;
-            let boxes = if candidates.boxes_per_anchor > 1 {
-                own = candidates
-                    .boxes
-                    .iter()
-                    .skip(class)
-                    .step_by(candidates.boxes_per_anchor)
-                    .copied()
-                    .collect();
-                &own
-            } else {
-                candidates.boxes
-            };
-            let options = nms::Options {
-                max: self.max_detections_per_class,
-                iou_threshold: self.iou_threshold,
-                score_threshold: self.score_threshold,
-            };
-            for anchor in nms::greedy(boxes, &scores, options) {
-                found.push((scores[anchor], class, anchor, boxes[anchor]));
-            }
+            let anchors = 0..candidates.anchors();
+            let scores: Vec<f32> = anchors.clone().map(|anchor| candidates.score(anchor, class)).collect();
+            let boxes: Vec<Corners> = anchors.map(|anchor| candidates.corners(anchor, class)).collect();
+            let options = self.options(self.max_detections_per_class);
+            let kept = nms::soft(&boxes, &scores, options, self.soft_nms_sigma);
+            found.extend(kept.into_iter().map(|(anchor, score)| Survivor {
+                score,
+                class,
+                anchor,
+                corners: boxes[anchor],
+            }));
         }
         // Stable: equal scores stay in the order of their classes.
-        found.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let mut detections = Detections::default();
-        for (score, class, anchor, corners) in found {
-            if detections.len() >= self.max_total_detections {
-                break;
-            }
-            let clipped = window.map_or(corners, |window| clip(corners, window));
-            // Written so that NaN falls out too.
-            let visible = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) > 0.0;
-            if !visible || score < 0.0 {
-                continue;
-            }
+        found.sort_by(|a, b| b.score.total_cmp(&a.score));
+        found
+    }
+
+    /// Each anchor has the class of its highest score (the first of equal ones), and all suppress each other.
+    fn best_classes(&self, candidates: Candidates) -> Vec<Survivor> {
+        let best = |anchor| {
+            (0..candidates.classes).fold(0, |best, class| {
+                if candidates.score(anchor, class) > candidates.score(anchor, best) { class } else { best }
+            })
+        };
+        let classes: Vec<usize> = (0..candidates.anchors()).map(best).collect();
+        let of = |at: usize| (at, classes[at]);
+        let scores: Vec<f32> = (0..classes.len()).map(of).map(|(at, class)| candidates.score(at, class)).collect();
+        let boxes: Vec<Corners> = (0..classes.len()).map(of).map(|(at, class)| candidates.corners(at, class)).collect();
+        let options = self.options(self.max_total_detections);
+        let kept = if self.soft_nms_sigma > 0.0 {
+            nms::soft(&boxes, &scores, options, self.soft_nms_sigma)
+        } else {
+            let kept = nms::greedy(&boxes, &scores, options).into_iter();
+            kept.map(|anchor| (anchor, scores[anchor])).collect()
+        };
+        let survivor = |(anchor, score): (usize, f32)| Survivor {
+            score,
+            class: classes[anchor],
+            anchor,
+            corners: boxes[anchor],
+        };
+        kept.into_iter().map(survivor).collect()
+    }
+
+    fn options(&self, max: usize) -> nms::Options {
+        nms::Options {
+            max,
+            iou_threshold: self.iou_threshold,
+            score_threshold: self.score_threshold,
+        }
+    }
+
+    /// Clips and adds a survivor, unless it lies outside the window; says whether there is room for more.
+    fn add(&self, detections: &mut Detections, survivor: &Survivor, window: Option<Corners>) -> bool {
+        if detections.len() >= self.max_total_detections {
+            return false;
+        }
+        let clipped = window.map_or(survivor.corners, |window| clip(survivor.corners, window));
+        // Written so that NaN falls out too.
+        let visible = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]) > 0.0;
+        let stays = self.scope == Scope::Combined && clipped.iter().all(|value| value.is_finite());
+        if (visible || stays) && survivor.score >= 0.0 {
             detections.boxes.push(match window {
                 Some(window) if self.change_coordinate_frame => relative(clipped, window),
                 _ => clipped,
             });
-            detections.classes.push(class);
-            detections.scores.push(score);
-            detections.anchors.push(anchor);
+            detections.classes.push(survivor.class);
+            detections.scores.push(survivor.score);
+            detections.anchors.push(survivor.anchor);
         }
-        detections
+        true
     }
 }
 

@@ -1,7 +1,7 @@
 //! Values that are fine each by itself and impossible together; the reference refuses them too.
 
 use coati_proto::object_detection::protos::{
-    anchor_generator, learning_rate, manual_step_learning_rate, matcher, optimizer,
+    CheckpointVersion, anchor_generator, learning_rate, manual_step_learning_rate, matcher, optimizer,
 };
 
 use super::super::PipelineConfig;
@@ -21,6 +21,29 @@ pub(super) fn find(config: &PipelineConfig, mode: Mode, refused: &mut Vec<Refusa
     layers(config, &mut refuse);
     if mode != Mode::Eval {
         schedule(config, &mut refuse);
+        fine_tuning(config, &mut refuse);
+    }
+}
+
+fn fine_tuning(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let train = config.train_config();
+    if train.fine_tune_checkpoint().is_empty() {
+        return;
+    }
+    let kind = train.fine_tune_checkpoint_type();
+    if !["", "classification", "detection", "full"].contains(&kind) {
+        refuse(
+            "train_config.fine_tune_checkpoint_type",
+            format!("there is no {kind:?}"),
+            "classification (a backbone's checkpoint), detection (a detector's, without its box predictors) or full (all of a detector)",
+        );
+    }
+    if train.fine_tune_checkpoint_version() == CheckpointVersion::V2 {
+        refuse(
+            "train_config.fine_tune_checkpoint_version",
+            "V2 is a TF2 checkpoint, whose variables are named by their place in Keras objects; the models here have TensorFlow 1's names".to_owned(),
+            "use V1 (the default) with a checkpoint of TensorFlow 1: the TF1 detection zoo's, or slim's classifiers",
+        );
     }
 }
 

@@ -12,7 +12,8 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     (
         "Ssd",
         "num_classes image_resizer feature_extractor box_coder matcher similarity_calculator box_predictor anchor_generator \
-         post_processing normalize_loss_by_num_matches normalize_loc_loss_by_codesize loss",
+         post_processing normalize_loss_by_num_matches normalize_loc_loss_by_codesize loss encode_background_as_zeros \
+         negative_class_weight add_background_class explicit_background_class",
     ),
     (
         "SsdFeatureExtractor",
@@ -25,14 +26,19 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     ),
     ("ImageResizer", "fixed_shape_resizer"),
     ("FixedShapeResizer", "height width resize_method"),
-    ("BoxCoder", "faster_rcnn_box_coder"),
+    ("BoxCoder", "faster_rcnn_box_coder mean_stddev_box_coder"),
+    ("MeanStddevBoxCoder", "stddev"),
     ("FasterRcnnBoxCoder", "y_scale x_scale height_scale width_scale"),
-    ("Matcher", "argmax_matcher"),
+    ("Matcher", "argmax_matcher bipartite_matcher"),
     (
         "ArgMaxMatcher",
         "matched_threshold unmatched_threshold ignore_thresholds negatives_lower_than_unmatched force_match_for_each_row",
     ),
-    ("RegionSimilarityCalculator", "iou_similarity"),
+    (
+        "RegionSimilarityCalculator",
+        "iou_similarity ioa_similarity neg_sq_dist_similarity thresholded_iou_similarity",
+    ),
+    ("ThresholdedIouSimilarity", "iou_threshold"),
     (
         "BoxPredictor",
         "convolutional_box_predictor weight_shared_convolutional_box_predictor",
@@ -58,18 +64,48 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "num_layers min_scale max_scale scales aspect_ratios interpolated_scale_aspect_ratio reduce_boxes_in_lowest_layer \
          base_anchor_height base_anchor_width height_stride width_stride height_offset width_offset",
     ),
-    ("PostProcessing", "batch_non_max_suppression score_converter"),
+    (
+        "PostProcessing",
+        "batch_non_max_suppression score_converter logit_scale calibration_config",
+    ),
     (
         "BatchNonMaxSuppression",
-        "score_threshold iou_threshold max_detections_per_class max_total_detections",
+        "score_threshold iou_threshold max_detections_per_class max_total_detections soft_nms_sigma use_class_agnostic_nms \
+         use_combined_nms",
     ),
     (
-        "Loss",
-        "localization_loss classification_loss hard_example_miner classification_weight localization_weight",
+        "CalibrationConfig",
+        "function_approximation class_id_function_approximations temperature_scaling_calibration",
     ),
-    ("LocalizationLoss", "weighted_smooth_l1"),
+    ("FunctionApproximation", "x_y_pairs"),
+    ("ClassIdFunctionApproximations", "class_id_xy_pairs_map"),
+    ("TemperatureScalingCalibration", "scaler"),
+    ("XYPairs", "x_y_pair"),
+    ("XYPair", "x y"),
+    (
+        "Loss",
+        "localization_loss classification_loss hard_example_miner classification_weight localization_weight random_example_sampler",
+    ),
+    ("RandomExampleSampler", "positive_sample_fraction"),
+    (
+        "LocalizationLoss",
+        "weighted_smooth_l1 weighted_l2 weighted_iou l1_localization_loss weighted_giou",
+    ),
     ("WeightedSmoothL1LocalizationLoss", "delta"),
-    ("ClassificationLoss", "weighted_sigmoid"),
+    (
+        "ClassificationLoss",
+        "weighted_sigmoid weighted_softmax bootstrapped_sigmoid weighted_sigmoid_focal weighted_logits_softmax \
+         penalty_reduced_logistic_focal_loss weighted_dice_classification_loss",
+    ),
+    ("SigmoidFocalClassificationLoss", "gamma alpha"),
+    ("WeightedSoftmaxClassificationLoss", "logit_scale"),
+    ("WeightedSoftmaxClassificationAgainstLogitsLoss", "logit_scale"),
+    ("BootstrappedSigmoidClassificationLoss", "alpha hard_bootstrap"),
+    ("PenaltyReducedLogisticFocalLoss", "alpha beta"),
+    (
+        "WeightedDiceClassificationLoss",
+        "squared_normalization is_prediction_probability",
+    ),
     (
         "HardExampleMiner",
         "num_hard_examples iou_threshold loss_type max_negatives_per_positive min_negatives_per_image",
@@ -115,7 +151,8 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "TrainConfig",
         "batch_size data_augmentation_options sync_replicas keep_checkpoint_every_n_hours optimizer \
          gradient_clipping_by_norm num_steps bias_grad_multiplier update_trainable_variables freeze_variables \
-         replicas_to_aggregate add_regularization_loss max_number_of_boxes",
+         replicas_to_aggregate add_regularization_loss max_number_of_boxes fine_tune_checkpoint fine_tune_checkpoint_type \
+         fine_tune_checkpoint_version from_detection_checkpoint load_all_detection_checkpoint_vars",
     ),
     (
         "PreprocessingStep",
@@ -258,7 +295,16 @@ pub(super) const ONLY: &[(&str, &[&str])] = &[
 
 /// Accepted without effect: they tune TensorFlow's input pipeline or its graph, not the result.
 pub(super) const IGNORED: &[(&str, &str)] = &[
-    ("Ssd", "inplace_batchnorm_update"),
+    ("Ssd", "inplace_batchnorm_update implicit_example_weight"),
+    // Read by the reference and used nowhere in it; the same for the settings of losses that nothing chooses.
+    ("Loss", "equalization_loss min_num_negative_samples desired_negative_sampling_ratio"),
+    ("BipartiteMatcher", "use_matmul_gather"),
+    ("WeightedL2LocalizationLoss", "anchorwise_output"),
+    ("SigmoidFocalClassificationLoss", "anchorwise_output"),
+    ("WeightedSoftmaxClassificationLoss", "anchorwise_output"),
+    ("WeightedSoftmaxClassificationAgainstLogitsLoss", "anchorwise_output"),
+    ("BootstrappedSigmoidClassificationLoss", "anchorwise_output"),
+    ("XYPairs", "training_data_type"),
     ("ArgMaxMatcher", "use_matmul_gather"),
     ("ConvolutionalBoxPredictor", "dropout_keep_probability"),
     ("WeightSharedConvolutionalBoxPredictor", "dropout_keep_probability"),
@@ -271,8 +317,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ),
     (
         "TrainConfig",
-        "fine_tune_checkpoint_type fine_tune_checkpoint_version from_detection_checkpoint load_all_detection_checkpoint_vars \
-         run_fine_tune_checkpoint_dummy_computation startup_delay_steps batch_queue_capacity num_batch_queue_threads \
+        "run_fine_tune_checkpoint_dummy_computation startup_delay_steps batch_queue_capacity num_batch_queue_threads \
          prefetch_queue_capacity unpad_groundtruth_tensors retain_original_images summarize_gradients",
     ),
     (
@@ -395,6 +440,16 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("HardExampleMiner.max_negatives_per_positive", 0.0, ANY),
     ("HardExampleMiner.min_negatives_per_image", 0.0, ANY),
     ("WeightedSmoothL1LocalizationLoss.delta", POSITIVE, ANY),
+    ("SigmoidFocalClassificationLoss.gamma", 0.0, ANY),
+    ("WeightedSoftmaxClassificationLoss.logit_scale", POSITIVE, ANY),
+    ("WeightedSoftmaxClassificationAgainstLogitsLoss.logit_scale", POSITIVE, ANY),
+    ("BootstrappedSigmoidClassificationLoss.alpha", 0.0, 1.0),
+    ("RandomExampleSampler.positive_sample_fraction", POSITIVE, 1.0),
+    ("MeanStddevBoxCoder.stddev", POSITIVE, ANY),
+    ("PostProcessing.logit_scale", POSITIVE, ANY),
+    ("BatchNonMaxSuppression.soft_nms_sigma", 0.0, ANY),
+    ("TemperatureScalingCalibration.scaler", POSITIVE, ANY),
+    ("Ssd.negative_class_weight", 0.0, ANY),
     ("Loss.classification_weight", 0.0, ANY),
     ("Loss.localization_weight", 0.0, ANY),
     ("L1Regularizer.weight", 0.0, ANY),
@@ -442,12 +497,28 @@ pub(super) const LOCAL: &[&str] = &[
 /// What else there is to say about something refused.
 pub(super) const NOTES: &[(&str, &str)] = &[
     (
-        "TrainConfig.fine_tune_checkpoint",
-        "starting from a checkpoint comes later; leave it empty to train from scratch",
-    ),
-    (
         "TrainEvalPipelineConfig.graph_rewriter",
         "training with quantisation comes later; remove it",
+    ),
+    (
+        "Loss.expected_loss_weights",
+        "the reference's release lacks the functions it names; remove it",
+    ),
+    (
+        "CalibrationConfig.sigmoid_calibration",
+        "the reference names it and does not build it; use function_approximation",
+    ),
+    (
+        "CalibrationConfig.class_id_sigmoid_calibrations",
+        "the reference names it and does not build it; use class_id_function_approximations",
+    ),
+    (
+        "BoxCoder.square_box_coder",
+        "its codes have three numbers, the box predictors make four; supported: faster_rcnn_box_coder, mean_stddev_box_coder",
+    ),
+    (
+        "BoxCoder.keypoint_box_coder",
+        "keypoints are not read from records; supported: faster_rcnn_box_coder, mean_stddev_box_coder",
     ),
     ("ConvolutionalBoxPredictor.use_dropout", "write `use_dropout: false`"),
 ];

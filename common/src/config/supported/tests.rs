@@ -64,11 +64,13 @@ fn other_extractors_resizers_and_losses_are_named() {
     );
     assert!(refusal("weighted_sigmoid", "weighted_sigmoid_focal").ends_with("hint: supported: weighted_sigmoid"));
     assert!(refusal("weighted_smooth_l1", "weighted_iou").ends_with("hint: supported: weighted_smooth_l1"));
-    assert!(refusal("iou_similarity { }", "ioa_similarity { }").ends_with("hint: supported: iou_similarity"));
     // Every augmentation and input option that the data pipeline knows is let through.
     let step = "random_pad_image { min_image_height: 10 min_image_width: 10 pad_color: [1, 2, 3] }";
     assert_eq!(refused(&[("ssd_random_crop { }", step)]), [""; 0]);
     assert_eq!(refused(&[("width: 300 }", "width: 300 resize_method: AREA }")]), [""; 0]);
+    assert!(refusal("faster_rcnn_box_coder { y_scale: 10.0 x_scale: 10.0 height_scale: 5.0 width_scale: 5.0 }", "square_box_coder { }").contains(
+        "model.ssd.box_coder.square_box_coder: not supported yet\nhint: its codes have three numbers"
+    ));
 }
 
 #[test]
@@ -81,8 +83,8 @@ fn values_that_are_not_built() {
         ),
         (
             "num_classes: 3",
-            "num_classes: 3 encode_background_as_zeros: true",
-            "model.ssd.encode_background_as_zeros: true",
+            "num_classes: 3 use_confidences_as_targets: true",
+            "model.ssd.use_confidences_as_targets: true",
         ),
         (
             "min_depth: 8",
@@ -98,21 +100,6 @@ fn values_that_are_not_built() {
             "min_depth: 8",
             "min_depth: 8 fpn { }",
             "feature_extractor.fpn: not supported yet",
-        ),
-        (
-            "iou_threshold: 0.6",
-            "soft_nms_sigma: 0.5",
-            "batch_non_max_suppression.soft_nms_sigma: 0.5",
-        ),
-        (
-            "iou_threshold: 0.6",
-            "use_class_agnostic_nms: true",
-            ".use_class_agnostic_nms: true",
-        ),
-        (
-            "iou_threshold: 0.6",
-            "use_combined_nms: true",
-            ".use_combined_nms: true",
         ),
         (
             "num_steps: 3200",
@@ -155,12 +142,17 @@ fn values_that_are_not_built() {
 }
 
 #[test]
-fn checkpoints_quantisation_and_buckets_come_later() {
-    assert_eq!(
-        refusal("num_steps: 3200", "fine_tune_checkpoint: \"model.ckpt\""),
-        "pipeline.config:88: train_config.fine_tune_checkpoint: \"model.ckpt\" is not supported yet\n\
-         hint: starting from a checkpoint comes later; leave it empty to train from scratch"
+fn what_checkpoints_are_started_from_and_what_comes_later() {
+    let from = |rest: &str| refused(&[("num_steps: 3200", &format!("fine_tune_checkpoint: \"a/model.ckpt\" {rest}"))]);
+    assert!(from("").is_empty());
+    assert!(from("fine_tune_checkpoint_type: \"full\" load_all_detection_checkpoint_vars: true").is_empty());
+    let text = &from("fine_tune_checkpoint_type: \"detections\"")[0];
+    assert!(
+        text.starts_with("pipeline.config:88: train_config.fine_tune_checkpoint_type: there is no \"detections\"\nhint: classification "),
+        "{text}"
     );
+    let text = &from("fine_tune_checkpoint_version: V2")[0];
+    assert!(text.contains("V2 is a TF2 checkpoint") && text.contains("hint: use V1"), "{text}");
     assert!(
         refused(&[(
             "num_steps: 3200",

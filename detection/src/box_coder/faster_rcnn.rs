@@ -1,9 +1,7 @@
-//! Boxes written relative to anchors.
+//! `faster_rcnn_box_coder`
 
+use super::{CODE_SIZE, EPSILON, centre};
 use crate::Corners;
-
-/// Added to sizes before division and logarithm, in encoding alone.
-const EPSILON: f32 = 1e-8;
 
 /// Shift of the centre in units of the anchor's size, and logarithm of the ratio of sizes (arXiv:1506.01497, equation 2), each times a
 /// factor: the message `FasterRcnnBoxCoder`. Codes are `[ty, tx, th, tw]`.
@@ -18,9 +16,6 @@ pub struct FasterRcnn {
     /// Factor on `tw`.
     pub width_scale: f32,
 }
-
-/// Numbers in a code.
-pub const CODE_SIZE: usize = 4;
 
 impl Default for FasterRcnn {
     fn default() -> Self {
@@ -57,21 +52,6 @@ impl FasterRcnn {
         let x = tx / self.x_scale * w_a + x_a;
         [y - h / 2.0, x - w / 2.0, y + h / 2.0, x + w / 2.0]
     }
-
-    /// Decodes one image's codes, paired with the anchors.
-    pub fn decode_all(&self, codes: &[[f32; CODE_SIZE]], anchors: &[Corners]) -> Vec<Corners> {
-        codes
-            .iter()
-            .zip(anchors)
-            .map(|(&code, &anchor)| self.decode(code, anchor))
-            .collect()
-    }
-}
-
-/// (centre y, centre x, height, width)
-fn centre([ymin, xmin, ymax, xmax]: Corners) -> (f32, f32, f32, f32) {
-    let (h, w) = (ymax - ymin, xmax - xmin);
-    (ymin + h / 2.0, xmin + w / 2.0, h, w)
 }
 
 #[cfg(test)]
