@@ -1,13 +1,11 @@
 //! One record after the other.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::Path;
 
-use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, decode_header, masked_crc32c};
+use coati_storage::{File, Sequential};
 
-/// Bytes asked of the file at once.
-const BUFFER_BYTES: usize = 1 << 18;
+use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, decode_header, masked_crc32c};
 
 /// Reads records in the order of the file. As an iterator it ends after the first error, except after a bad data
 /// CRC, which leaves the framing intact.
@@ -21,8 +19,8 @@ pub struct Reader<R> {
     failed: bool,
 }
 
-impl Reader<BufReader<File>> {
-    /// Opens a local file.
+impl Reader<Sequential> {
+    /// Opens a file, wherever it lies.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = path.display().to_string();
         let fail = |action| {
@@ -38,10 +36,11 @@ impl Reader<BufReader<File>> {
             }
         };
         let handle = File::open(path).map_err(fail("open"))?;
-        let size = handle.metadata().map_err(fail("stat"))?.len();
+        let size = handle.len().map_err(fail("stat"))?;
+        let bytes = handle.sequential().map_err(fail("open"))?;
         Ok(Self {
             size: Some(size),
-            ..Self::new(BufReader::with_capacity(BUFFER_BYTES, handle), file)
+            ..Self::new(bytes, file)
         })
     }
 }
