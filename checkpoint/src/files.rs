@@ -5,11 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use coati_storage::is_remote;
+
 use crate::fault;
 
 /// The operating system refused something.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: cannot {action}{}: {source}{}", path.display(), Wanted(*bytes), hint(source))]
+#[error("{}: cannot {action}{}: {source}{}", path.display(), Wanted(*bytes), coati_storage::hint_or(source, hint(source)))]
 pub struct Error {
     /// The file or folder.
     pub path: PathBuf,
@@ -91,8 +93,12 @@ pub(crate) fn folder(path: &Path) -> &Path {
 /// Ending of a file that is being written and will be renamed.
 pub(crate) const TEMPORARY: &str = ".tmp";
 
-/// Replaces `path` by `bytes` at once: whoever reads it, after a crash too, sees the old or the new content.
+/// Replaces `path` by `bytes` at once: whoever reads it, after a crash too, sees the old or the new content. In a bucket that is what
+/// writing an object does; elsewhere a file takes the other's name.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if is_remote(path) {
+        return coati_storage::put(path, bytes).map_err(sized_error(path, "write", bytes.len() as u64));
+    }
     let temporary = with_suffix(path, TEMPORARY);
     let written = write_synced(&temporary, bytes).and_then(|()| rename(&temporary, path));
     if written.is_err() {
@@ -124,6 +130,9 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
 
 /// Makes names in a folder last.
 pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
+    if is_remote(path) {
+        return Ok(());
+    }
     fault::point();
     File::open(path)
         .and_then(|folder| folder.sync_all())
@@ -133,7 +142,7 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
 /// Removes a file; one that is already gone is fine.
 pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     fault::point();
-    match fs::remove_file(path) {
+    match coati_storage::remove(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error(path, "remove")(source)),
         _ => Ok(()),
     }
@@ -141,8 +150,8 @@ pub(crate) fn remove(path: &Path) -> Result<(), Error> {
 
 /// Size of a file; `None` when it does not exist.
 pub(crate) fn size(path: &Path) -> Result<Option<u64>, Error> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.len())),
+    match coati_storage::stat(path) {
+        Ok(stat) => Ok(Some(stat.bytes)),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(error(path, "stat")(source)),
     }

@@ -1,8 +1,6 @@
 //! Which checkpoints stay: `max_to_keep` and `keep_checkpoint_every_n_hours` as `tf.train.Saver` understands them.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use crate::bundle::index_path;
 use crate::files::{self, folder, with_suffix};
@@ -97,10 +95,10 @@ pub fn update(model_dir: &Path, prefix: &Path, now: f64, options: Options) -> Re
     for listed in old.all {
         let listed_prefix = resolve(model_dir, &listed.path);
         // A checkpoint that is gone must not count towards the limit.
-        if listed_prefix == prefix || !index_path(&listed_prefix).exists() {
+        if listed_prefix == prefix || !coati_storage::is_file(&index_path(&listed_prefix)) {
             continue;
         }
-        let ours = manifest::path(&listed_prefix).exists();
+        let ours = coati_storage::is_file(&manifest::path(&listed_prefix));
         let time = listed.time.unwrap_or_else(|| saved_at(&listed_prefix));
         known.push(Known {
             path: listed.path,
@@ -111,7 +109,7 @@ pub fn update(model_dir: &Path, prefix: &Path, now: f64, options: Options) -> Re
     known.push(Known {
         path: name.clone(),
         time: now,
-        ours: manifest::path(prefix).exists(),
+        ours: coati_storage::is_file(&manifest::path(prefix)),
     });
 
     let decision = decide(&known, old.last_preserved.unwrap_or(now), options);
@@ -134,13 +132,7 @@ pub fn update(model_dir: &Path, prefix: &Path, now: f64, options: Options) -> Re
 }
 
 fn saved_at(prefix: &Path) -> f64 {
-    let modified = index_path(prefix)
-        .metadata()
-        .and_then(|metadata| metadata.modified())
-        .ok();
-    modified
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .map_or(0.0, |since| since.as_secs_f64())
+    coati_storage::stat(&index_path(prefix)).map_or(0.0, |stat| stat.modified_ns as f64 / 1e9)
 }
 
 /// Deletes a checkpoint's files: manifest first, so that it does not count while it goes, then index, then data. One that
@@ -177,22 +169,10 @@ fn files_of(prefix: &Path) -> Result<Vec<PathBuf>, files::Error> {
     let model_dir = folder(prefix);
     let wanted = prefix.file_name().unwrap_or_default();
     let mut paths = Vec::new();
-    for entry in fs::read_dir(model_dir).map_err(files::error(model_dir, "list"))? {
-        let entry = entry.map_err(files::error(model_dir, "list"))?;
+    for entry in coati_storage::list(model_dir).map_err(files::error(model_dir, "list"))? {
         // What no checkpoint consists of (folders, pipes) is somebody else's, whatever its name.
-        if entry
-            .file_type()
-            .is_ok_and(|kind| !kind.is_file() && !kind.is_symlink())
-        {
-            continue;
-        }
-        let name = entry.file_name();
-        let belongs = name
-            .to_str()
-            .and_then(state::prefix_of)
-            .is_some_and(|stem| stem == wanted);
-        if belongs {
-            paths.push(model_dir.join(name));
+        if entry.is_file && state::prefix_of(&entry.name).is_some_and(|stem| stem == wanted) {
+            paths.push(model_dir.join(entry.name));
         }
     }
     Ok(paths)

@@ -28,7 +28,7 @@ pub fn open(prefix: &Path) -> Result<Reader, bundle::Error> {
 /// What may have been meant by a name that is no checkpoint's prefix.
 pub(crate) fn hint(prefix: &Path) -> String {
     if let Some(stem) = without_ending(prefix) {
-        let there = if bundle::index_path(&stem).is_file() {
+        let there = if coati_storage::is_file(&bundle::index_path(&stem)) {
             String::new()
         } else {
             format!(" (but {} is not there either)", bundle::index_path(&stem).display())
@@ -38,7 +38,7 @@ pub(crate) fn hint(prefix: &Path) -> String {
             stem.display()
         );
     }
-    if prefix.is_dir() {
+    if coati_storage::is_dir(prefix) {
         return match newest(prefix) {
             Some(newest) => format!("this is a folder; its newest checkpoint is {}", newest.display()),
             None => "this is a folder without a checkpoint (files *.index and *.data-*)".to_owned(),
@@ -49,12 +49,12 @@ pub(crate) fn hint(prefix: &Path) -> String {
                 tf.compat.v1.train.Saver with write_version=tf.compat.v1.train.SaverDef.V2, or any newer release of the model"
             .to_owned();
     }
-    if prefix.is_file() {
+    if coati_storage::is_file(prefix) {
         return "this is a file, but no checkpoint; a checkpoint is named by what its files have in common, such as \
                 out/model/model.ckpt-2000"
             .to_owned();
     }
-    if data_path(prefix, 0, 1).is_file() {
+    if coati_storage::is_file(&data_path(prefix, 0, 1)) {
         return format!(
             "{} is there, its index is not; copy both files",
             data_path(prefix, 0, 1).display()
@@ -77,19 +77,18 @@ fn without_ending(path: &Path) -> Option<PathBuf> {
 
 /// The checkpoint of a folder with the highest step, by the names of index files: nothing is opened.
 fn newest(folder: &Path) -> Option<PathBuf> {
-    let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
-    let prefixes = names.filter_map(|name| Some(name.to_str()?.strip_suffix(".index")?.to_owned()));
+    let entries = coati_storage::list(folder).ok()?.into_iter();
+    let prefixes = entries.filter_map(|entry| Some(entry.name.strip_suffix(".index")?.to_owned()));
     let newest = prefixes.max_by_key(|name| (state::step_of(name), name.clone()))?;
     Some(folder.join(newest))
 }
 
 /// A V1 checkpoint is one file: a table, as the V2 index is, whose first entry describes all tensors.
 fn is_v1(path: &Path) -> bool {
-    use std::os::unix::fs::FileExt as _;
-    let Ok(file) = std::fs::File::open(path) else {
+    let Ok(file) = coati_storage::File::open(path) else {
         return false;
     };
-    let size = file.metadata().map_or(0, |metadata| metadata.len());
+    let size = file.len().unwrap_or(0);
     let mut magic = [0; 8];
     let read = size.checked_sub(8).map(|at| file.read_exact_at(&mut magic, at));
     matches!(read, Some(Ok(()))) && u64::from_le_bytes(magic) == bundle::table::MAGIC
@@ -99,7 +98,7 @@ fn is_v1(path: &Path) -> bool {
 fn beside(prefix: &Path, shards: u32) -> String {
     let names: Vec<String> = (0..shards)
         .map(|shard| data_path(prefix, shard, shards))
-        .filter(|path| !path.is_file())
+        .filter(|path| !coati_storage::is_file(path))
         .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
         .collect();
     let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");

@@ -4,7 +4,6 @@
 //! they do not know); a change that an older reader would misunderstand takes a new version.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -140,7 +139,7 @@ impl Manifest {
     /// Reads the manifest of a checkpoint; `None` when it has none.
     pub fn read(prefix: &Path) -> Result<Option<Self>, Error> {
         let path = path(prefix);
-        let bytes = match fs::read(&path) {
+        let bytes = match coati_storage::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(files::error(&path, "read"))?,
         };

@@ -1,6 +1,5 @@
 //! Saving whole checkpoints.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::bundle::{self, DataFileWriter, SavedTensor, data_path, index_path};
@@ -64,7 +63,7 @@ fn write_both(
 
 /// A file's entry in the manifest; `written` is where it lies now.
 fn saved_file(path: &Path, written: &Path) -> Result<SavedFile, files::Error> {
-    let bytes = fs::metadata(written).map_err(files::error(written, "stat"))?.len();
+    let bytes = coati_storage::stat(written).map_err(files::error(written, "stat"))?.bytes;
     Ok(SavedFile {
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         bytes,
@@ -83,7 +82,10 @@ pub fn save(
     manifest: Option<Manifest>,
 ) -> Result<(), state::Error> {
     let model_dir = folder(prefix);
-    fs::create_dir_all(model_dir).map_err(files::error(model_dir, "make"))?;
+    coati_storage::create_dir_all(model_dir).map_err(files::error(model_dir, "make"))?;
+    if coati_storage::is_remote(prefix) {
+        return save_in_bucket(prefix, tensors, integers, manifest);
+    }
     let targets = [data_path(prefix, 0, 1), index_path(prefix), manifest::path(prefix)];
     let temporary = targets.clone().map(|path| with_suffix(&path, files::TEMPORARY));
     let prepared = prepare(&targets, &temporary, tensors, integers, manifest);
@@ -106,14 +108,35 @@ pub fn save(
     Ok(files::sync_folder(model_dir)?)
 }
 
-/// Writes the three files under their temporary names; tells whether there is a manifest.
-fn prepare(
-    targets: &[PathBuf; 3],
-    temporary: &[PathBuf; 3],
+/// As [`save`], where there are no renames: what stands between an older checkpoint of this name and the new one is its manifest, which
+/// goes first and comes last. One that was never finished is removed.
+fn save_in_bucket(
+    prefix: &Path,
     tensors: &[Tensor<'_>],
     integers: &[(&str, i64)],
     manifest: Option<Manifest>,
-) -> Result<bool, state::Error> {
+) -> Result<(), state::Error> {
+    begin(prefix)?;
+    let written = (|| {
+        let saved = write_data(data_path(prefix, 0, 1), tensors, integers)?;
+        match manifest {
+            Some(manifest) => write_both(prefix, 1, &saved, manifest).map(drop),
+            None => Ok(bundle::write_plain_index(prefix, 1, &saved)?),
+        }
+    })();
+    if written.is_err() {
+        // The error that counts is the first one.
+        let _ = keep::delete(prefix);
+    }
+    written
+}
+
+/// Writes the data file.
+fn write_data(
+    path: PathBuf,
+    tensors: &[Tensor<'_>],
+    integers: &[(&str, i64)],
+) -> Result<Vec<SavedTensor>, state::Error> {
     enum Values<'a> {
         Floats(&'a [i64], &'a [f32]),
         Integer(i64),
@@ -126,15 +149,25 @@ fn prepare(
         .chain(integers.iter().map(|&(name, value)| (name, Values::Integer(value))))
         .collect();
     all.sort_by_key(|&(name, _)| name);
-    let mut data = DataFileWriter::create_at(temporary[0].clone(), 0)?;
+    let mut data = DataFileWriter::create_at(path, 0)?;
     for (name, values) in all {
         match values {
             Values::Floats(shape, values) => data.append_f32(name, shape, None, [values])?,
             Values::Integer(value) => data.append_i64(name, &[], &[value])?,
         }
     }
-    let saved = data.finish()?;
+    Ok(data.finish()?)
+}
 
+/// Writes the three files under their temporary names; tells whether there is a manifest.
+fn prepare(
+    targets: &[PathBuf; 3],
+    temporary: &[PathBuf; 3],
+    tensors: &[Tensor<'_>],
+    integers: &[(&str, i64)],
+    manifest: Option<Manifest>,
+) -> Result<bool, state::Error> {
+    let saved = write_data(temporary[0].clone(), tensors, integers)?;
     let index = bundle::encode_index(&targets[1], 1, &saved, manifest.is_some())?;
     files::write_synced(&temporary[1], &index)?;
     let Some(mut manifest) = manifest else { return Ok(false) };

@@ -73,7 +73,7 @@ pub struct Variable {
 
 /// Looks at a folder, or at one checkpoint named by its prefix.
 pub fn report(path: &Path) -> Result<Report, state::Error> {
-    if !path.is_dir() {
+    if !coati_storage::is_dir(path) {
         let reader = Reader::open(path)?;
         let checkpoint = state::examine(path);
         return Ok(describe(folder(path), std::slice::from_ref(&checkpoint), Some(&reader)));
@@ -142,5 +142,5 @@ fn summary(checkpoint: &Checkpoint) -> Summary {
 
 fn foreign_bytes(prefix: &Path) -> Option<u64> {
     let data = Reader::open(prefix).ok()?.check_files().ok()?;
-    Some(data + index_path(prefix).metadata().ok()?.len())
+    Some(data + coati_storage::stat(&index_path(prefix)).ok()?.bytes)
 }

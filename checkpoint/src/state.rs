@@ -4,7 +4,7 @@ mod file;
 mod survey;
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use file::{Listed, State, resolve, state_path};
 pub use survey::{Checkpoint, Condition, survey};
@@ -136,5 +136,6 @@ pub fn latest(model_dir: &Path) -> Result<Option<Latest>, Error> {
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
-    path.metadata().and_then(|metadata| metadata.modified()).ok()
+    let stat = coati_storage::stat(path).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_nanos(u64::try_from(stat.modified_ns).ok()?))
 }

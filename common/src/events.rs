@@ -3,9 +3,9 @@
 //! Scalars are written as the Object Detection API's TF1 code did (`simple_value`), under the same tags.
 
 mod histogram;
+mod sink;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,7 @@ use coati_proto::tensorflow::{DataType, Event, Summary, SummaryMetadata, TensorP
 use prost::Message as _;
 
 pub use histogram::Histogram;
+use sink::Sink;
 
 use crate::tfrecord::Writer;
 
@@ -25,7 +26,7 @@ const NAME_ATTEMPTS: u64 = 1000;
 
 /// An event file cannot be written.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: cannot {action} event file: {source}{}", path.display(), hint(source))]
+#[error("{}: cannot {action} event file: {source}{}", path.display(), coati_storage::hint_or(source, hint(source)))]
 pub struct Error {
     /// The file or its folder.
     pub path: PathBuf,
@@ -43,32 +44,46 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Appends events to a file of its own. What was flushed survives the process; the rest is flushed when this is dropped.
+/// Appends events to a file of its own. What was flushed survives the process; the rest is flushed when this is dropped. In a bucket
+/// a file is written again as a whole: at the first flush, then every 15 s or more, and by [`EventWriter::finish`].
 #[derive(Debug)]
 pub struct EventWriter {
+    folder: PathBuf,
+    suffix: String,
     path: PathBuf,
-    records: Writer<BufWriter<File>>,
+    records: Writer<Sink>,
 }
 
 impl EventWriter {
     /// Starts `DIR/events.out.tfevents.SECONDS.HOST[SUFFIX]` (the folder is made if need be). The suffix tells files of
     /// one host apart, `.eval` for example.
     pub fn create(dir: &Path, suffix: &str) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|source| Error {
+        coati_storage::create_dir_all(dir).map_err(|source| Error {
             path: dir.to_owned(),
             action: "create",
             source,
         })?;
+        let (path, sink) = Self::begin(dir, suffix)?;
+        Ok(Self {
+            folder: dir.to_owned(),
+            suffix: suffix.to_owned(),
+            path,
+            records: Writer::new(sink),
+        })
+    }
+
+    /// Makes a file of its own that says its version.
+    fn begin(dir: &Path, suffix: &str) -> Result<(PathBuf, Sink), Error> {
         let host = nix::unistd::gethostname().map(|host| host.to_string_lossy().replace('/', "_"));
         let host = host.unwrap_or_else(|_| "localhost".to_owned());
         let seconds = now().as_secs();
         let mut attempt = 0;
-        let (path, file) = loop {
+        loop {
             // Two files of one second get following seconds: TensorBoard reads them in the order of their names.
             let name = format!("events.out.tfevents.{:010}.{host}{suffix}", seconds + attempt);
             let path = dir.join(name);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => break (path, file),
+            match version().and_then(|start| Sink::create(&path, &start)) {
+                Ok(sink) => return Ok((path, sink)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < NAME_ATTEMPTS => attempt += 1,
                 Err(source) => {
                     return Err(Error {
@@ -78,14 +93,7 @@ impl EventWriter {
                     });
                 }
             }
-        };
-        let mut writer = Self {
-            path,
-            records: Writer::new(BufWriter::new(file)),
-        };
-        writer.event(0, event::What::FileVersion("brain.Event:2".to_owned()))?;
-        writer.flush()?;
-        Ok(writer)
+        }
     }
 
     /// The file.
@@ -151,9 +159,20 @@ impl EventWriter {
         self.summary(step, vec![value])
     }
 
-    /// Hands everything to the operating system, so that TensorBoard sees it.
+    /// Hands everything to the operating system, so that TensorBoard sees it; to a bucket, when it is time.
     pub fn flush(&mut self) -> Result<(), Error> {
+        if self.records.get_ref().is_full() {
+            let (path, sink) = Self::begin(&self.folder, &self.suffix)?;
+            // The file before is sent when it is dropped here.
+            self.records = Writer::new(sink);
+            self.path = path;
+        }
         self.records.flush().map_err(|source| self.error(source))
+    }
+
+    /// Makes everything visible, to those who look into a bucket too.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        self.records.get_mut().finish().map_err(|source| self.error(source))
     }
 
     fn summary(&mut self, step: u64, value: Vec<Value>) -> Result<(), Error> {
@@ -161,13 +180,8 @@ impl EventWriter {
     }
 
     fn event(&mut self, step: u64, what: event::What) -> Result<(), Error> {
-        let event = Event {
-            wall_time: now().as_secs_f64(),
-            step: step as i64,
-            what: Some(what),
-        };
         self.records
-            .write(&event.encode_to_vec())
+            .write(&encode(step, what))
             .map_err(|source| self.error(source))
     }
 
@@ -178,6 +192,22 @@ impl EventWriter {
             source,
         }
     }
+}
+
+fn encode(step: u64, what: event::What) -> Vec<u8> {
+    let event = Event {
+        wall_time: now().as_secs_f64(),
+        step: step as i64,
+        what: Some(what),
+    };
+    event.encode_to_vec()
+}
+
+/// What a file starts with, framed.
+fn version() -> io::Result<Vec<u8>> {
+    let mut start = Writer::new(Vec::new());
+    start.write(&encode(0, event::What::FileVersion("brain.Event:2".to_owned())))?;
+    Ok(start.into_inner())
 }
 
 fn tagged(tag: &str, value: value::Value) -> Value {
@@ -248,7 +278,7 @@ mod tests {
     fn a_folder_that_cannot_be_made_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
-        fs::write(&file, "").unwrap();
+        std::fs::write(&file, "").unwrap();
         let error = EventWriter::create(&file.join("inside"), "").unwrap_err().to_string();
         assert!(error.starts_with(&file.join("inside").display().to_string()), "{error}");
     }

@@ -12,7 +12,7 @@ use crate::config::{schema, text};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read the label map {}: {source}\nhint: label_map_path names a .pbtxt of `item {{ id: 1 name: \"…\" }}`", path.display())]
+    #[error("cannot read the label map {}: {source}{}", path.display(), coati_storage::hint_or(source, "\nhint: label_map_path names a .pbtxt of `item { id: 1 name: \"…\" }`"))]
     Read {
         /// As given.
         path: PathBuf,
@@ -51,7 +51,7 @@ pub struct LabelMap {
 impl LabelMap {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read {
+        let bytes = coati_storage::read(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;

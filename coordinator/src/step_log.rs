@@ -4,6 +4,10 @@
 //! where the log ends or one step before, finishes that step, and goes on: no committed step and no record is lost with it.
 //! The log survives the process, not the machine: a step is handed to the system, not forced onto the disk. If it is behind the
 //! servers, it is of no use, and the job goes back to its last checkpoint.
+//!
+//! In a bucket it is made of [`objects`], and survives the machine, too.
+
+mod objects;
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
@@ -14,6 +18,8 @@ use coati_common::tfrecord::{Reader, Writer};
 use coati_param_server::Contributor;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::step_log_record::Record;
+use coati_storage::is_remote;
+use objects::Objects;
 use prost::Message as _;
 
 /// Name of the file in the job directory.
@@ -73,11 +79,17 @@ impl Step {
 #[derive(Debug)]
 pub struct StepLog {
     path: PathBuf,
-    writer: Option<Writer<BufWriter<File>>>,
+    writer: Option<Sink>,
     /// The incarnation that writes, and the one that loaded its variables.
     since: Option<(u64, u64)>,
     /// The newest step's version and contributors.
     last: Option<(u64, Vec<Contributor>)>,
+}
+
+#[derive(Debug)]
+enum Sink {
+    File(Writer<BufWriter<File>>),
+    Objects(Objects),
 }
 
 impl StepLog {
@@ -109,6 +121,9 @@ impl StepLog {
     /// Goes on with `log` as `job`, which takes over the servers that it goes with. Before any of them is told, so that the next
     /// coordinator finds its way if this one dies meanwhile.
     pub fn take_over(&mut self, job: &v1::JobRef, log: &Log) -> io::Result<()> {
+        if let Some(folder) = self.path.parent().filter(|folder| is_remote(folder)) {
+            Objects::seal(folder, log)?;
+        }
         self.replace(&Log {
             job: job.clone(),
             ..log.clone()
@@ -119,11 +134,6 @@ impl StepLog {
         self.writer = None;
         self.since = Some((log.job.incarnation, log.since));
         self.last = log.end().checked_sub(1).map(|from| (from, log.newest()));
-        if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let temporary = self.path.with_extension("log.partial");
-        let mut writer = Writer::new(BufWriter::new(File::create(&temporary)?));
         let begin = v1::LogBegin {
             format: FORMAT,
             job: Some(log.job.clone()),
@@ -133,20 +143,34 @@ impl StepLog {
             since: log.since,
             last: log.last.iter().map(|&by| by.into()).collect(),
         };
-        put(&mut writer, Record::Begin(begin))?;
-        for step in &log.steps {
-            put(&mut writer, record(step))?;
+        let records = std::iter::once(Record::Begin(begin)).chain(log.steps.iter().map(record));
+        if let Some(folder) = self.path.parent() {
+            if is_remote(folder) {
+                self.writer = Some(Sink::Objects(Objects::begin(folder, records)?));
+                return Ok(());
+            }
+            fs::create_dir_all(folder)?;
+        }
+        let temporary = self.path.with_extension("log.partial");
+        let mut writer = Writer::new(BufWriter::new(File::create(&temporary)?));
+        for record in records {
+            put(&mut writer, record)?;
         }
         fs::rename(&temporary, &self.path)?;
-        self.writer = Some(writer);
+        self.writer = Some(Sink::File(writer));
         Ok(())
     }
 
-    /// Takes a decision, before anybody acts on it. After an error the log takes no further steps until it begins anew.
+    /// Takes a decision, before anybody acts on it. After an error the log takes no further steps until it begins anew. `AlreadyExists`
+    /// tells that another coordinator has taken the log over: nobody may act on the decision.
     pub fn step(&mut self, step: &Step) -> io::Result<()> {
         self.last = Some((step.version, step.contributors()));
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        put(writer, record(step)).inspect_err(|_| self.writer = None)
+        let put = match writer {
+            Sink::File(writer) => put(writer, record(step)),
+            Sink::Objects(objects) => objects.put(record(step)),
+        };
+        put.inspect_err(|_| self.writer = None)
     }
 
     /// The job is over for this incarnation: there is nothing to go on with. The log of a later one is left alone.
@@ -154,7 +178,10 @@ impl StepLog {
         self.writer = None;
         let later = self.path.parent().and_then(read);
         if later.is_none_or(|log| log.job.incarnation <= incarnation) {
-            let _ = fs::remove_file(&self.path);
+            match self.path.parent().filter(|folder| is_remote(folder)) {
+                Some(folder) => objects::clear(folder),
+                None => drop(fs::remove_file(&self.path)),
+            }
         }
     }
 }
@@ -183,15 +210,22 @@ fn put(writer: &mut Writer<BufWriter<File>>, record: Record) -> io::Result<()> {
 /// Reads a job directory's log; none where there is none, or it is no log of this format. A step that was not written to its
 /// end, and what follows it, was never acted on.
 pub fn read(folder: &Path) -> Option<Log> {
+    if is_remote(folder) {
+        let found = objects::read(folder).inspect_err(|error| tracing::warn!(%error, "{FILE} cannot be read"));
+        return found.ok()??.log;
+    }
     let path = folder.join(FILE);
     let file = BufReader::new(File::open(&path).ok()?);
     let mut reader = Reader::new(file, path.display().to_string());
     let mut data = Vec::new();
-    let mut next = || match reader.read_into(&mut data) {
+    from_records(&mut std::iter::from_fn(|| match reader.read_into(&mut data) {
         Ok(true) => v1::StepLogRecord::decode(data.as_slice()).ok()?.record,
         Ok(false) | Err(_) => None,
-    };
-    let Some(Record::Begin(begin)) = next() else {
+    }))
+}
+
+fn from_records(records: &mut dyn Iterator<Item = Record>) -> Option<Log> {
+    let Some(Record::Begin(begin)) = records.next() else {
         return None;
     };
     if begin.format != FORMAT {
@@ -220,7 +254,7 @@ pub fn read(folder: &Path) -> Option<Log> {
         },
         steps: Vec::new(),
     };
-    while let Some(Record::Step(step)) = next() {
+    while let Some(Record::Step(step)) = records.next() {
         let contributors: Option<Vec<_>> = step.contributors.into_iter().map(contributor).collect();
         let Some(contributors) = contributors.filter(|_| step.version == log.end()) else {
             break;

@@ -62,6 +62,9 @@ pub struct Example {
     pub boxes_px: Vec<[f32; 4]>,
 }
 
+/// Records that are asked for before they are read.
+const AHEAD: u64 = 16;
+
 /// Iterates over the examples of a data set. Bad records are left out, entered in the ledger and, beyond the
 /// limit, end the iteration with an error.
 #[derive(Debug)]
@@ -72,6 +75,8 @@ pub struct Examples {
     decoder: Decoder,
     resizer: Resizer,
     next: u64,
+    /// What a bucket was asked for ends before this one.
+    asked: u64,
 }
 
 impl Examples {
@@ -87,6 +92,18 @@ impl Examples {
             decoder,
             resizer,
             next: 0,
+            asked: 0,
+        }
+    }
+
+    /// From a bucket, the next records come while this one is looked at.
+    fn ask_ahead(&mut self, record: u64) {
+        let step = self.options.sample_1_of_n.max(1);
+        let end = record.saturating_add(step.saturating_mul(AHEAD)).min(self.source.record_count());
+        self.asked = self.asked.max(record);
+        while self.asked < end {
+            self.source.prefetch(self.asked);
+            self.asked = self.asked.saturating_add(step);
         }
     }
 
@@ -138,6 +155,7 @@ impl Iterator for Examples {
         while self.next < self.source.record_count() {
             let record = self.next;
             self.next = record.saturating_add(self.options.sample_1_of_n.max(1));
+            self.ask_ahead(record);
             let entered = match self.read(record) {
                 Ok((example, flaws)) if flaws.is_empty() => return Some(Ok(example)),
                 Ok((example, flaws)) => {

@@ -6,6 +6,7 @@
 )]
 
 mod bad_input;
+mod bucket;
 mod chaos;
 mod check;
 mod data;

@@ -23,6 +23,7 @@ mod process;
 mod python;
 mod spread;
 
+pub mod bucket;
 pub mod chaos;
 pub mod records;
 pub mod steps;

@@ -2,7 +2,6 @@
 
 pub mod lock;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +34,7 @@ struct Record {
 #[non_exhaustive]
 pub enum Error {
     /// The folder or a file in it cannot be read or written.
-    #[error("{path}: {source}\nhint: --model_dir must be a folder that can be written, on a disk with room")]
+    #[error("{path}: {source}{}", coati_storage::hint_or(source, "\nhint: --model_dir must be a folder that can be written, on a disk with room"))]
     Io {
         /// Which file.
         path: PathBuf,
@@ -147,7 +146,7 @@ fn agrees(folder: &Path, config: &PipelineConfig, record: &Record) -> Result<(),
 
 fn read(folder: &Path) -> Result<Option<Record>, Error> {
     let path = folder.join(FILE);
-    match fs::read(&path) {
+    match coati_storage::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Io { path, source }),
         Ok(bytes) => {
@@ -175,7 +174,7 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
         let path = path.to_owned();
         move |source| Error::Io { path, source }
     };
-    fs::create_dir_all(folder).map_err(io(folder))?;
+    coati_storage::create_dir_all(folder).map_err(io(folder))?;
     let lock = Lock::take(folder)?;
     let known = read(folder)?;
     if let Some(record) = &known {
@@ -201,7 +200,7 @@ pub fn open(folder: &Path, config: &PipelineConfig) -> Result<Job, Error> {
     coati_checkpoint::files::write_atomic(&path, &text)?;
     // The configuration as it runs, beside what it made, as the reference writes it.
     let effective = folder.join("pipeline.config");
-    fs::write(&effective, config.effective_text()).map_err(io(&effective))?;
+    coati_storage::put(&effective, config.effective_text().as_bytes()).map_err(io(&effective))?;
     Ok(Job {
         job: JobRef {
             job_id: record.job_id,
@@ -227,6 +226,8 @@ fn new_id() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn config(classes: u32, steps: u32) -> PipelineConfig {

@@ -60,6 +60,11 @@ impl Observer for Curves {
         if !self.staleness.is_empty() {
             self.write(summary.step, &[]);
         }
+        if let Err(error) = self.writer.finish()
+            && !self.failed
+        {
+            tracing::warn!(%error, "the last points of the curves cannot be written");
+        }
     }
 
     fn step(&mut self, record: &StepRecord) {
@@ -98,7 +103,7 @@ pub fn write_evaluation(folder: &Path, report: &EvalReport) -> Result<(), events
         .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()? as f32)))
         .collect();
     writer.scalars(report.global_step, &scalars)?;
-    writer.flush()
+    writer.finish()
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Writing one data file.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use coati_common::tfrecord::mask;
+use coati_storage::{Writer, is_remote};
 
 use super::{DataType, Error, SavedTensor, Slice, data_path, dtype_bytes, elements};
 use crate::{fault, files};
@@ -18,11 +18,11 @@ const _: () = assert!(
 );
 
 /// Writes tensors one after the other into one data file, under its final name. Unless it is finished, the file is
-/// removed when this is dropped.
+/// removed when this is dropped; in a bucket it has not appeared then.
 #[derive(Debug)]
 pub struct DataFileWriter {
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Box<dyn Writer>>,
     buffer: Vec<u8>,
     shard: u32,
     offset: u64,
@@ -38,7 +38,7 @@ impl DataFileWriter {
     /// Starts a data file under another name, to be renamed later.
     pub(crate) fn create_at(path: PathBuf, shard: u32) -> Result<Self, Error> {
         fault::point();
-        let file = File::create(&path).map_err(files::error(&path, "create"))?;
+        let file = coati_storage::create(&path).map_err(files::error(&path, "create"))?;
         let buffer = Vec::with_capacity(PIECE_BYTES);
         Ok(Self {
             path,
@@ -166,17 +166,18 @@ impl DataFileWriter {
     /// Makes the file last (fsync) and returns what it holds.
     pub fn finish(mut self) -> Result<Vec<SavedTensor>, Error> {
         self.flush(self.buffer.len() as u64)?;
-        if let Some(file) = &self.file {
+        if let Some(file) = self.file.take() {
             fault::point();
-            file.sync_all()
-                .map_err(files::sized_error(&self.path, "sync", self.offset))?;
+            file.finish().map_err(|source| {
+                remove(&self.path);
+                files::sized_error(&self.path, "sync", self.offset)(source)
+            })?;
         }
-        self.file = None;
         Ok(std::mem::take(&mut self.tensors))
     }
 }
 
-fn raw_write(file: Option<&mut File>, bytes: &[u8]) -> io::Result<()> {
+fn raw_write(file: Option<&mut Box<dyn Writer>>, bytes: &[u8]) -> io::Result<()> {
     let Some(file) = file else { return Ok(()) };
     fault::writing(bytes, |half| file.write_all(half))?;
     file.write_all(bytes)
@@ -185,8 +186,14 @@ fn raw_write(file: Option<&mut File>, bytes: &[u8]) -> io::Result<()> {
 impl Drop for DataFileWriter {
     fn drop(&mut self) {
         if self.file.take().is_some() {
-            // Nobody can act on a failure here; a file left behind has no index and is cleaned up later.
-            let _ = fs::remove_file(&self.path);
+            remove(&self.path);
         }
+    }
+}
+
+/// Nobody can act on a failure here; a file left behind has no index and is cleaned up later.
+fn remove(path: &Path) {
+    if !is_remote(path) {
+        let _ = coati_storage::remove(path);
     }
 }

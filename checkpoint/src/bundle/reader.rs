@@ -1,14 +1,13 @@
 //! Reading a bundle.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coati_common::tfrecord::mask;
 use coati_proto::tensorflow::BundleEntryProto;
+use coati_storage::File;
 use prost::Message as _;
 
 use super::entry::{self, Parsed, Place};
@@ -51,7 +50,7 @@ impl Reader {
     /// Opens checkpoint `prefix` (`…/model.ckpt-2000`, without `.index`).
     pub fn open(prefix: &Path) -> Result<Self, Error> {
         let path = index_path(prefix);
-        let bytes = fs::read(&path).map_err(|source| match source.kind() {
+        let bytes = coati_storage::read(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::NoCheckpoint {
                 prefix: prefix.to_owned(),
                 hint: locate::hint(prefix),
@@ -304,8 +303,8 @@ impl Reader {
             return Ok(Arc::clone(shard));
         }
         let path = data_path(&self.prefix, number, self.shard_count);
-        let file = File::open(&path).map_err(files::error(&path, "open"))?;
-        let bytes = file.metadata().map_err(files::error(&path, "stat"))?.len();
+        let file = File::open_for_blocks(&path).map_err(files::error(&path, "open"))?;
+        let bytes = file.len().map_err(files::error(&path, "stat"))?;
         let shard = Arc::new(Shard { path, file, bytes });
         files.insert(number, Arc::clone(&shard));
         Ok(shard)

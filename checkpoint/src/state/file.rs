@@ -1,7 +1,6 @@
 //! The `checkpoint` file: `tensorflow.CheckpointState` as protobuf text.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -47,10 +46,11 @@ pub fn state_path(model_dir: &Path) -> PathBuf {
 /// folder was moved.
 pub fn resolve(model_dir: &Path, path: &str) -> PathBuf {
     let path = Path::new(path);
-    let joined = model_dir.join(path);
+    let is_whole = path.is_absolute() || coati_storage::is_remote(path);
     match path.file_name() {
-        Some(name) if path.is_absolute() && !crate::bundle::index_path(path).exists() => model_dir.join(name),
-        _ => joined,
+        _ if !is_whole => model_dir.join(path),
+        Some(name) if !coati_storage::exists(&crate::bundle::index_path(path)) => model_dir.join(name),
+        _ => path.to_owned(),
     }
 }
 
@@ -58,7 +58,7 @@ impl State {
     /// Reads the state of a folder; `None` when it has none.
     pub fn read(model_dir: &Path) -> Result<Option<Self>, Error> {
         let path = state_path(model_dir);
-        let text = match fs::read(&path) {
+        let text = match coati_storage::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             read => read.map_err(files::error(&path, "read"))?,
         };

@@ -1,7 +1,6 @@
 //! Looking through a folder for checkpoints, whole and broken ones.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -46,15 +45,13 @@ pub fn survey(model_dir: &Path) -> Result<Vec<Checkpoint>, Error> {
 
 /// Names (without folder and ending) of what may be checkpoints.
 fn prefixes(model_dir: &Path) -> Result<BTreeSet<String>, Error> {
-    let entries = match fs::read_dir(model_dir) {
+    let entries = match coati_storage::list(model_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries.map_err(files::error(model_dir, "list"))?,
     };
     let mut prefixes = BTreeSet::new();
     for entry in entries {
-        let name = entry.map_err(files::error(model_dir, "list"))?.file_name();
-        // A name that is not UTF-8 is none that a checkpoint of ours or TensorFlow's has.
-        if let Some(prefix) = name.to_str().and_then(prefix_of) {
+        if let Some(prefix) = prefix_of(&entry.name) {
             prefixes.insert(prefix.to_owned());
         }
     }

@@ -87,7 +87,7 @@ fn events_folder(args: &EvalArgs) -> PathBuf {
         "eval"
     };
     args.model_dir.clone().unwrap_or_else(|| {
-        let folder = if args.checkpoint_dir.is_dir() {
+        let folder = if coati_storage::is_dir(&args.checkpoint_dir) {
             args.checkpoint_dir.as_path()
         } else {
             args.checkpoint_dir.parent().unwrap_or(Path::new("."))
@@ -98,7 +98,7 @@ fn events_folder(args: &EvalArgs) -> PathBuf {
 
 /// A folder's newest checkpoint, or the one with this prefix.
 fn newest(path: &Path) -> anyhow::Result<Option<Latest>> {
-    if path.is_dir() || !coati_checkpoint::bundle::index_path(path).exists() {
+    if coati_storage::is_dir(path) || !coati_storage::is_file(&coati_checkpoint::bundle::index_path(path)) {
         return Ok(state::latest(path)?);
     }
     let step = model::step_of(path)?;

@@ -20,10 +20,11 @@ use crate::failure::Failure;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let found = Report::read(&args.model_dir).map_err(|error| Failure::user(error.to_string()))?;
+    let job_dir = coati_storage::local_side(&args.model_dir);
+    let found = Report::read(&job_dir).map_err(|error| Failure::user(error.to_string()))?;
     let alive = control::is_alive(&found);
     // The coordinator speaks to the job's own only.
-    let sources = Sources::of_job(&args.model_dir);
+    let sources = Sources::of_job(&job_dir);
     if alive && let Ok(security) = sources.load(Duration::ZERO) {
         security.install();
     }

@@ -71,7 +71,7 @@ fn credentials(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<S
         .clone()
         .or_else(|| plan.and_then(ClusterPlan::model_dir).map(PathBuf::from));
     let security = plan.map(|plan| plan.security.clone()).unwrap_or_default();
-    let sources = security.sources(model_dir.clone().unwrap_or_default().join(FOLDER));
+    let sources = security.sources(coati_storage::local_side(&model_dir.clone().unwrap_or_default()).join(FOLDER));
     if model_dir.is_none() && sources.needs_folder() {
         return Err(Failure::user(
             "--model_dir is missing\nhint: give it on the command line, or in the cluster file's args; the job's certificates and token are kept there",
@@ -98,9 +98,9 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
         .clone()
         .or_else(|| from_plan(ClusterPlan::model_dir))
         .ok_or_else(|| missing("model_dir"))?;
-    if model_dir.to_string_lossy().contains("://") {
+    if model_dir.to_string_lossy().contains("://") && !coati_storage::is_remote(&model_dir) {
         return Err(Failure::user(format!(
-            "--model_dir {}: only local folders so far\nhint: buckets are not built yet",
+            "--model_dir {}: a job lives in a folder or a bucket\nhint: give a path, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER",
             model_dir.display()
         ))
         .into());
@@ -193,7 +193,11 @@ fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbos
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut launch = launcher::Options::new(plan, binary, args);
-    launch.job_dir = Some(options.model_dir.clone());
+    let job_dir = coati_storage::local_side(&options.model_dir);
+    if job_dir != options.model_dir {
+        say(&format!("logs, sockets and keys of this machine: {}", job_dir.display()));
+    }
+    launch.job_dir = Some(job_dir);
     let since = options
         .started_at
         .duration_since(UNIX_EPOCH)

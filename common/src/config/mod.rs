@@ -22,7 +22,7 @@ use sha2::{Digest as _, Sha256};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}\nhint: --pipeline_config_path takes the path of a pipeline.config", path.display())]
+    #[error("cannot read {}: {source}{}", path.display(), coati_storage::hint_or(source, "\nhint: --pipeline_config_path takes the path of a pipeline.config"))]
     Read {
         /// As given.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub struct PipelineConfig {
 impl PipelineConfig {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read {
+        let bytes = coati_storage::read(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;

@@ -23,7 +23,7 @@ impl PipelineConfig {
 
 /// Whether a file is there; of a pattern (`*`, `?`, `[…]`, `NAME@3`), whether some file starts as it does.
 fn exists(path: &Path) -> bool {
-    if path.exists() {
+    if coati_storage::exists(path) {
         return true;
     }
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
@@ -37,9 +37,5 @@ fn exists(path: &Path) -> bool {
         _ => Path::new("."),
     };
     let start = &name[..at];
-    std::fs::read_dir(folder).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with(start))
-    })
+    coati_storage::list(folder).is_ok_and(|entries| entries.iter().any(|entry| entry.name.starts_with(start)))
 }

@@ -4,10 +4,11 @@
 //! a name, which goes when it is closed. Only whole records with good lengths are written there: a small file that inflates to
 //! something endless is no TFRecord and ends at its first header.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write as _};
+use std::fs;
+use std::io::{self, BufReader, BufWriter, Read, Write as _};
 use std::path::Path;
 
+use coati_storage::{File, Sequential};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 
 use super::{Error, HEADER_BYTES, Location, Reader, Writer, masked_crc32c};
@@ -64,20 +65,21 @@ pub struct Plain(Inner);
 
 #[derive(Debug)]
 enum Inner {
-    Plain(BufReader<File>),
-    Gzip(Box<MultiGzDecoder<BufReader<File>>>),
-    Zlib(Box<ZlibDecoder<BufReader<File>>>),
+    Plain(Sequential),
+    Gzip(Box<MultiGzDecoder<BufReader<Sequential>>>),
+    Zlib(Box<ZlibDecoder<BufReader<Sequential>>>),
 }
 
 impl Plain {
-    /// Reads `file` from its start.
-    pub(super) fn new(mut file: File) -> io::Result<Self> {
-        let compression = compression(&mut file)?;
-        let file = BufReader::with_capacity(BUFFER_BYTES, file);
+    /// Reads `file`, which nobody else reads in order, from its start.
+    pub(super) fn new(file: &File) -> io::Result<Self> {
+        let compression = compression(file)?;
+        let file = file.sequential()?;
+        let buffered = |file| BufReader::with_capacity(BUFFER_BYTES, file);
         Ok(Self(match compression {
             None => Inner::Plain(file),
-            Some(Compression::Gzip) => Inner::Gzip(Box::new(MultiGzDecoder::new(file))),
-            Some(Compression::Zlib) => Inner::Zlib(Box::new(ZlibDecoder::new(file))),
+            Some(Compression::Gzip) => Inner::Gzip(Box::new(MultiGzDecoder::new(buffered(file)))),
+            Some(Compression::Zlib) => Inner::Zlib(Box::new(ZlibDecoder::new(buffered(file)))),
         }))
     }
 
@@ -112,18 +114,17 @@ impl Read for Plain {
     }
 }
 
-/// How `file` is packed; afterwards it stands at its start.
-pub(super) fn compression(file: &mut File) -> io::Result<Option<Compression>> {
-    let mut start = Vec::with_capacity(HEADER_BYTES as usize);
-    (&mut *file).take(HEADER_BYTES).read_to_end(&mut start)?;
-    file.seek(SeekFrom::Start(0))?;
+/// How `file` is packed.
+pub(super) fn compression(file: &File) -> io::Result<Option<Compression>> {
+    let mut start = vec![0; file.len()?.min(HEADER_BYTES) as usize];
+    file.read_exact_at(&mut start, 0)?;
     Ok(Compression::of(&start))
 }
 
 /// A packed file's records as a plain file without a name, in `folder` or else where temporary files lie.
 ///
 /// Every record's CRCs are checked on the way; the first bad one is the error.
-pub(super) fn spread(file: File, path: &Path, folder: Option<&Path>) -> Result<File, Error> {
+pub(super) fn spread(file: &File, path: &Path, folder: Option<&Path>) -> Result<fs::File, Error> {
     let at = |action: &'static str| {
         let location = Location {
             file: path.display().to_string(),
@@ -138,13 +139,13 @@ pub(super) fn spread(file: File, path: &Path, folder: Option<&Path>) -> Result<F
     };
     let temporary = folder
         .map_or_else(tempfile::tempfile, |folder| {
-            std::fs::create_dir_all(folder)?;
+            fs::create_dir_all(folder)?;
             tempfile::tempfile_in(folder)
         })
         .or_else(|_| tempfile::tempfile())
         .map_err(at("make a temporary file to unpack into"))?;
     let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_BYTES, temporary));
-    let bytes = file.metadata().map_err(at("stat"))?.len();
+    let bytes = file.len().map_err(at("stat"))?;
     let plain = Plain::new(file).map_err(at("read"))?;
     let most = plain.most(bytes);
     let mut reader = Reader::new(plain, path.display().to_string()).with_size(most);

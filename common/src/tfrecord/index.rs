@@ -1,12 +1,12 @@
 //! Random access: where each record of a file lies.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::kept::{self, Stamp};
+use coati_storage::{File, is_remote};
+
 use super::compressed::{self, spread};
+use super::kept::{self, Stamp};
 use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, decode_header, masked_crc32c};
 
 /// Where a record lies in its file.
@@ -37,7 +37,7 @@ pub fn read_at(file: &File, path: &Path, number: u64, span: RecordSpan) -> Resul
         source,
     };
     // The file may have become shorter since it was indexed; do not reserve memory for what is gone.
-    let size = file.metadata().map_err(io_error)?.len();
+    let size = file.len().map_err(io_error)?;
     let wanted = span.length.saturating_add(FOOTER_BYTES);
     let start = span.offset.saturating_add(HEADER_BYTES);
     if start.saturating_add(wanted) > size {
@@ -95,7 +95,7 @@ impl IndexedFile {
                 walked: None,
             }),
             Err(why) => {
-                if index.exists() {
+                if coati_storage::exists(&index) {
                     tracing::info!(index = %index.display(), why, "indexing records again");
                 }
                 Self::walked(file, path, Some(folder))
@@ -103,8 +103,8 @@ impl IndexedFile {
         }
     }
 
-    fn walked(mut file: File, path: &Path, folder: Option<&Path>) -> Result<Self, Error> {
-        let packed = compressed::compression(&mut file).map_err(|source| Error::Io {
+    fn walked(file: File, path: &Path, folder: Option<&Path>) -> Result<Self, Error> {
+        let packed = compressed::compression(&file).map_err(|source| Error::Io {
             location: Location {
                 file: path.display().to_string(),
                 record: 0,
@@ -114,7 +114,9 @@ impl IndexedFile {
             source,
         })?;
         if packed.is_some() {
-            let file = spread(file, path, folder)?;
+            // A folder in a bucket takes no temporary files.
+            let unpacked = spread(&file, path, folder.filter(|folder| !is_remote(folder)))?;
+            let file = File::of_local(path, unpacked);
             return Ok(Self {
                 path: path.to_owned(),
                 spans: walk(&file, path)?,
@@ -168,6 +170,14 @@ impl IndexedFile {
         let span = *self.spans.get(index)?;
         Some(read_at(&self.file, &self.path, index as u64, span))
     }
+
+    /// Says that record `index` will be read soon: in a bucket it is on its way then.
+    pub fn prefetch(&self, index: usize) {
+        if let Some(span) = self.spans.get(index) {
+            self.file
+                .prefetch(span.offset.saturating_add(HEADER_BYTES), span.length.saturating_add(FOOTER_BYTES));
+        }
+    }
 }
 
 fn open(path: &Path) -> Result<File, Error> {
@@ -198,7 +208,13 @@ fn walk(file: &File, path: &Path) -> Result<Vec<RecordSpan>, Error> {
             source,
         }
     };
-    let size = file.metadata().map_err(io_error(at(0, 0)))?.len();
+    let size = file.len().map_err(io_error(at(0, 0)))?;
+    // A bucket answers in milliseconds, whatever is asked: all bytes, many at a time, come sooner than the headers one by one.
+    let mut stream = if file.is_remote() {
+        Some(file.sequential().map_err(io_error(at(0, 0)))?)
+    } else {
+        None
+    };
     while offset < size {
         let record = spans.len();
         let left = size - offset;
@@ -212,8 +228,11 @@ fn walk(file: &File, path: &Path) -> Result<Vec<RecordSpan>, Error> {
             });
         }
         let mut header = [0; HEADER_BYTES as usize];
-        file.read_exact_at(&mut header, offset)
-            .map_err(io_error(at(record, offset)))?;
+        match &mut stream {
+            Some(stream) => stream.read_exact(&mut header),
+            None => file.read_exact_at(&mut header, offset),
+        }
+        .map_err(io_error(at(record, offset)))?;
         let length = decode_header(header, || at(record, offset))?;
         let room = (left - HEADER_BYTES).saturating_sub(FOOTER_BYTES);
         if length > room {
@@ -232,6 +251,10 @@ fn walk(file: &File, path: &Path) -> Result<Vec<RecordSpan>, Error> {
                 wanted,
                 found: left - HEADER_BYTES,
             });
+        }
+        if let Some(stream) = &mut stream {
+            let left_out = stream.skip(length + FOOTER_BYTES);
+            left_out.map_err(io_error(at(record, offset)))?;
         }
         spans.push(RecordSpan { offset, length });
         offset += HEADER_BYTES + length + FOOTER_BYTES;

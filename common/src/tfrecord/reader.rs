@@ -1,8 +1,9 @@
 //! One record after the other.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+
+use coati_storage::File;
 
 use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, Plain, decode_header, masked_crc32c};
 
@@ -19,7 +20,7 @@ pub struct Reader<R> {
 }
 
 impl Reader<Plain> {
-    /// Opens a local file, plain or packed.
+    /// Opens a file, plain or packed, wherever it lies.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = path.display().to_string();
         let fail = |action| {
@@ -35,8 +36,8 @@ impl Reader<Plain> {
             }
         };
         let handle = File::open(path).map_err(fail("open"))?;
-        let size = handle.metadata().map_err(fail("stat"))?.len();
-        let bytes = Plain::new(handle).map_err(fail("read"))?;
+        let size = handle.len().map_err(fail("stat"))?;
+        let bytes = Plain::new(&handle).map_err(fail("read"))?;
         Ok(Self {
             size: Some(bytes.most(size)),
             ..Self::new(bytes, file)

@@ -33,6 +33,11 @@ impl<W: Write> Writer<W> {
         &self.inner
     }
 
+    /// As [`Writer::get_ref`], for writing nothing but whole records.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.inner
+    }
+
     /// Gives back what lies below, unflushed.
     pub fn into_inner(self) -> W {
         self.inner

@@ -142,6 +142,8 @@ pub fn is_alive(report: &Report) -> bool {
 /// # Errors
 /// [`Error`] if there is no launcher that answers.
 pub fn request(job_dir: &Path, request: &Request) -> Result<Reply, Error> {
+    // What a launcher leaves for others lies on its machine, where the job's folder is in a bucket.
+    let job_dir = &*coati_storage::local_side(job_dir);
     let report = Report::read(job_dir)?;
     if let Some(ended) = report.ended {
         return Err(Error::Ended {

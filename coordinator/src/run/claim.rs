@@ -5,8 +5,8 @@
 //! number. Two coordinators that were parted from each other thus never speak for the same incarnation, and the one with the
 //! smaller number ends.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The file's name without its number.
@@ -18,30 +18,25 @@ fn file(folder: &Path, number: u64) -> PathBuf {
 
 /// The numbers that were taken and not removed.
 fn taken(folder: &Path) -> impl Iterator<Item = u64> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok())
+    let entries = coati_storage::list(folder).into_iter().flatten();
+    entries.filter_map(|entry| entry.name.strip_prefix(PREFIX)?.parse().ok())
 }
 
 /// Makes the file of a number, and removes those of smaller ones. False where somebody has made it before, or a larger one: the
 /// largest is always there, so that a number whose file was removed is not taken again.
 fn make(folder: &Path, number: u64) -> io::Result<bool> {
-    fs::create_dir_all(folder)?;
-    let made = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(file(folder, number));
-    match made {
-        Ok(mut made) => {
-            // For people who wonder.
-            let _ = writeln!(made, "process {}", std::process::id());
-            for older in taken(folder).filter(|older| *older < number) {
-                let _ = fs::remove_file(file(folder, older));
-            }
-            Ok(taken(folder).all(|other| other <= number))
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
+    coati_storage::create_dir_all(folder)?;
+    // For people who wonder, and for whoever asks a bucket whether it was itself that made this.
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let once = std::hash::RandomState::new().build_hasher().finish();
+    let by = format!("process {} on {}, {once:016x}\n", std::process::id(), host.to_string_lossy());
+    if !coati_storage::put_new(&file(folder, number), by.as_bytes())? {
+        return Ok(false);
     }
+    for older in taken(folder).filter(|older| *older < number) {
+        let _ = coati_storage::remove(&file(folder, older));
+    }
+    Ok(taken(folder).all(|other| other <= number))
 }
 
 /// For a coordinator that starts: a number that nobody took before, not below `at_least`.

@@ -1,7 +1,6 @@
 //! Before a cluster forms for the first time: every server is dialled, its version, clock and folder are looked at. What is
 //! wrong is collected with what the replicas say of themselves, see [`crate::troubles`].
 
-use std::fs;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,15 +39,15 @@ impl Witness {
             content: format!("{number}").into_bytes(),
             name,
         };
-        fs::create_dir_all(folder)?;
-        fs::write(&witness.path, &witness.content)?;
+        coati_storage::create_dir_all(folder)?;
+        coati_storage::put(&witness.path, &witness.content)?;
         Ok(witness)
     }
 }
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = coati_storage::remove(&self.path);
     }
 }
 

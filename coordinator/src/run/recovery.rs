@@ -198,6 +198,9 @@ impl Run {
         }
         let job = self.state.lock().job.clone();
         if let Err(error) = self.steps().take_over(&job, log) {
+            if error.kind() == std::io::ErrorKind::AlreadyExists {
+                return Err(Trouble::TakenOver(error.to_string()));
+            }
             self.state.warn(format!(
                 "{} cannot be written: {error}; if the master dies now, the job goes back to its last checkpoint",
                 crate::step_log::FILE

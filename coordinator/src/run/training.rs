@@ -180,6 +180,9 @@ impl Run {
             self.on_servers(version, "prepared", prepare).await?;
         }
         if let Err(error) = self.steps().step(&step) {
+            if error.kind() == std::io::ErrorKind::AlreadyExists {
+                return Err(Trouble::TakenOver(error.to_string()));
+            }
             self.state.warn(format!(
                 "{FILE} cannot be written: {error}; if the master dies, the job goes back to its last checkpoint"
             ));

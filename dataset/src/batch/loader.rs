@@ -266,6 +266,12 @@ impl Shared {
             let lease = state.waiting.pop_front()?;
             let slot = self.options.image_len();
             let images = Arc::new(Slots::new(lease.count, slot, state.spare.pop()));
+            // From a bucket all of a batch is on its way while its first records are decoded.
+            for index in 0..lease.count as u64 {
+                if let Some(place) = state.order.place(lease.first_position.wrapping_add(index)) {
+                    self.source.prefetch(place.record);
+                }
+            }
             let serial = state.next_serial;
             state.next_serial += 1;
             let items = vec![None; lease.count];

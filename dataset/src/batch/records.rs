@@ -12,6 +12,9 @@ pub trait Records: Send + Sync {
 
     /// File and number of a record, for people.
     fn location(&self, record: u64) -> String;
+
+    /// Says that a record will be read soon.
+    fn prefetch(&self, _record: u64) {}
 }
 
 impl Records for Source {
@@ -25,5 +28,9 @@ impl Records for Source {
 
     fn location(&self, record: u64) -> String {
         Self::location(self, record).to_string()
+    }
+
+    fn prefetch(&self, record: u64) {
+        Self::prefetch(self, record);
     }
 }

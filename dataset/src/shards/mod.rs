@@ -138,6 +138,13 @@ impl Source {
         Ok(file.read(index).ok_or_else(missing)??)
     }
 
+    /// Says that a record will be read soon ([`IndexedFile::prefetch`]).
+    pub fn prefetch(&self, record: u64) {
+        if let Some((file, index)) = self.find(record) {
+            file.prefetch(index);
+        }
+    }
+
     /// Where a record lies. Of a record that does not exist, the end of the last file.
     pub fn location(&self, record: u64) -> Location {
         match self.find(record) {

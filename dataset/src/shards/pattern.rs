@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Component, Path, PathBuf};
-use std::{fs, io};
+use std::io;
+
+use coati_storage::{is_dir, is_file, is_remote};
 
 /// Why paths could not be turned into files.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +54,7 @@ pub enum Error {
     },
     /// A scheme that is not read here.
     #[error(
-        "{path}: records are read from local files only\nhint: copy the data set to a local disk and give that path"
+        "{path}: records are read from local files, gs:// and s3://\nhint: copy the data set to one of these and give that path"
     )]
     Remote {
         /// As written.
@@ -104,12 +106,12 @@ fn split_list(path: &str) -> Vec<&str> {
 
 fn expand_one(written: &str) -> Result<Vec<PathBuf>, Error> {
     let path = written.strip_prefix("file://").unwrap_or(written);
-    if path.contains("://") {
+    if path.contains("://") && !is_remote(Path::new(path)) {
         return Err(Error::Remote {
             path: written.to_owned(),
         });
     }
-    if Path::new(path).is_file() {
+    if is_plain(path) {
         return Ok(vec![PathBuf::from(path)]);
     }
     if let Some((base, count)) = path.rsplit_once('@')
@@ -147,8 +149,9 @@ fn numbered(written: &str, base: &str, count: &str) -> Result<Vec<PathBuf>, Erro
             reason: format!("`@{count}` must be a number of shards from 1 to {MAX_SHARDS}"),
         })?;
     let files: Vec<_> = (0..total).map(|index| shard_path(base, index, total)).collect();
-    let present = files.iter().filter(|file| file.is_file()).count();
-    match files.iter().find(|file| !file.is_file()) {
+    let there = present(&files);
+    let present = there.iter().filter(|there| **there).count();
+    match files.iter().zip(&there).find(|(_, there)| !**there).map(|(file, _)| file) {
         Some(missing) => Err(Error::IncompleteSet {
             missing: missing.clone(),
             present,
@@ -157,6 +160,39 @@ fn numbered(written: &str, base: &str, count: &str) -> Result<Vec<PathBuf>, Erro
         }),
         None => Ok(files),
     }
+}
+
+/// Whether a path is a file's as it stands. What has wildcards is not asked for in a bucket.
+fn is_plain(path: &str) -> bool {
+    let may_be = !(is_remote(Path::new(path)) && path.contains(['*', '?', '[', '@']));
+    may_be && is_file(Path::new(path))
+}
+
+/// Which of these files, all of one folder, are there: in a bucket a list of the folder tells of all at once.
+fn present(files: &[PathBuf]) -> Vec<bool> {
+    let Some(folder) = files.first().filter(|file| is_remote(file)).and_then(|file| file.parent()) else {
+        return files.iter().map(|file| file.is_file()).collect();
+    };
+    let names: HashSet<String> = coati_storage::list(folder)
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.name)
+        .collect();
+    let name = |file: &PathBuf| file.file_name().map(|name| name.to_string_lossy().into_owned());
+    files
+        .iter()
+        .map(|file| name(file).is_some_and(|name| names.contains(&name)))
+        .collect()
+}
+
+/// `gs://BUCKET/` of a pattern in a bucket, else nothing.
+fn bucket_of(pattern: &str) -> &str {
+    if !is_remote(Path::new(pattern)) {
+        return "";
+    }
+    let scheme = "gs://".len();
+    let end = pattern[scheme..].find('/').map_or(pattern.len(), |at| scheme + at + 1);
+    &pattern[..end]
 }
 
 /// `base-00001-of-00003`, as TensorFlow names shards.
@@ -207,15 +243,14 @@ fn similar(path: &Path) -> String {
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or_else(|| Path::new("."));
-    if !folder.is_dir() {
+    if !is_dir(folder) {
         return format!("\nhint: the folder {} does not exist", folder.display());
     }
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
         return String::new();
     };
-    let sharded = fs::read_dir(folder).into_iter().flatten().flatten().find_map(|entry| {
-        let file = entry.file_name();
-        let (base, _, total) = parse_shard(file.to_str()?)?;
+    let sharded = coati_storage::list(folder).into_iter().flatten().find_map(|entry| {
+        let (base, _, total) = parse_shard(&entry.name)?;
         (base == name).then_some(total)
     });
     match sharded {
@@ -226,8 +261,11 @@ fn similar(path: &Path) -> String {
 
 /// The files that a pattern matches, sorted.
 fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
-    let mut found = vec![PathBuf::new()];
-    for component in Path::new(pattern).components() {
+    // What a path takes for a folder and a bucket's name is neither, and has no wildcards.
+    let start = bucket_of(pattern);
+    let mut found = vec![PathBuf::from(start)];
+    let mut components = Path::new(&pattern[start.len()..]).components().peekable();
+    while let Some(component) = components.next() {
         let Component::Normal(part) = component else {
             for path in &mut found {
                 path.push(component);
@@ -235,6 +273,7 @@ fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
             continue;
         };
         let part = part.to_string_lossy();
+        let is_last = components.peek().is_none();
         if !part.contains(['*', '?', '[']) {
             for path in &mut found {
                 path.push(&*part);
@@ -243,16 +282,20 @@ fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
         }
         let mut next = Vec::new();
         for folder in found {
-            next.extend(matching_entries(&folder, &part)?);
+            next.extend(matching_entries(&folder, &part, is_last)?);
         }
         found = next;
     }
-    found.retain(|path| path.is_file());
+    // In a bucket, what a list tells of is there; only a plain name below a pattern has to be asked for.
+    let listed = pattern.rsplit('/').next().is_some_and(|name| name.contains(['*', '?', '[']));
+    if start.is_empty() || !listed {
+        found.retain(|path| is_file(path));
+    }
     found.sort();
     Ok(found)
 }
 
-fn matching_entries(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, Error> {
+fn matching_entries(folder: &Path, pattern: &str, is_last: bool) -> Result<Vec<PathBuf>, Error> {
     let listed = if folder.as_os_str().is_empty() {
         Path::new(".")
     } else {
@@ -262,14 +305,17 @@ fn matching_entries(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, Error>
         folder: listed.to_owned(),
         source,
     };
-    if !listed.is_dir() {
+    if !is_remote(listed) && !listed.is_dir() {
         return Ok(Vec::new());
     }
     let pattern: Vec<char> = pattern.chars().collect();
     let mut entries = Vec::new();
-    for entry in fs::read_dir(listed).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        let characters: Vec<char> = name.to_string_lossy().chars().collect();
+    for entry in coati_storage::list(listed).map_err(failed)? {
+        let name = entry.name;
+        let characters: Vec<char> = name.chars().collect();
+        if is_remote(listed) && entry.is_file != is_last {
+            continue;
+        }
         let hidden = characters.first() == Some(&'.') && pattern.first() != Some(&'.');
         if !hidden && matches(&pattern, &characters) {
             entries.push(folder.join(name));
@@ -336,6 +382,8 @@ fn match_class(pattern: &[char], character: char) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn folder(names: &[&str]) -> tempfile::TempDir {

@@ -5,7 +5,7 @@ use super::rows::{Activation, activate};
 
 /// How a window meets the image's edges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Padding {
+pub(crate) enum Padding {
     /// TensorFlow's `SAME`: as many zeros as the output size needs, the larger half after the image.
     Same,
     /// The reference's `use_explicit_padding` and `conv2d_same`: `(kernel - 1) / 2` zeros before, whatever the size. As many outputs as `SAME`.

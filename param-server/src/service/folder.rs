@@ -1,6 +1,5 @@
 //! Whether this server and the master see the same folder: checkpoints are written by both.
 
-use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 use coati_proto::coati::v1::CheckFolderRequest;
@@ -14,10 +13,10 @@ pub(super) fn problem(request: &CheckFolderRequest, index: u32) -> Option<String
     }
     let shown = folder.display();
     let witness = folder.join(&request.witness);
-    match fs::read(&witness) {
+    match coati_storage::read(&witness) {
         Ok(found) if found == request.content => {}
         Ok(_) => return Some(format!("{shown} is another folder here than on the master's host")),
-        Err(error) if folder.is_dir() => {
+        Err(error) if coati_storage::is_dir(folder) => {
             return Some(format!(
                 "{shown} is another folder here than on the master's host: {} is not in it ({error})",
                 request.witness
@@ -27,8 +26,7 @@ pub(super) fn problem(request: &CheckFolderRequest, index: u32) -> Option<String
     }
     // Servers look at the same time, and processes of different hosts may have the same number.
     let own = folder.join(format!("{}.ps-{index}", request.witness));
-    let made = OpenOptions::new().write(true).create(true).truncate(true).open(&own);
-    match made.and_then(|_| fs::remove_file(&own)) {
+    match coati_storage::create(&own).and_then(|made| made.finish().and_then(|()| coati_storage::remove(&own))) {
         Ok(()) => None,
         Err(error) => Some(format!("{shown} cannot be written here: {error}")),
     }
@@ -36,6 +34,8 @@ pub(super) fn problem(request: &CheckFolderRequest, index: u32) -> Option<String
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -64,7 +64,7 @@ pub(super) fn save(
                 .as_ref()
                 .filter(|before| (before.incarnation, before.version) == (incarnation, version) && before.path == path);
             return before
-                .filter(|before| std::fs::metadata(&before.path).is_ok_and(|file| file.len() == before.saved.bytes))
+                .filter(|before| coati_storage::stat(&before.path).is_ok_and(|file| file.bytes == before.saved.bytes))
                 .map(|before| before.saved.clone())
                 .ok_or(error);
         }

@@ -1,4 +1,7 @@
-//! One coordinator at a time for a job's folder: a lock that the system takes back when its process ends, however it ends.
+//! One coordinator at a time for a job's folder: a lock that the system takes back when its process ends, however it ends. In a bucket,
+//! which knows no locks, a [`lease`].
+
+mod lease;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -80,13 +83,24 @@ pub enum Error {
 /// Held until it is dropped, or its process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    File(#[allow(dead_code, reason = "it is held, not read")] File),
+    Lease(#[allow(dead_code, reason = "it is held, not read")] lease::Lease),
 }
 
 impl Lock {
     /// Takes the lock of `folder`, which must exist, or says at once who has it. On a disk that knows no locks the job runs
     /// without one, with a warning.
     pub fn take(folder: &Path) -> Result<Self, Error> {
+        if coati_storage::is_remote(folder) {
+            return lease::Lease::take(folder).map(|lease| Self {
+                _held: Held::Lease(lease),
+            });
+        }
         let path = folder.join(FILE);
         let io = |source| Error::Io {
             path: path.clone(),
@@ -112,7 +126,9 @@ impl Lock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(&text))
             .map_err(io)?;
-        Ok(Self { _file: file })
+        Ok(Self {
+            _held: Held::File(file),
+        })
     }
 }
 
@@ -129,6 +145,10 @@ fn lock(file: &File) -> Result<(), TryLockError> {
 
 /// Says who holds the lock of `folder`, if anybody does. Takes nothing and makes nothing.
 pub fn check(folder: &Path) -> Result<(), Error> {
+    if coati_storage::is_remote(folder) {
+        // Whether a holder is alive takes a while to see; who takes the lease does.
+        return Ok(());
+    }
     // Whatever else is wrong with the folder is said by those who look at it.
     let Ok(mut file) = File::open(folder.join(FILE)) else {
         return Ok(());
@@ -155,6 +175,9 @@ fn held(folder: &Path, file: &mut File) -> Error {
 
 /// The one who holds the lock or held it last, if anybody ever did.
 pub fn holder(folder: &Path) -> Option<Holder> {
+    if coati_storage::is_remote(folder) {
+        return lease::holder(folder);
+    }
     serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
 }
 

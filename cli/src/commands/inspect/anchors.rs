@@ -5,6 +5,7 @@ use std::path::Path;
 
 use coati_common::config::PipelineConfig;
 use coati_dataset::shards::Location;
+use coati_detection::matcher::Matcher;
 use coati_detection::similarity::iou_matrix;
 use serde_json::{Value, json};
 
@@ -31,13 +32,20 @@ impl MatchUp {
         let ssd = config
             .ssd()
             .ok_or_else(|| Failure::user(format!("{}: no model with anchors\nhint: give a pipeline.config of an SSD", path.display())))?;
-        let matcher = coati_detection::config::matcher(ssd)?;
+        let (threshold, forced) = match coati_detection::config::matcher(ssd)? {
+            Matcher::ArgMax(matcher) => (
+                matcher.thresholds.map_or(0.0, |thresholds| thresholds.matched),
+                matcher.force_match_for_each_row,
+            ),
+            // Each box takes an anchor, whatever they have in common.
+            Matcher::Bipartite => (0.0, true),
+        };
         let model = coati_worker::model::build(&config, Some(1))?;
         Ok(Self {
             config: path.display().to_string(),
             anchors: model.anchors().to_vec(),
-            threshold: matcher.thresholds.map_or(0.0, |thresholds| thresholds.matched),
-            forced: matcher.force_match_for_each_row,
+            threshold,
+            forced,
             classes: BTreeMap::new(),
             listed: Vec::new(),
         })

@@ -34,7 +34,7 @@ pub use super::yaml::Fault;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read cluster file {}: {source}\nhint: samples are in cluster-configs/", path.display())]
+    #[error("cannot read cluster file {}: {source}{}", path.display(), coati_storage::hint_or(source, "\nhint: samples are in cluster-configs/"))]
     Read {
         /// The file.
         path: PathBuf,
@@ -68,12 +68,12 @@ impl ClusterFile {
             path: path.to_owned(),
             source,
         };
-        let size = std::fs::metadata(path).map_err(read)?.len();
+        let size = coati_storage::stat(path).map_err(read)?.bytes;
         if size > Self::LARGEST {
             let source = std::io::Error::other(format!("{size} bytes are too many for a cluster file"));
             return Err(read(source));
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
+        let text = coati_storage::read_to_string(path).map_err(read)?;
         Self::parse(path, &text)
     }
 
