@@ -178,7 +178,7 @@ impl<'a> Session<'a> {
         let path = self.options.model_dir.join("summary.json");
         let written = serde_json::to_vec_pretty(&summary)
             .map_err(std::io::Error::other)
-            .and_then(|text| coati_storage::put(&path, text.as_bytes()));
+            .and_then(|text| coati_storage::put(&path, &text));
         if let Err(error) = written {
             self.observer.warning(&format!("{}: {error}", path.display()));
         }
