@@ -1,13 +1,15 @@
 //! TFRecord framing: `length: u64le, masked crc32c of those 8 bytes, data, masked crc32c of data`, repeated to the end of the file.
 //!
-//! Only uncompressed files, which is what the Object Detection API's tools write. Every CRC is checked.
+//! Plain files, and ones packed by gzip or zlib ([`Compression`]), which are told by their first bytes. Every CRC is checked.
 
+mod compressed;
 mod error;
 mod index;
 mod kept;
 mod reader;
 mod writer;
 
+pub use compressed::{Compression, Plain};
 pub use error::{Error, Location};
 pub use index::{IndexedFile, RecordSpan, index_file, read_at};
 pub use kept::index_path;
@@ -57,7 +59,6 @@ fn decode_header(header: [u8; HEADER_BYTES as usize], location: impl Fn() -> Loc
         location: location(),
         stored,
         computed,
-        gzip: header.starts_with(&[0x1f, 0x8b]),
     })
 }
 

@@ -43,9 +43,7 @@ pub enum Error {
     },
     /// The CRC of the length does not agree with it.
     #[error(
-        "{location}: length CRC is {stored:#010x}, expected {computed:#010x}\nhint: {}",
-        if *.gzip { "the file looks gzip-compressed; decompress it, only plain TFRecords are read" }
-        else { "this is not a TFRecord file, or it is damaged here" }
+        "{location}: length CRC is {stored:#010x}, expected {computed:#010x}\nhint: this is not a TFRecord file, or it is damaged here"
     )]
     LengthCrc {
         /// Where the record starts.
@@ -54,8 +52,6 @@ pub enum Error {
         stored: u32,
         /// Of the length in the file.
         computed: u32,
-        /// The file starts as gzip does.
-        gzip: bool,
     },
     /// The CRC of the data does not agree with them.
     #[error(

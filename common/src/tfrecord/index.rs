@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::kept::{self, Stamp};
+use super::compressed::{self, spread};
 use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, decode_header, masked_crc32c};
 
 /// Where a record lies in its file.
@@ -17,7 +18,7 @@ pub struct RecordSpan {
     pub length: u64,
 }
 
-/// Finds all records of a file by walking their headers. Length CRCs are checked; data are not read.
+/// Finds all records of a plain file by walking their headers. Length CRCs are checked; data are not read.
 pub fn index_file(path: &Path) -> Result<Vec<RecordSpan>, Error> {
     walk(&open(path)?, path)
 }
@@ -64,6 +65,8 @@ pub fn read_at(file: &File, path: &Path, number: u64, span: RecordSpan) -> Resul
 }
 
 /// A file of records that can be read in any order, from any number of threads.
+///
+/// A packed file is unpacked once, to a file without a name that lives as long as this; its spans are those of that file.
 #[derive(Debug)]
 pub struct IndexedFile {
     path: PathBuf,
@@ -76,7 +79,7 @@ pub struct IndexedFile {
 impl IndexedFile {
     /// Opens and indexes a file.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::walked(open(path)?, path)
+        Self::walked(open(path)?, path, None)
     }
 
     /// As [`IndexedFile::open`], but takes the index from `folder` if it has one of this file as it is now.
@@ -95,12 +98,31 @@ impl IndexedFile {
                 if index.exists() {
                     tracing::info!(index = %index.display(), why, "indexing records again");
                 }
-                Self::walked(file, path)
+                Self::walked(file, path, Some(folder))
             }
         }
     }
 
-    fn walked(file: File, path: &Path) -> Result<Self, Error> {
+    fn walked(mut file: File, path: &Path, folder: Option<&Path>) -> Result<Self, Error> {
+        let packed = compressed::compression(&mut file).map_err(|source| Error::Io {
+            location: Location {
+                file: path.display().to_string(),
+                record: 0,
+                offset: 0,
+            },
+            action: "read",
+            source,
+        })?;
+        if packed.is_some() {
+            let file = spread(file, path, folder)?;
+            return Ok(Self {
+                path: path.to_owned(),
+                spans: walk(&file, path)?,
+                file,
+                // An index is of the file under that name, which cannot be read at random.
+                walked: None,
+            });
+        }
         // From before the walk: if the file changes meanwhile, the index is not kept.
         let stamp = Stamp::of(&file).ok();
         let spans = walk(&file, path)?;

@@ -1,13 +1,10 @@
 //! One record after the other.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::Path;
 
-use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, decode_header, masked_crc32c};
-
-/// Bytes asked of the file at once.
-const BUFFER_BYTES: usize = 1 << 18;
+use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, Plain, decode_header, masked_crc32c};
 
 /// Reads records in the order of the file. As an iterator it ends after the first error, except after a bad data
 /// CRC, which leaves the framing intact.
@@ -21,8 +18,8 @@ pub struct Reader<R> {
     failed: bool,
 }
 
-impl Reader<BufReader<File>> {
-    /// Opens a local file.
+impl Reader<Plain> {
+    /// Opens a local file, plain or packed.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let file = path.display().to_string();
         let fail = |action| {
@@ -39,9 +36,10 @@ impl Reader<BufReader<File>> {
         };
         let handle = File::open(path).map_err(fail("open"))?;
         let size = handle.metadata().map_err(fail("stat"))?.len();
+        let bytes = Plain::new(handle).map_err(fail("read"))?;
         Ok(Self {
-            size: Some(size),
-            ..Self::new(BufReader::with_capacity(BUFFER_BYTES, handle), file)
+            size: Some(bytes.most(size)),
+            ..Self::new(bytes, file)
         })
     }
 }

@@ -160,12 +160,79 @@ fn a_file_cut_after_indexing_is_an_error() {
     assert_eq!(indexed.read(0).unwrap().unwrap(), b"one");
 }
 
+/// Packed as TensorFlow's writer packs.
+fn packed(bytes: &[u8], compression: Compression) -> Vec<u8> {
+    use std::io::Write as _;
+    let level = flate2::Compression::default();
+    match compression {
+        Compression::Gzip => {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), level);
+            packer.write_all(bytes).unwrap();
+            packer.finish().unwrap()
+        }
+        Compression::Zlib => {
+            let mut packer = flate2::write::ZlibEncoder::new(Vec::new(), level);
+            packer.write_all(bytes).unwrap();
+            packer.finish().unwrap()
+        }
+    }
+}
+
 #[test]
-fn a_compressed_file_is_named_as_such() {
-    let mut bytes = vec![0x1f, 0x8b, 8, 0];
-    bytes.resize(64, 3);
-    let (_dir, path) = file(&bytes);
-    assert!(index_file(&path).unwrap_err().to_string().contains("gzip"));
+fn packed_files_are_read_in_order_and_at_random() {
+    let content: [&[u8]; 3] = [b"abcd", b"", &[7; 100_000]];
+    for compression in [Compression::Gzip, Compression::Zlib] {
+        let (dir, path) = file(&packed(&records(&content), compression));
+        let read: Vec<_> = Reader::open(&path).unwrap().map(Result::unwrap).collect();
+        assert_eq!(read, content);
+        let kept = dir.path().join("index");
+        for indexed in [IndexedFile::open(&path), IndexedFile::open_kept(&path, &kept)] {
+            let indexed = indexed.unwrap();
+            assert_eq!(indexed.len(), 3);
+            for number in [2, 0, 1] {
+                assert_eq!(indexed.read(number).unwrap().unwrap(), content[number], "{compression:?}");
+            }
+            indexed.keep(&kept);
+        }
+        assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 0, "an index of a packed file is of no use");
+    }
+}
+
+#[test]
+fn two_packed_files_in_one_are_read_on() {
+    let both = [b"ab", b"cd"].map(|record| packed(&records(&[record]), Compression::Gzip)).concat();
+    let (_dir, path) = file(&both);
+    assert_eq!(IndexedFile::open(&path).unwrap().len(), 2);
+}
+
+#[test]
+fn a_plain_file_that_begins_as_packed_ones_do_is_plain() {
+    // 0x8b1f and 0x9c78 bytes: the length's first two bytes are gzip's and zlib's magic.
+    for length in [0x8b1f, 0x9c78] {
+        let (_dir, path) = file(&records(&[&vec![1; length]]));
+        assert_eq!(Reader::open(&path).unwrap().next().unwrap().unwrap().len(), length);
+        assert_eq!(IndexedFile::open(&path).unwrap().spans()[0].length, length as u64);
+    }
+}
+
+#[test]
+fn damage_in_a_packed_file_is_named() {
+    let good = packed(&records(&[&[5; 3000], &[6; 3000]]), Compression::Gzip);
+    let mut bent = good.clone();
+    let middle = bent.len() / 2;
+    bent[middle] ^= 0x55;
+    let no_records = packed(b"these are no records at all", Compression::Gzip);
+    for (bytes, why) in [
+        (&good[..good.len() - 9], "the gzip data end too early"),
+        (&bent[..], "hint:"),
+        (&no_records[..], "this is not a TFRecord file"),
+        (&[0x1f, 0x8b, 8, 0, 3, 3, 3, 3][..], "gzip data"),
+    ] {
+        let (_dir, path) = file(bytes);
+        let at_random = IndexedFile::open(&path).unwrap_err().to_string();
+        assert!(at_random.contains(why) && at_random.contains("record"), "{at_random}");
+        assert!(Reader::open(&path).unwrap().any(|record| record.is_err()));
+    }
 }
 
 proptest! {
