@@ -16,7 +16,9 @@ pub mod order;
 pub mod random;
 pub mod resize;
 pub mod shards;
+pub mod split;
 pub mod synth;
+pub mod validate;
 
 mod groundtruth;
 #[cfg(test)]

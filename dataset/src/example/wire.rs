@@ -28,6 +28,42 @@ pub struct Features<'a> {
     entries: Vec<(&'a str, &'a [u8])>,
 }
 
+/// The values of a feature.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values<'a> {
+    /// Byte strings.
+    Bytes(Vec<&'a [u8]>),
+    /// Numbers.
+    Floats(Vec<f32>),
+    /// Integers.
+    Ints(Vec<i64>),
+}
+
+impl Values<'_> {
+    /// `bytes`, `float` or `int64`, as TensorFlow says.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Bytes(_) => "bytes",
+            Self::Floats(_) => "float",
+            Self::Ints(_) => "int64",
+        }
+    }
+
+    /// How many values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(list) => list.len(),
+            Self::Floats(list) => list.len(),
+            Self::Ints(list) => list.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 const BYTES_LIST: u32 = 1;
 const FLOAT_LIST: u32 = 2;
 const INT64_LIST: u32 = 3;
@@ -65,6 +101,18 @@ impl<'a> Features<'a> {
     /// The names present.
     pub fn names(&self) -> impl Iterator<Item = &'a str> + '_ {
         self.entries.iter().map(|&(name, _)| name)
+    }
+
+    /// All features in order of their names, each as the kind that it holds. Ones that cannot be read are empty lists of bytes.
+    pub fn all(&self) -> Vec<(&'a str, Values<'a>)> {
+        let mut names: Vec<&'a str> = self.names().collect();
+        names.sort_unstable();
+        let values = |name: &str| match (self.bytes(name), self.floats(name), self.ints(name)) {
+            (_, _, Ok(ints)) if !ints.is_empty() => Values::Ints(ints),
+            (_, Ok(floats), _) if !floats.is_empty() => Values::Floats(floats),
+            (bytes, _, _) => Values::Bytes(bytes.unwrap_or_default()),
+        };
+        names.into_iter().map(|name| (name, values(name))).collect()
     }
 
     /// The byte strings of a feature; empty when it is absent.

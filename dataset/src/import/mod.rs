@@ -1,30 +1,65 @@
-//! From other people's annotation formats into sharded TFRecords of `tf.Example`.
+//! From other people's annotation formats into sharded TFRecords of `tf.Example`, with the fields of the reference's
+//! `create_*_tf_record` scripts.
+//!
+//! A format's module lists its images and makes a record of each; [`engine`] does the rest for all of them.
 
+pub mod coco;
+pub mod csv;
+pub mod discover;
+pub mod engine;
 pub mod feature;
+pub mod folder;
+pub mod hierarchy;
+pub mod kitti;
+pub mod masks;
+mod objects;
+pub mod oid;
+pub mod pets;
+pub mod picture;
 pub mod sharded;
+mod table;
+pub(crate) mod text;
 pub mod voc;
-mod voc_layout;
-mod voc_xml;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
+
+pub use engine::{Output, Progress};
 
 /// What an import did, and what it left out and why.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
     /// Records written.
     pub images: usize,
+    /// Of these, records without a box.
+    pub images_without_boxes: usize,
     /// `(class, boxes)` in the label map's order.
     #[serde(serialize_with = "as_map")]
     pub boxes: Vec<(String, usize)>,
+    /// Sizes of the images, the most frequent first.
+    pub image_sizes: Vec<Size>,
     /// Files written.
     pub files: Vec<PathBuf>,
+    /// How many boxes were left out, by reason.
+    pub boxes_left_out: BTreeMap<String, usize>,
     /// Images that were left out: file and reason.
     pub skipped_images: Vec<String>,
     /// Boxes that were left out or cut: file, object and reason.
     pub warnings: Vec<String>,
+}
+
+/// How many images have a size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Images of that size.
+    pub images: usize,
 }
 
 fn as_map<S: Serializer>(boxes: &[(String, usize)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -69,6 +104,16 @@ pub enum Error {
         /// From 1.
         line: u32,
         /// What is wrong.
+        what: String,
+        /// What would be right.
+        hint: String,
+    },
+    /// An entry of a file whose lines say nothing to people.
+    #[error("{path}: {what}\nhint: {hint}")]
+    Record {
+        /// Which file.
+        path: PathBuf,
+        /// Which entry, and what is wrong with it.
         what: String,
         /// What would be right.
         hint: String,

@@ -22,6 +22,82 @@ pub fn names(path: &Path, shards: Option<u32>) -> Vec<PathBuf> {
     }
 }
 
+/// Writes a file that appears under its name only when it is whole.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let failed = |source| Error::Write {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let partial = temporary(path);
+    let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
+    if written.is_err() {
+        // The error that counts is the first one.
+        let _ = fs::remove_file(&partial);
+    }
+    written.map_err(failed)
+}
+
+/// A file that is written bit by bit and appears under its name when it is whole.
+#[derive(Debug)]
+pub struct Replacement {
+    path: PathBuf,
+    file: BufWriter<File>,
+    done: bool,
+}
+
+/// Begins to write `path` anew. Dropped before [`Replacement::finish`], what stands under the name stays.
+pub fn replace_with(path: &Path) -> Result<Replacement, Error> {
+    let failed = |source| Error::Write {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let file = File::create(temporary(path)).map_err(failed)?;
+    Ok(Replacement {
+        path: path.to_owned(),
+        file: BufWriter::with_capacity(1 << 20, file),
+        done: false,
+    })
+}
+
+impl Replacement {
+    /// Appends.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_all(bytes).map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Gives the file its name.
+    pub fn finish(mut self) -> Result<(), Error> {
+        let written = self
+            .file
+            .flush()
+            .and_then(|()| self.file.get_ref().sync_all())
+            .and_then(|()| fs::rename(temporary(&self.path), &self.path));
+        written.map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })?;
+        self.done = true;
+        Ok(())
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = fs::remove_file(temporary(&self.path));
+        }
+    }
+}
+
 /// Writers of all shards. Dropped before [`Shards::finish`], it leaves nothing under the final names.
 pub struct Shards {
     names: Vec<PathBuf>,

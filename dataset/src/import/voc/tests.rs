@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::fs;
 
 use coati_common::tfrecord::Reader;
 use coati_proto::tensorflow::{Example, Feature};
@@ -20,11 +21,12 @@ fn options(data_dir: &Path, out: &Path) -> Options {
         year: None,
         set: None,
         annotations_dir: None,
-        output_path: out.join("t.record"),
-        num_shards: None,
         ignore_difficult_instances: false,
-        seed: 1,
-        max_skipped: 2,
+        output: Output {
+            seed: 1,
+            max_skipped: 2,
+            ..Output::to(out.join("t.record"))
+        },
     }
 }
 
@@ -79,7 +81,10 @@ fn equals_the_records_of_the_reference() {
     ] {
         let options = Options {
             set: Some(set.to_owned()),
-            num_shards: Some(2),
+            output: Output {
+                num_shards: Some(2),
+                ..Output::to(out.path().join("t.record"))
+            },
             ..options(&bccd, out.path())
         };
         let report = import(&options, &labels(), &|_, _| {}).unwrap();
@@ -91,6 +96,7 @@ fn equals_the_records_of_the_reference() {
             .collect();
         let theirs = read(&theirs);
         assert_eq!(ours.len(), theirs.len());
+        assert_eq!(ours.len(), count);
         for (name, theirs) in theirs {
             for (field, value) in &theirs {
                 assert_eq!(ours[&name].get(field), Some(value), "{name} {field}");
@@ -163,7 +169,10 @@ fn an_image_that_does_not_decode_is_skipped_and_said() {
         report.skipped_images
     );
     let strict = Options {
-        max_skipped: 0,
+        output: Output {
+            max_skipped: 0,
+            ..Output::to(out.path().join("t.record"))
+        },
         ..options(folder.path(), out.path())
     };
     assert!(matches!(
@@ -192,4 +201,88 @@ fn a_missing_set_names_those_that_are_there() {
         ..options
     };
     assert_eq!(import(&train, &labels(), &|_, _| {}).unwrap().images, 1);
+}
+
+#[test]
+fn hostile_xml_is_refused_and_deep_xml_is_read() {
+    let folder = folder(&[("RBC", [1, 1, 5, 5])]);
+    let out = tempfile::tempdir().unwrap();
+    let error = |text: &str| {
+        fs::write(folder.path().join("a.xml"), text).unwrap();
+        import(&options(folder.path(), out.path()), &labels(), &|_, _| {})
+            .unwrap_err()
+            .to_string()
+    };
+    let laughs = "<?xml version='1.0'?>\n<!DOCTYPE a [<!ENTITY b 'ha'><!ENTITY c '&b;&b;&b;'>]>\n<annotation>&c;</annotation>";
+    let refused = error(laughs);
+    assert!(refused.contains("a.xml:2: a document type") && refused.contains("hint:"), "{refused}");
+    let file = error("<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]><annotation>&b;</annotation>");
+    assert!(file.contains("a document type"), "{file}");
+    let deep = format!("<annotation>{}{}</annotation>", "<a>".repeat(200_000), "</a>".repeat(200_000));
+    fs::write(folder.path().join("a.xml"), deep).unwrap();
+    // Whether it is read or refused, it ends.
+    match import(&options(folder.path(), out.path()), &labels(), &|_, _| {}) {
+        Ok(report) => assert_eq!(report.images_without_boxes, 1),
+        Err(error) => assert!(error.to_string().contains("a.xml"), "{error}"),
+    }
+}
+
+#[test]
+fn both_years_are_merged_and_lists_of_classes_do() {
+    let root = tempfile::tempdir().unwrap();
+    for (year, name) in [("VOC2007", "one"), ("VOC2012", "two")] {
+        let at = |path: &str| root.path().join(year).join(path);
+        for path in ["Annotations", "JPEGImages", "ImageSets/Main"] {
+            fs::create_dir_all(at(path)).unwrap();
+        }
+        let object = "<object><name>RBC</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object>";
+        let xml = format!("<annotation><folder>{year}</folder><filename>{name}.v1.png</filename>{object}</annotation>");
+        fs::write(at(&format!("Annotations/{name}.v1.xml")), xml).unwrap();
+        image::RgbImage::new(40, 20).save(at(&format!("JPEGImages/{name}.v1.png"))).unwrap();
+        // As VoTT lists them: by class, with the image's ending.
+        fs::write(at("ImageSets/Main/RBC_train.txt"), format!("{name}.v1.png 1\n")).unwrap();
+        fs::write(at("ImageSets/Main/WBC_train.txt"), format!("{name}.v1.png -1\n")).unwrap();
+    }
+    let out = tempfile::tempdir().unwrap();
+    let merged = Options {
+        year: Some("merged".to_owned()),
+        set: Some("train".to_owned()),
+        ..options(root.path(), out.path())
+    };
+    let report = import(&merged, &labels(), &|_, _| {}).unwrap();
+    assert_eq!((report.images, report.boxes[0].1), (2, 2));
+    assert_eq!(report.image_sizes, [crate::import::Size { width: 40, height: 20, images: 2 }]);
+    let single = Options {
+        year: Some("VOC2012".to_owned()),
+        ..merged
+    };
+    assert_eq!(import(&single, &labels(), &|_, _| {}).unwrap().images, 1);
+}
+
+#[test]
+fn the_seed_alone_decides_the_order() {
+    let root = tempfile::tempdir().unwrap();
+    for index in 0..200 {
+        let name = format!("{index}");
+        image::RgbImage::from_pixel(2, 2, image::Rgb([index as u8; 3]))
+            .save(root.path().join(format!("{name}.png")))
+            .unwrap();
+        fs::write(root.path().join(format!("{name}.xml")), format!("<annotation><filename>{name}.png</filename></annotation>")).unwrap();
+    }
+    let out = tempfile::tempdir().unwrap();
+    let bytes = |seed| {
+        let options = Options {
+            output: Output {
+                seed,
+                num_shards: Some(3),
+                ..Output::to(out.path().join("s.record"))
+            },
+            ..options(root.path(), out.path())
+        };
+        let files = import(&options, &labels(), &|_, _| {}).unwrap().files;
+        assert!(files[2].ends_with("s.record-00002-of-00003"), "{files:?}");
+        files.iter().map(|file| fs::read(file).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(bytes(5), bytes(5));
+    assert_ne!(bytes(5), bytes(6));
 }

@@ -1,15 +1,14 @@
 //! One Pascal VOC annotation file.
 
-use std::fs;
 use std::path::Path;
 
 use roxmltree::{Document, Node};
 
-use super::Error;
+use super::super::{Error, text};
 
 /// An image's annotation as written: pixels, nothing corrected yet.
 #[derive(Debug, PartialEq)]
-pub(super) struct Annotation {
+pub(in crate::import) struct Annotation {
     pub filename: Option<String>,
     /// `(width, height)` when the file says so.
     pub size: Option<(u32, u32)>,
@@ -17,7 +16,7 @@ pub(super) struct Annotation {
 }
 
 #[derive(Debug, PartialEq)]
-pub(super) struct Object {
+pub(in crate::import) struct Object {
     /// Line of `<object>`, from 1.
     pub line: u32,
     pub name: String,
@@ -28,15 +27,11 @@ pub(super) struct Object {
     pub view: String,
 }
 
-pub(super) fn read(path: &Path) -> Result<Annotation, Error> {
-    let text = fs::read(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    parse(path, &String::from_utf8_lossy(&text))
+pub(in crate::import) fn read(path: &Path) -> Result<Annotation, Error> {
+    parse(path, &text::read(path, text::MOST_OF_ONE_IMAGE)?)
 }
 
-pub(super) fn parse(path: &Path, text: &str) -> Result<Annotation, Error> {
+pub(in crate::import) fn parse(path: &Path, text: &str) -> Result<Annotation, Error> {
     let wrong = |line: u32, what: String, hint: &str| Error::Annotation {
         path: path.to_owned(),
         line,
@@ -45,6 +40,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Annotation, Error> {
     };
     let text = text.trim_start_matches('\u{feff}');
     let document = Document::parse(text).map_err(|error| {
+        if matches!(error, roxmltree::Error::DtdDetected) {
+            let line = text.lines().position(|line| line.contains("<!DOCTYPE")).unwrap_or(0) + 1;
+            return wrong(
+                line as u32,
+                "a document type (<!DOCTYPE …>) is refused: entities in it can grow without end or name other files".to_owned(),
+                "annotation files need none: remove it",
+            );
+        }
         // The parser does not say where a file that is cut off ends.
         let cut = matches!(error, roxmltree::Error::UnexpectedEndOfStream);
         let line = if cut {

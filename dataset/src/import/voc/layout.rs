@@ -1,14 +1,18 @@
 //! Finds the annotations of a Pascal VOC folder, whichever tool laid it out.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::super::Error;
 
 /// Names of annotation folders in use, first match wins.
 const ANNOTATIONS: [&str; 3] = ["Annotations", "annotations", "xml"];
 /// Names of image folders in use.
 const IMAGES: [&str; 3] = ["JPEGImages", "images", "Images"];
+
+/// Endings of image files, in lower case.
+const IMAGE_ENDINGS: [&str; 3] = [".jpg", ".jpeg", ".png"];
 
 /// The annotation files to import, sorted, and where images may lie.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,31 +93,55 @@ fn all(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
-/// `ImageSets/Main/<set>.txt`: a name a line, perhaps followed by -1, 0 or 1 (the per-class lists of VOC).
+/// A name a line, perhaps followed by -1, 0 or 1 (the per-class lists of VOC).
 fn listed(root: &Path, set: &str, annotations: &Path) -> Result<Vec<PathBuf>, Error> {
-    let path = root.join("ImageSets/Main").join(format!("{set}.txt"));
-    let text = fs::read_to_string(&path).map_err(|source| {
-        if source.kind() == std::io::ErrorKind::NotFound {
-            Error::Layout {
-                folder: root.to_owned(),
-                what: format!("no image set `{set}`: {} does not exist", path.display()),
-                hint: format!(
-                    "sets here: {}; leave --set out to take every annotation",
-                    sets(root).join(", ")
-                ),
-            }
-        } else {
-            Error::Read {
-                path: path.clone(),
-                source,
-            }
-        }
-    })?;
-    Ok(text
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
+    let mut names = BTreeSet::new();
+    for path in lists(root, set) {
+        let text = fs::read_to_string(&path).map_err(|source| Error::Read {
+            path: path.clone(),
+            source,
+        })?;
+        names.extend(text.lines().filter_map(|line| {
+            let name = line.split_whitespace().next()?;
+            let lower = name.to_ascii_lowercase();
+            // VoTT lists names of image files.
+            let ending = IMAGE_ENDINGS.into_iter().find(|ending| lower.ends_with(ending));
+            Some(name[..name.len() - ending.map_or(0, str::len)].to_owned())
+        }));
+    }
+    if names.is_empty() {
+        let path = root.join("ImageSets/Main").join(format!("{set}.txt"));
+        return Err(Error::Layout {
+            folder: root.to_owned(),
+            what: format!("no image set `{set}`: {} does not exist", path.display()),
+            hint: format!(
+                "sets here: {}; leave --set out to take every annotation",
+                sets(root).join(", ")
+            ),
+        });
+    }
+    Ok(names
+        .into_iter()
         .map(|name| annotations.join(format!("{name}.xml")))
         .collect())
+}
+
+/// `<set>.txt`, else the lists of single classes (`aeroplane_<set>.txt`): VoTT writes only those, and the reference reads one.
+fn lists(root: &Path, set: &str) -> Vec<PathBuf> {
+    let folder = root.join("ImageSets/Main");
+    let whole = folder.join(format!("{set}.txt"));
+    if whole.is_file() {
+        return vec![whole];
+    }
+    let ending = format!("_{set}.txt");
+    let mut lists: Vec<PathBuf> = fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.to_string_lossy().ends_with(&ending))
+        .collect();
+    lists.sort();
+    lists
 }
 
 fn sets(root: &Path) -> Vec<String> {
