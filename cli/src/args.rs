@@ -174,9 +174,19 @@ pub(crate) enum DataCommand {
     Synth(SynthArgs),
     /// Import annotations into TFRecords.
     #[command(subcommand)]
-    Import(ImportCommand),
+    Import(crate::commands::data::import::Command),
+    /// Write TFRecords or a Pascal VOC folder as a table: filename,width,height,class,xmin,ymin,xmax,ymax.
+    ToCsv(crate::commands::data::to_csv::Arguments),
+    /// Add the classes above (of what is there) and below (of what is not) to a table of Open Images.
+    ExpandHierarchy(crate::commands::data::expand_hierarchy::Arguments),
+    /// Make a label map of the classes in the data.
+    LabelMap(crate::commands::data::label_map::Arguments),
+    /// Split records into a set to train on and one to evaluate on, with every class on both sides.
+    Split(crate::commands::data::split::Arguments),
     /// Show a data set's statistics or one record.
     Inspect(InspectArgs),
+    /// Find what makes training fail or explode: bad boxes and labels, images that do not decode, images in both sets.
+    Validate(crate::commands::data::validate::Arguments),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -199,49 +209,6 @@ pub(crate) struct SynthArgs {
     pub seed: u64,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImportCommand {
-    /// Pascal VOC XML: VOC2007/2012, or as LabelImg and VoTT leave it.
-    Voc(VocArgs),
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(rename_all = "snake_case")]
-pub(crate) struct VocArgs {
-    /// Folder with Annotations and JPEGImages, or with images and XML files side by side.
-    #[arg(long, value_name = "FOLDER")]
-    pub data_dir: PathBuf,
-    /// Label map (.pbtxt).
-    #[arg(long, value_name = "FILE")]
-    pub label_map_path: PathBuf,
-    /// TFRecord to write; with --num_shards the start of the shards' names.
-    #[arg(long, value_name = "FILE")]
-    pub output_path: PathBuf,
-    /// Number of shards.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub num_shards: Option<u32>,
-    /// List in ImageSets/Main: train, val, trainval, test; everything without it.
-    #[arg(long)]
-    pub set: Option<String>,
-    /// Subfolder of --data_dir: VOC2007, VOC2012.
-    #[arg(long)]
-    pub year: Option<String>,
-    /// Name of the annotations' folder, when it is not a usual one.
-    #[arg(long)]
-    pub annotations_dir: Option<String>,
-    /// Leave out objects marked difficult.
-    #[arg(long)]
-    pub ignore_difficult_instances: bool,
-    /// Unusable images beyond this are an error.
-    #[arg(long, default_value_t = 20)]
-    pub max_skipped: usize,
-    /// Seed of the records' order.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
-}
-
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct InspectArgs {
@@ -257,6 +224,9 @@ pub(crate) struct InspectArgs {
     /// Write the record's picture with its boxes here (PNG); with --record.
     #[arg(long, requires = "record")]
     pub picture: Option<PathBuf>,
+    /// Compare the boxes with the anchors of this pipeline.config: which of them no anchor can match?
+    #[arg(long, value_name = "FILE", conflicts_with = "record")]
+    pub pipeline_config_path: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -293,6 +263,8 @@ pub(crate) enum BenchCommand {
     Placement(BenchPlacementArgs),
     /// What the control plane costs as the number of replicas grows.
     Scale(BenchScaleArgs),
+    /// Made-up Pascal VOC images into TFRecords, copied unchanged.
+    Import(crate::commands::bench::import::Arguments),
     /// Internal: a process of `ps`.
     #[command(hide = true)]
     Task(BenchTaskArgs),

@@ -1,17 +1,27 @@
 //! `coati data …`
 
-use anyhow::Context as _;
-use coati_common::label_map::LabelMap;
-use coati_dataset::{import, synth};
+pub(crate) mod expand_hierarchy;
+pub(crate) mod import;
+pub(crate) mod label_map;
+pub(crate) mod split;
+pub(crate) mod to_csv;
+pub(crate) mod validate;
 
-use crate::args::{DataCommand, Format, ImportCommand, SynthArgs, VocArgs};
-use crate::console::{report, say};
+use coati_dataset::synth;
+
+use crate::args::{DataCommand, SynthArgs};
+use crate::console::say;
 
 pub(crate) fn run(command: DataCommand) -> anyhow::Result<()> {
     match command {
         DataCommand::Synth(args) => make(&args),
-        DataCommand::Import(ImportCommand::Voc(args)) => voc(&args),
+        DataCommand::Import(command) => import::run(command),
+        DataCommand::ToCsv(args) => to_csv::run(&args),
+        DataCommand::ExpandHierarchy(args) => expand_hierarchy::run(&args),
+        DataCommand::LabelMap(args) => label_map::run(&args),
+        DataCommand::Split(args) => split::run(&args),
         DataCommand::Inspect(args) => super::inspect::run(&args),
+        DataCommand::Validate(args) => validate::run(&args),
     }
 }
 
@@ -28,44 +38,6 @@ fn make(args: &SynthArgs) -> anyhow::Result<()> {
         args.output_dir.display(),
         made.images,
         per_class(&made.boxes)
-    ));
-    Ok(())
-}
-
-fn voc(args: &VocArgs) -> anyhow::Result<()> {
-    let labels = LabelMap::load(&args.label_map_path)?;
-    let bar = indicatif::ProgressBar::new(0);
-    let options = import::voc::Options {
-        data_dir: args.data_dir.clone(),
-        year: args.year.clone(),
-        set: args.set.clone(),
-        annotations_dir: args.annotations_dir.clone(),
-        output_path: args.output_path.clone(),
-        num_shards: args.num_shards,
-        ignore_difficult_instances: args.ignore_difficult_instances,
-        seed: args.seed,
-        max_skipped: args.max_skipped,
-    };
-    let done = import::voc::import(&options, &labels, &|done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    let done = done?;
-    if args.format == Format::Json {
-        report(&serde_json::to_string(&done).context("the import's report")?);
-        return Ok(());
-    }
-    for warning in done.warnings.iter().chain(&done.skipped_images) {
-        say(&format!("warning: {warning}"));
-    }
-    say(&format!(
-        "{}: {} images in {} file(s), {} left out; boxes: {}",
-        args.output_path.display(),
-        done.images,
-        done.files.len(),
-        done.skipped_images.len(),
-        per_class(&done.boxes)
     ));
     Ok(())
 }

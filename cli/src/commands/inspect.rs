@@ -1,10 +1,14 @@
 //! `coati data inspect`: a set's statistics, or one record with its picture.
 
+mod anchors;
+mod sizes;
+
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use coati_common::label_map::LabelMap;
 use coati_dataset::decode::{self, Decoder};
+use coati_dataset::example::wire::{Features, Values};
 use coati_dataset::example::{self, Classes};
 use coati_dataset::shards::Source;
 use coati_evaluation::draw::{Label, draw_boxes};
@@ -34,7 +38,10 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
     let mut decoder = Decoder::new(decode::Options::default());
     let mut boxes: BTreeMap<i64, u64> = BTreeMap::new();
     let mut sizes: BTreeMap<(u32, u32), u64> = BTreeMap::new();
-    let (mut bad, mut empty, mut smallest, mut largest) = (Vec::new(), 0_u64, f32::MAX, 0.0_f32);
+    let mut with_class: BTreeMap<i64, u64> = BTreeMap::new();
+    let mut areas = sizes::Sizes::default();
+    let mut match_up = args.pipeline_config_path.as_deref().map(anchors::MatchUp::new).transpose()?;
+    let (mut bad, mut empty) = (Vec::new(), 0_u64);
     for number in 0..source.record_count() {
         let place = source.location(number);
         let record = match source.read(number) {
@@ -52,11 +59,18 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
                 }
                 *sizes.entry((annotated.width, annotated.height)).or_default() += 1;
                 empty += u64::from(annotated.objects.is_empty());
-                for (class, bounds) in annotated.objects.classes.iter().zip(&annotated.objects.boxes) {
-                    *boxes.entry(class + 1).or_default() += 1;
-                    let area = (bounds[2] - bounds[0]) * (bounds[3] - bounds[1]);
-                    smallest = smallest.min(area.sqrt());
-                    largest = largest.max(area.sqrt());
+                let mut here: Vec<i64> = annotated.objects.classes.iter().map(|class| class + 1).collect();
+                for (class, bounds) in here.iter().zip(&annotated.objects.boxes) {
+                    *boxes.entry(*class).or_default() += 1;
+                    areas.add(*bounds, annotated.height, annotated.width);
+                }
+                if let Some(match_up) = &mut match_up {
+                    match_up.add(&place, &annotated.objects.boxes, &here);
+                }
+                here.sort_unstable();
+                here.dedup();
+                for class in here {
+                    *with_class.entry(class).or_default() += 1;
                 }
                 bad.extend(annotated.bad_objects.iter().map(|object| format!("{place}: {object}")));
             }
@@ -72,8 +86,13 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
                 .map(|(&(w, h), &count)| json!({"width": w, "height": h, "images": count}))
                 .collect();
             let files: Vec<_> = source.files().map(|path| path.display().to_string()).collect();
+            let images: serde_json::Map<_, _> = with_class
+                .iter()
+                .map(|(&id, &count)| (named(id), count.into()))
+                .collect();
             let data = json!({"records": source.record_count(), "files": files, "digest": source.digest(), "boxes": classes,
-                "images_without_boxes": empty, "image_sizes": sizes, "bad": bad});
+                "images_of_class": images, "images_without_boxes": empty, "image_sizes": sizes, "box_sizes": areas.json(),
+                "anchors": match_up.as_ref().map(|match_up| match_up.json(&named)), "bad": bad});
             report(&serde_json::to_string(&data).context("the statistics")?);
         }
         Format::Text => {
@@ -82,13 +101,17 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
                 source.record_count(),
                 source.files().len()
             ));
-            for (&id, count) in &boxes {
-                report(&format!("{count:>8} {}", named(id)));
+            let all = boxes.values().sum::<u64>().max(1) as f64;
+            for (&id, &count) in &boxes {
+                let images = with_class.get(&id).copied().unwrap_or(0);
+                let share = 100.0 * count as f64 / all;
+                report(&format!("{count:>8} {} ({share:.1} % of the boxes, in {images} images)", named(id)));
             }
-            if largest > 0.0 {
-                report(&format!(
-                    "box sizes (root of the area, 1 is the image): {smallest:.3} to {largest:.3}"
-                ));
+            for line in areas.text() {
+                report(&line);
+            }
+            for line in match_up.iter().flat_map(|match_up| match_up.text(&named)) {
+                report(&line);
             }
             let mut common: Vec<_> = sizes.into_iter().collect();
             common.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
@@ -118,11 +141,17 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
         .zip(&annotated.objects.classes)
         .map(|(bounds, &class)| json!({"class": name(class), "id": class + 1, "box": bounds}))
         .collect();
+    let features = Features::parse(&record).map_err(|error| Failure::user(format!("{place}: {error}")))?;
     match args.format {
         Format::Json => {
+            let fields: serde_json::Map<_, _> = features
+                .all()
+                .into_iter()
+                .map(|(name, values)| (name.to_owned(), json!({"kind": values.kind(), "values": values.len()})))
+                .collect();
             let data = json!({"file": place.file.display().to_string(), "record": place.record, "filename": annotated.filename,
                 "source_id": annotated.source_id, "format": annotated.format, "width": annotated.width, "height": annotated.height,
-                "image_bytes": annotated.image.len(), "objects": objects,
+                "image_bytes": annotated.image.len(), "objects": objects, "fields": fields,
                 "bad": annotated.bad_objects.iter().map(ToString::to_string).collect::<Vec<_>>()});
             report(&serde_json::to_string(&data).context("the record")?);
         }
@@ -144,6 +173,10 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
             }
             for object in &annotated.bad_objects {
                 say(&format!("warning: {object}"));
+            }
+            report("fields:");
+            for (name, values) in features.all() {
+                report(&format!("  {name}: {} x {}: {}", values.len(), values.kind(), shown(&values)));
             }
         }
     }
@@ -170,4 +203,27 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
         say(&format!("picture: {}", path.display()));
     }
     Ok(())
+}
+
+/// The first values of a feature, as short as a line wants them.
+fn shown(values: &Values) -> String {
+    const FIRST: usize = 6;
+    let (mut texts, all): (Vec<String>, usize) = match values {
+        Values::Bytes(list) => (list.iter().take(FIRST).map(|bytes| text(bytes)).collect(), list.len()),
+        Values::Floats(list) => (list.iter().take(FIRST).map(|value| format!("{value:.4}")).collect(), list.len()),
+        Values::Ints(list) => (list.iter().take(FIRST).map(ToString::to_string).collect(), list.len()),
+    };
+    if all > FIRST {
+        texts.push("…".to_owned());
+    }
+    texts.join(", ")
+}
+
+/// Text as it is, other bytes by their number.
+fn text(bytes: &[u8]) -> String {
+    const LONGEST: usize = 80;
+    match std::str::from_utf8(bytes) {
+        Ok(text) if bytes.len() <= LONGEST && !text.chars().any(char::is_control) => format!("{text:?}"),
+        _ => format!("({} bytes)", bytes.len()),
+    }
 }
