@@ -127,15 +127,24 @@ const ANNOTATIONS: [(&str, &str); 5] = [
         "<annotation><filename>a.png</filename><size><width>4</width><height>4</height></size><object><name>cat</name>\
          <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></object></annotation>",
     ),
-    ("t.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,4,4,cat,1,1,3,3\na.png,4,4,\"big dog\",0,0,2,2\n"),
+    (
+        "t.csv",
+        "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,4,4,cat,1,1,3,3\na.png,4,4,\"big dog\",0,0,2,2\n",
+    ),
     (
         "c.json",
         r#"{"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "cat"}], "annotations":
         [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "segmentation": {"counts": [0, 2, 14], "size": [4, 4]}},
          {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "segmentation": [[1, 1, 3, 1, 3, 3]]}]}"#,
     ),
-    ("o.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\na,cat,0.1,0.5,0.2,0.6,1\na,cat,,,,,\n"),
-    ("training/label_2/000000.txt", "cat 0.1 0 -1.5 1 1 3 3 1 1 1 1 1 1 0\ndontcare -1 -1 -10 2 2 4 4 -1 -1 -1 -1 -1 -1 -10\n"),
+    (
+        "o.csv",
+        "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\na,cat,0.1,0.5,0.2,0.6,1\na,cat,,,,,\n",
+    ),
+    (
+        "training/label_2/000000.txt",
+        "cat 0.1 0 -1.5 1 1 3 3 1 1 1 1 1 1 0\ndontcare -1 -1 -10 2 2 4 4 -1 -1 -1 -1 -1 -1 -10\n",
+    ),
 ];
 
 /// Imports the annotations of one format beside an image of 4 x 4 pixels; an error or records.
@@ -157,11 +166,22 @@ fn import_any(which: usize, content: &[u8]) {
     let data_dir = folder.path().to_owned();
     let done = match which {
         0 => {
-            let options = voc::Options { data_dir, year: None, set: None, annotations_dir: None, ignore_difficult_instances: false, output };
+            let options = voc::Options {
+                data_dir,
+                year: None,
+                set: None,
+                annotations_dir: None,
+                ignore_difficult_instances: false,
+                output,
+            };
             voc::import(&options, &labels, &silent).map(|report| report.images)
         }
         1 => {
-            let options = csv::Options { csv_input: at("t.csv"), image_dir: data_dir, output };
+            let options = csv::Options {
+                csv_input: at("t.csv"),
+                image_dir: data_dir,
+                output,
+            };
             csv::import(&options, &labels, &silent).map(|report| report.images)
         }
         2 => {
@@ -185,7 +205,12 @@ fn import_any(which: usize, content: &[u8]) {
             oid::import(&options, &labels, &silent).map(|report| report.images)
         }
         _ => {
-            let options = kitti::Options { data_dir, classes_to_use: vec!["cat".to_owned()], validation_set_size: 0, output };
+            let options = kitti::Options {
+                data_dir,
+                classes_to_use: vec!["cat".to_owned()],
+                validation_set_size: 0,
+                output,
+            };
             kitti::import(&options, &labels, &silent).map(|sets| sets.len())
         }
     };

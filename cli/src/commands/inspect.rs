@@ -40,7 +40,11 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
     let mut sizes: BTreeMap<(u32, u32), u64> = BTreeMap::new();
     let mut with_class: BTreeMap<i64, u64> = BTreeMap::new();
     let mut areas = sizes::Sizes::default();
-    let mut match_up = args.pipeline_config_path.as_deref().map(anchors::MatchUp::new).transpose()?;
+    let mut match_up = args
+        .pipeline_config_path
+        .as_deref()
+        .map(anchors::MatchUp::new)
+        .transpose()?;
     let (mut bad, mut empty) = (Vec::new(), 0_u64);
     for number in 0..source.record_count() {
         let place = source.location(number);
@@ -105,7 +109,10 @@ fn all(args: &InspectArgs, source: &Source, options: &example::Options) -> anyho
             for (&id, &count) in &boxes {
                 let images = with_class.get(&id).copied().unwrap_or(0);
                 let share = 100.0 * count as f64 / all;
-                report(&format!("{count:>8} {} ({share:.1} % of the boxes, in {images} images)", named(id)));
+                report(&format!(
+                    "{count:>8} {} ({share:.1} % of the boxes, in {images} images)",
+                    named(id)
+                ));
             }
             for line in areas.text() {
                 report(&line);
@@ -176,7 +183,12 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
             }
             report("fields:");
             for (name, values) in features.all() {
-                report(&format!("  {name}: {} x {}: {}", values.len(), values.kind(), shown(&values)));
+                report(&format!(
+                    "  {name}: {} x {}: {}",
+                    values.len(),
+                    values.kind(),
+                    shown(&values)
+                ));
             }
         }
     }
@@ -210,7 +222,10 @@ fn shown(values: &Values) -> String {
     const FIRST: usize = 6;
     let (mut texts, all): (Vec<String>, usize) = match values {
         Values::Bytes(list) => (list.iter().take(FIRST).map(|bytes| text(bytes)).collect(), list.len()),
-        Values::Floats(list) => (list.iter().take(FIRST).map(|value| format!("{value:.4}")).collect(), list.len()),
+        Values::Floats(list) => (
+            list.iter().take(FIRST).map(|value| format!("{value:.4}")).collect(),
+            list.len(),
+        ),
         Values::Ints(list) => (list.iter().take(FIRST).map(ToString::to_string).collect(), list.len()),
     };
     if all > FIRST {

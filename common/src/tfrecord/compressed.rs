@@ -154,7 +154,5 @@ pub(super) fn spread(file: File, path: &Path, folder: Option<&Path>) -> Result<F
     }
     let mut buffered = writer.into_inner();
     buffered.flush().map_err(at("unpack"))?;
-    buffered
-        .into_inner()
-        .map_err(|error| at("unpack")(error.into_error()))
+    buffered.into_inner().map_err(|error| at("unpack")(error.into_error()))
 }

@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::kept::{self, Stamp};
 use super::compressed::{self, spread};
+use super::kept::{self, Stamp};
 use super::{Error, FOOTER_BYTES, HEADER_BYTES, Location, decode_header, masked_crc32c};
 
 /// Where a record lies in its file.

@@ -190,17 +190,27 @@ fn packed_files_are_read_in_order_and_at_random() {
             let indexed = indexed.unwrap();
             assert_eq!(indexed.len(), 3);
             for number in [2, 0, 1] {
-                assert_eq!(indexed.read(number).unwrap().unwrap(), content[number], "{compression:?}");
+                assert_eq!(
+                    indexed.read(number).unwrap().unwrap(),
+                    content[number],
+                    "{compression:?}"
+                );
             }
             indexed.keep(&kept);
         }
-        assert_eq!(std::fs::read_dir(&kept).unwrap().count(), 0, "an index of a packed file is of no use");
+        assert_eq!(
+            std::fs::read_dir(&kept).unwrap().count(),
+            0,
+            "an index of a packed file is of no use"
+        );
     }
 }
 
 #[test]
 fn two_packed_files_in_one_are_read_on() {
-    let both = [b"ab", b"cd"].map(|record| packed(&records(&[record]), Compression::Gzip)).concat();
+    let both = [b"ab", b"cd"]
+        .map(|record| packed(&records(&[record]), Compression::Gzip))
+        .concat();
     let (_dir, path) = file(&both);
     assert_eq!(IndexedFile::open(&path).unwrap().len(), 2);
 }

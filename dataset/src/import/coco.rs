@@ -13,8 +13,8 @@ use coati_common::label_map::{Item as Class, LabelMap};
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
 use super::objects::{NO_AREA, OUTSIDE, Objects};
 use super::{Error, Report, masks, picture};
-pub(in crate::import) use file::{Content, read};
 use file::{Annotation, Id, Image};
+pub(in crate::import) use file::{Content, read};
 use masks::MaskType;
 
 /// What to import.
@@ -101,13 +101,13 @@ pub fn import(options: &Options, progress: Progress) -> Result<Report, Error> {
     };
     let labels = Labels::new(&map);
     let images: Vec<&Image> = images.images.iter().collect();
-    engine::run(images, &options.output, &labels, progress, |image| {
-        set.record(image)
-    })
+    engine::run(images, &options.output, &labels, progress, |image| set.record(image))
 }
 
 fn content<'a>(path: Option<&Path>, text: Option<&'a str>) -> Result<Option<Content<'a>>, Error> {
-    path.zip(text).map(|(path, text)| Content::parse(path, text)).transpose()
+    path.zip(text)
+        .map(|(path, text)| Content::parse(path, text))
+        .transpose()
 }
 
 impl Set<'_> {
@@ -141,7 +141,10 @@ impl Set<'_> {
         if self.options.caption_annotations_file.is_some() {
             let captions = self.captions_of.get(&image.id).into_iter().flatten();
             let captions = captions.filter_map(|&index| self.captions.get(index)?.caption.as_ref());
-            record.bytes("image/caption", captions.map(|text| text.clone().into_bytes()).collect());
+            record.bytes(
+                "image/caption",
+                captions.map(|text| text.clone().into_bytes()).collect(),
+            );
         }
         Ok(Outcome::Ready(Ready {
             record: record.serialise(),
@@ -169,9 +172,12 @@ impl Set<'_> {
             what: format!("{}: {what}", which()),
             hint: hint.to_owned(),
         };
-        let id = annotation
-            .category_id
-            .ok_or_else(|| wrong("has no category_id".to_owned(), "captions belong to --caption_annotations_file"))?;
+        let id = annotation.category_id.ok_or_else(|| {
+            wrong(
+                "has no category_id".to_owned(),
+                "captions belong to --caption_annotations_file",
+            )
+        })?;
         let name = self.names.get(&id).copied().ok_or_else(|| {
             wrong(
                 format!("category_id {id} is not among the file's categories"),
@@ -192,7 +198,11 @@ impl Set<'_> {
             return Ok(());
         }
         if x < 0.0 || y < 0.0 || x + w > f64::from(width) || y + h > f64::from(height) {
-            let what = format!("its box (x {x} to {}, y {y} to {}) reaches beyond the {width}x{height} image", x + w, y + h);
+            let what = format!(
+                "its box (x {x} to {}, y {y} to {}) reaches beyond the {width}x{height} image",
+                x + w,
+                y + h
+            );
             leave_out(OUTSIDE, what);
             return Ok(());
         }
@@ -209,7 +219,9 @@ impl Set<'_> {
                 }
             }
         }
-        columns.objects.push_px(name, id as u32, [y, x, y + h, x + w], width, height);
+        columns
+            .objects
+            .push_px(name, id as u32, [y, x, y + h, x + w], width, height);
         columns.is_crowd.push(i64::from(annotation.iscrowd.0));
         columns.area.push(annotation.area.unwrap_or(w * h) as f32);
         Ok(())

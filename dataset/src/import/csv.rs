@@ -24,7 +24,8 @@ pub struct Options {
     pub output: Output,
 }
 
-const HINT: &str = "the first line is: filename,width,height,class,xmin,ymin,xmax,ymax (in any order; width and height may lack)";
+const HINT: &str =
+    "the first line is: filename,width,height,class,xmin,ymin,xmax,ymax (in any order; width and height may lack)";
 
 /// A box of a table.
 pub(in crate::import) struct Row {
@@ -48,7 +49,12 @@ pub(in crate::import) fn read(path: &Path) -> Result<Vec<Item>, Error> {
     let filename = table.need(&["filename", "file_name", "image", "image_path", "path"], HINT)?;
     let class = table.need(&["class", "label", "class_name", "category"], HINT)?;
     let mut sides = Vec::with_capacity(4);
-    for names in [["ymin", "y_min", "y1"], ["xmin", "x_min", "x1"], ["ymax", "y_max", "y2"], ["xmax", "x_max", "x2"]] {
+    for names in [
+        ["ymin", "y_min", "y1"],
+        ["xmin", "x_min", "x1"],
+        ["ymax", "y_max", "y2"],
+        ["xmax", "x_max", "x2"],
+    ] {
         sides.push(table.need(&names, HINT)?);
     }
     let size = table.find(&["width"]).zip(table.find(&["height"]));
@@ -71,7 +77,10 @@ pub(in crate::import) fn read(path: &Path) -> Result<Vec<Item>, Error> {
             continue;
         }
         if empty(&class) {
-            return Err(row.wrong("no class".to_owned(), "a box has a class; an image without boxes has neither"));
+            return Err(row.wrong(
+                "no class".to_owned(),
+                "a box has a class; an image without boxes has neither",
+            ));
         }
         let mut bounds = [0.0; 4];
         for (bound, column) in bounds.iter_mut().zip(&sides) {
@@ -109,11 +118,18 @@ fn record(options: &Options, labels: &Labels, item: &Item) -> Result<Outcome, Er
     // Paths of another machine: the name alone may be in the folder.
     let whole = options.image_dir.join(&item.filename);
     let name = item.filename.rsplit(['/', '\\']).next().unwrap_or(&item.filename);
-    let path = if whole.is_file() { whole } else { options.image_dir.join(name) };
+    let path = if whole.is_file() {
+        whole
+    } else {
+        options.image_dir.join(name)
+    };
     let picture = match picture::read(&path, options.output.images) {
         Ok(picture) => picture,
         Err(reason) => {
-            let line = item.rows.first().map_or(String::new(), |row| format!(" ({}:{})", table.display(), row.line));
+            let line = item
+                .rows
+                .first()
+                .map_or(String::new(), |row| format!(" ({}:{})", table.display(), row.line));
             return Ok(Outcome::Skipped(format!("{reason}{line}")));
         }
     };

@@ -53,10 +53,12 @@ pub struct Found {
 
 /// What `path` is, by its looks.
 pub fn kind_of(path: &Path) -> Result<Kind, Error> {
-    let unclear = |what: &str| Error::Layout {
+    let unclear = |what: &str| {
+        Error::Layout {
         folder: path.to_owned(),
         what: what.to_owned(),
         hint: "give a folder of XML files, of KITTI labels or of OIDv4_ToolKit's classes, a COCO .json, a .csv, or TFRecords".to_owned(),
+    }
     };
     if !path.is_dir() {
         return Ok(match path.extension().and_then(|ending| ending.to_str()) {
@@ -64,20 +66,29 @@ pub fn kind_of(path: &Path) -> Result<Kind, Error> {
             Some("csv" | "tsv" | "txt") => {
                 let start = text::read(path, u64::MAX - 1)?;
                 let heading = start.lines().next().unwrap_or_default().to_ascii_lowercase();
-                if heading.contains("labelname") { Kind::Oid } else { Kind::Csv }
+                if heading.contains("labelname") {
+                    Kind::Oid
+                } else {
+                    Kind::Csv
+                }
             }
             _ => Kind::Records,
         });
     }
     let has = |folder: &Path, ending: &str| {
-        fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(|entry| entry.path().extension().is_some_and(|found| found.eq_ignore_ascii_case(ending)))
+        fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+            entry
+                .path()
+                .extension()
+                .is_some_and(|found| found.eq_ignore_ascii_case(ending))
+        })
     };
     let below = |name: &str| path.join(name);
-    if ["Annotations", "annotations", "xml"].iter().any(|name| has(&below(name), "xml")) || has(path, "xml") {
+    if ["Annotations", "annotations", "xml"]
+        .iter()
+        .any(|name| has(&below(name), "xml"))
+        || has(path, "xml")
+    {
         return Ok(Kind::Voc);
     }
     if below("training/label_2").is_dir() {
@@ -108,7 +119,11 @@ pub fn classes(path: &Path, kind: Kind, order: Order) -> Result<Found, Error> {
         }
         Kind::Csv => {
             let items = csv::read(path)?;
-            count(items.into_iter().map(|item| item.rows.into_iter().map(|row| row.class).collect()))
+            count(
+                items
+                    .into_iter()
+                    .map(|item| item.rows.into_iter().map(|row| row.class).collect()),
+            )
         }
         Kind::Oid => {
             let mut table = super::table::Table::open(path)?;
@@ -152,7 +167,10 @@ pub fn classes(path: &Path, kind: Kind, order: Order) -> Result<Found, Error> {
     if order == Order::Boxes {
         named.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     }
-    let (items, boxes) = (1..).zip(named).map(|(id, (name, boxes))| (item(id, name), boxes)).unzip();
+    let (items, boxes) = (1..)
+        .zip(named)
+        .map(|(id, (name, boxes))| (item(id, name), boxes))
+        .unzip();
     checked(path, kind, LabelMap { items }, boxes)
 }
 
@@ -200,7 +218,11 @@ fn of_coco(path: &Path) -> Result<Found, Error> {
     }
     let labels = coco::label_map(&categories);
     let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
-    for id in content.annotations.iter().filter_map(|annotation| annotation.category_id) {
+    for id in content
+        .annotations
+        .iter()
+        .filter_map(|annotation| annotation.category_id)
+    {
         *counts.entry(id).or_default() += 1;
     }
     let boxes = labels
@@ -225,7 +247,11 @@ fn of_records(path: &Path) -> Result<Found, Error> {
         let bytes = source.read(number).map_err(|error| wrong(error.to_string()))?;
         let lists = Features::parse(&bytes).and_then(|features| {
             Ok((
-                features.bytes("image/object/class/text")?.into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>(),
+                features
+                    .bytes("image/object/class/text")?
+                    .into_iter()
+                    .map(<[u8]>::to_vec)
+                    .collect::<Vec<_>>(),
                 features.ints("image/object/class/label")?,
             ))
         });
@@ -237,12 +263,16 @@ fn of_records(path: &Path) -> Result<Found, Error> {
                 .filter(|name| !name.is_empty())
                 .unwrap_or_else(|| id.to_string());
             if id < 1 {
-                return Err(wrong(format!("{place}: object {index}: `{name}` has label {id}; labels start at 1")));
+                return Err(wrong(format!(
+                    "{place}: object {index}: `{name}` has label {id}; labels start at 1"
+                )));
             }
             let entry = classes.entry(id).or_insert_with(|| (name.clone(), 0));
             if entry.0 != name {
                 let known = &entry.0;
-                return Err(wrong(format!("{place}: object {index}: label {id} is `{name}` here and `{known}` elsewhere")));
+                return Err(wrong(format!(
+                    "{place}: object {index}: label {id} is `{name}` here and `{known}` elsewhere"
+                )));
             }
             entry.1 += 1;
         }
@@ -265,7 +295,9 @@ mod tests {
 
     fn names(found: &Found) -> Vec<(u32, &str, usize)> {
         let items = found.labels.items.iter().zip(&found.boxes);
-        items.map(|(item, &boxes)| (item.id, item.name.as_str(), boxes)).collect()
+        items
+            .map(|(item, &boxes)| (item.id, item.name.as_str(), boxes))
+            .collect()
     }
 
     #[test]
@@ -278,13 +310,29 @@ mod tests {
             path
         };
         let object = |name: &str| {
-            format!("<object><name>{name}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object>")
+            format!(
+                "<object><name>{name}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object>"
+            )
         };
-        write("voc/a.xml", &format!("<annotation>{}{}{}</annotation>", object("dog"), object("cat"), object("dog")));
+        write(
+            "voc/a.xml",
+            &format!(
+                "<annotation>{}{}{}</annotation>",
+                object("dog"),
+                object("cat"),
+                object("dog")
+            ),
+        );
         write("tree/Big cat/Label/a.txt", "Big cat 1 2 3 4\n");
         write("tree/Big cat/a.jpg", "");
-        write("kitti/training/label_2/000000.txt", "Car 0 0 0 1 2 3 4 1 1 1 1 1 1 1\nDontCare -1 -1 -10 1 2 3 4 -1 -1 -1 -1 -1 -1 -1\n");
-        write("t.csv", "filename,class,xmin,ymin,xmax,ymax\na,x,1,1,2,2\na,b,1,1,2,2\na,x,1,1,2,2\n");
+        write(
+            "kitti/training/label_2/000000.txt",
+            "Car 0 0 0 1 2 3 4 1 1 1 1 1 1 1\nDontCare -1 -1 -10 1 2 3 4 -1 -1 -1 -1 -1 -1 -1\n",
+        );
+        write(
+            "t.csv",
+            "filename,class,xmin,ymin,xmax,ymax\na,x,1,1,2,2\na,b,1,1,2,2\na,x,1,1,2,2\n",
+        );
         write("o.csv", "ImageID,LabelName\n1,/m/b\n1,/m/a\n");
         write(
             "c.json",

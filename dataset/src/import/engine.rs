@@ -67,7 +67,11 @@ impl<'a> Labels<'a> {
     pub(super) fn need(&self, name: &str, path: &std::path::Path, line: u32) -> Result<u32, Error> {
         self.id(name).ok_or_else(|| {
             let names: Vec<&str> = self.map.items.iter().map(|item| item.name.as_str()).take(20).collect();
-            let more = if self.map.items.len() > names.len() { ", …" } else { "" };
+            let more = if self.map.items.len() > names.len() {
+                ", …"
+            } else {
+                ""
+            };
             Error::Annotation {
                 path: path.to_owned(),
                 line,

@@ -82,7 +82,11 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
         source,
     };
     let mut paths = fs::read_dir(folder)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>())
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.path()))
+                .collect::<std::io::Result<Vec<_>>>()
+        })
         .map_err(failed)?;
     paths.sort();
     Ok(paths)
@@ -101,7 +105,8 @@ pub(in crate::import) fn parse(path: &Path, content: &str) -> Result<Vec<Object>
         if words.is_empty() {
             continue;
         }
-        let Some((class, &[left, top, right, bottom])) = words.split_last_chunk::<4>().filter(|(class, _)| !class.is_empty())
+        let Some((class, &[left, top, right, bottom])) =
+            words.split_last_chunk::<4>().filter(|(class, _)| !class.is_empty())
         else {
             return Err(wrong(format!("{} words, at least 5 are expected", words.len())));
         };
@@ -191,11 +196,18 @@ mod tests {
     #[test]
     fn copies_of_an_image_become_one_record() {
         let folder = tempfile::tempdir().unwrap();
-        for (class, boxes) in [("Car", "Car 1 1 9 9\n"), ("Traffic light", "Traffic light 2 2 8 8\nTraffic light 0 0 50 5\n")] {
+        for (class, boxes) in [
+            ("Car", "Car 1 1 9 9\n"),
+            ("Traffic light", "Traffic light 2 2 8 8\nTraffic light 0 0 50 5\n"),
+        ] {
             let labels = folder.path().join(class).join("Label");
             fs::create_dir_all(&labels).unwrap();
             fs::write(labels.join("00a.txt"), boxes).unwrap();
-            fs::write(folder.path().join(class).join("00a.png"), crate::testing::image("rgb.png")).unwrap();
+            fs::write(
+                folder.path().join(class).join("00a.png"),
+                crate::testing::image("rgb.png"),
+            )
+            .unwrap();
         }
         let labels = LabelMap::parse("item { id: 1 name: 'Car' } item { id: 2 name: 'Traffic light' }", "map").unwrap();
         let options = Options {
@@ -205,12 +217,20 @@ mod tests {
         let report = import(&options, &labels, &|_, _| {}).unwrap();
         assert_eq!(report.images, 1);
         assert_eq!(report.boxes, [("Car".to_owned(), 1), ("Traffic light".to_owned(), 2)]);
-        assert_eq!(report.warnings.len(), 1, "one box is cut to the image: {:?}", report.warnings);
+        assert_eq!(
+            report.warnings.len(),
+            1,
+            "one box is cut to the image: {:?}",
+            report.warnings
+        );
         let flat = Options {
             data_dir: folder.path().join("Car"),
             ..options
         };
         let error = import(&flat, &labels, &|_, _| {}).unwrap_err().to_string();
-        assert!(error.contains("`Label`") && error.contains("OID/Dataset/train"), "{error}");
+        assert!(
+            error.contains("`Label`") && error.contains("OID/Dataset/train"),
+            "{error}"
+        );
     }
 }

@@ -48,7 +48,8 @@ impl Hierarchy {
             path: path.to_owned(),
             line: error.line() as u32,
             what: format!("column {}: {error}", error.column()),
-            hint: "a hierarchy is a tree of {\"LabelName\": …, \"Subcategory\": […]}, as Open Images publishes it".to_owned(),
+            hint: "a hierarchy is a tree of {\"LabelName\": …, \"Subcategory\": […]}, as Open Images publishes it"
+                .to_owned(),
         })?;
         let mut hierarchy = Self::default();
         let mut path = Vec::new();
@@ -153,7 +154,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let tree = Hierarchy::parse(Path::new("h.json"), TREE).unwrap();
         let (input, output) = (folder.path().join("a.csv"), folder.path().join("out/b.csv"));
-        std::fs::write(&input, "ImageID,Source,LabelName,Confidence\n1,v,cat,1\n1,v,mammal,0\n2,v,ufo,1\n").unwrap();
+        std::fs::write(
+            &input,
+            "ImageID,Source,LabelName,Confidence\n1,v,cat,1\n1,v,mammal,0\n2,v,ufo,1\n",
+        )
+        .unwrap();
         let labels = tree.expand(&input, &output, true).unwrap();
         assert_eq!((labels.rows, labels.added, labels.unknown), (3, 4, 1));
         let written = std::fs::read_to_string(&output).unwrap();

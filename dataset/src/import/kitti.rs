@@ -109,12 +109,15 @@ pub(in crate::import) struct Object {
 pub(in crate::import) fn parse(path: &Path, content: &str) -> Result<Vec<Object>, Error> {
     let mut objects = Vec::new();
     for (line, words) in (1..).zip(content.lines().map(|line| line.split_whitespace().collect::<Vec<_>>())) {
-        let [kind, numbers @ ..] = words.as_slice() else { continue };
+        let [kind, numbers @ ..] = words.as_slice() else {
+            continue;
+        };
         let wrong = |what: String| Error::Annotation {
             path: path.to_owned(),
             line,
             what,
-            hint: "a line is: type truncated occluded alpha left top right bottom height width length x y z rotation_y".to_owned(),
+            hint: "a line is: type truncated occluded alpha left top right bottom height width length x y z rotation_y"
+                .to_owned(),
         };
         // Results have a score as their sixteenth word.
         if numbers.len() != 14 && numbers.len() != 15 {
@@ -203,9 +206,15 @@ fn record(options: &Options, labels: &Labels, number: u64, image: &Path) -> Resu
     let classes = columns.classes();
     columns.into_record(&mut record);
     record.ints("image/object/difficult", vec![0; kept.len()]);
-    record.floats("image/object/truncated", kept.iter().map(|object| object.truncated).collect());
+    record.floats(
+        "image/object/truncated",
+        kept.iter().map(|object| object.truncated).collect(),
+    );
     record.floats("image/object/alpha", kept.iter().map(|object| object.alpha).collect());
-    for (index, field) in ["height", "width", "length", "x", "y", "z", "rot_y"].into_iter().enumerate() {
+    for (index, field) in ["height", "width", "length", "x", "y", "z", "rot_y"]
+        .into_iter()
+        .enumerate()
+    {
         let values = kept.iter().map(|object| object.space[index]).collect();
         record.floats(&format!("image/object/3d_bbox/{field}"), values);
     }
@@ -234,8 +243,14 @@ mod tests {
             let (kept, gone) = filter(objects.clone(), &classes);
             (kept.into_iter().map(|object| object.kind).collect::<Vec<_>>(), gone)
         };
-        assert_eq!(names(&["car", "pedestrian"]), (vec!["car".into(), "pedestrian".into()], 0));
-        assert_eq!(names(&["car", "pedestrian", "dontcare"]), (vec!["pedestrian".into()], 1));
+        assert_eq!(
+            names(&["car", "pedestrian"]),
+            (vec!["car".into(), "pedestrian".into()], 0)
+        );
+        assert_eq!(
+            names(&["car", "pedestrian", "dontcare"]),
+            (vec!["pedestrian".into()], 1)
+        );
     }
 
     #[test]

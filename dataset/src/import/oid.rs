@@ -80,7 +80,10 @@ pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Resul
     };
     for entry in fs::read_dir(&options.images_directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("jpg")) {
+        if path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("jpg"))
+        {
             let id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             tables.images.insert(id.clone(), Found::default());
             files.push((id, path));
@@ -194,7 +197,10 @@ impl Tables {
             let [ymin, xmin, ymax, xmax] = object.bounds;
             let mut leave_out = |kind, reason: &str| {
                 let place = format!("{}:{}", options.box_annotations_csv.display(), object.line);
-                notes.leave_out(kind, format!("{place}: `{name}` left out: its box {reason} (x {xmin} to {xmax}, y {ymin} to {ymax})"));
+                notes.leave_out(
+                    kind,
+                    format!("{place}: `{name}` left out: its box {reason} (x {xmin} to {xmax}, y {ymin} to {ymax})"),
+                );
             };
             if !(ymax > ymin && xmax > xmin) {
                 leave_out(NO_AREA, "has no area");
@@ -221,7 +227,10 @@ impl Tables {
             record.bytes("image/class/text", names.collect());
             let ids = found.labels.iter().map(|(class, _)| i64::from(*class));
             record.ints("image/class/label", ids.collect());
-            record.floats("image/class/confidence", found.labels.iter().map(|(_, value)| *value).collect());
+            record.floats(
+                "image/class/confidence",
+                found.labels.iter().map(|(_, value)| *value).collect(),
+            );
         }
         Outcome::Ready(Ready {
             record: record.serialise(),

@@ -167,7 +167,11 @@ fn trimap(path: &Path, width: u32, height: u32) -> Result<Body, String> {
         let (w, h) = map.dimensions();
         return Err(at(&format!("has {w}x{h} pixels, its image {width}x{height}")));
     }
-    let mask: Vec<u8> = map.as_raw().iter().map(|&value| u8::from(value != BACKGROUND)).collect();
+    let mask: Vec<u8> = map
+        .as_raw()
+        .iter()
+        .map(|&value| u8::from(value != BACKGROUND))
+        .collect();
     let on = |index: usize| (mask[index] != 0).then_some((index / width as usize, index % width as usize));
     let pixels = || (0..mask.len()).filter_map(on);
     let sides = (

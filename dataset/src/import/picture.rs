@@ -79,7 +79,11 @@ pub fn accept(encoded: Vec<u8>, images: Images) -> Result<Picture, String> {
 }
 
 fn format(encoded: &[u8]) -> &'static str {
-    if encoded.starts_with(&[0xff, 0xd8]) { "jpeg" } else { "png" }
+    if encoded.starts_with(&[0xff, 0xd8]) {
+        "jpeg"
+    } else {
+        "png"
+    }
 }
 
 /// Format, height and width of an image that decodes whole.

@@ -67,6 +67,9 @@ mod tests {
         let path = folder.path().join("a.xml");
         std::fs::write(&path, vec![b' '; (1 << 20) + 1]).unwrap();
         let error = read(&path, 1 << 20).unwrap_err().to_string();
-        assert!(error.contains("a.xml") && error.contains("larger than 1 MiB"), "{error}");
+        assert!(
+            error.contains("a.xml") && error.contains("larger than 1 MiB"),
+            "{error}"
+        );
     }
 }

@@ -85,7 +85,8 @@ pub fn one_sided(images: &[Image], sides: &[Side]) -> Vec<i64> {
             entry.1.insert(side);
         }
     }
-    let alone = |(class, (images, sides)): (i64, (usize, BTreeSet<Side>))| (images > 1 && sides.len() == 1).then_some(class);
+    let alone =
+        |(class, (images, sides)): (i64, (usize, BTreeSet<Side>))| (images > 1 && sides.len() == 1).then_some(class);
     found.into_iter().filter_map(alone).collect()
 }
 
@@ -121,7 +122,11 @@ fn stratify(groups: &[Group], share: f64) -> Vec<Side> {
     let mut sides: Vec<Option<Side>> = vec![None; groups.len()];
     let mut left: BTreeMap<i64, usize> = of_class.iter().map(|(&class, list)| (class, list.len())).collect();
     // The class with the fewest images that have no side yet.
-    while let Some((&class, _)) = left.iter().filter(|(_, count)| **count > 0).min_by_key(|(_, count)| **count) {
+    while let Some((&class, _)) = left
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .min_by_key(|(_, count)| **count)
+    {
         for &index in &of_class[&class] {
             if sides[index].is_some() {
                 continue;

@@ -62,7 +62,10 @@ pub fn run(source: &Source, options: &Options) -> Result<Report, import::Error> 
     let images: Vec<Image> = known
         .iter()
         .map(|(image, names)| Image {
-            classes: names.iter().filter_map(|name| ids.get(name.as_str()).copied()).collect(),
+            classes: names
+                .iter()
+                .filter_map(|name| ids.get(name.as_str()).copied())
+                .collect(),
             digest: image.digest.clone(),
         })
         .collect();
@@ -72,7 +75,9 @@ pub fn run(source: &Source, options: &Options) -> Result<Report, import::Error> 
     let mut train = Shards::create(&options.train_output_path, options.num_train_shards)?;
     let mut eval = Shards::create(&options.eval_output_path, options.num_eval_shards)?;
     for (&number, &side) in numbers.iter().zip(&sides) {
-        let record = source.read(number).map_err(|error| unreadable(&error, source, number))?;
+        let record = source
+            .read(number)
+            .map_err(|error| unreadable(&error, source, number))?;
         match side {
             Side::Train => {
                 report.train += 1;
@@ -122,11 +127,12 @@ fn look(source: &Source, number: u64) -> Result<(Image, Vec<String>), import::Er
         let features = Features::parse(&record)?;
         let texts = features.bytes("image/object/class/text")?;
         let labels = features.ints("image/object/class/label")?;
-        let names = (0..texts.len().max(labels.len())).filter_map(|index| match (texts.get(index), labels.get(index)) {
-            (Some(text), _) if !text.is_empty() => Some(String::from_utf8_lossy(text).into_owned()),
-            (_, Some(label)) => Some(label.to_string()),
-            _ => None,
-        });
+        let names =
+            (0..texts.len().max(labels.len())).filter_map(|index| match (texts.get(index), labels.get(index)) {
+                (Some(text), _) if !text.is_empty() => Some(String::from_utf8_lossy(text).into_owned()),
+                (_, Some(label)) => Some(label.to_string()),
+                _ => None,
+            });
         let image = features.first_bytes("image/encoded")?.unwrap_or_default();
         // Records without an image differ by all that they hold.
         let digest = Sha256::digest(if image.is_empty() { record.as_slice() } else { image }).to_vec();

@@ -125,7 +125,11 @@ impl Look<'_> {
                 }
             }
         }
-        let format = if bytes.starts_with(&[0xff, 0xd8]) { "jpeg" } else { "png" };
+        let format = if bytes.starts_with(&[0xff, 0xd8]) {
+            "jpeg"
+        } else {
+            "png"
+        };
         if let Ok(Some(said)) = features.text("image/format") {
             let lower = said.to_ascii_lowercase();
             if !said.is_empty() && lower != format && !(lower == "jpg" && format == "jpeg") {
@@ -139,9 +143,8 @@ impl Look<'_> {
 
     fn objects(&mut self, (height, width): (u32, u32), classes: Option<&Classes>) -> Result<(), Finding> {
         let features = self.features;
-        let kind = |field: &'static str| {
-            move |error: Error| Finding::of(Flaw::WrongKind, field, error.to_string(), None)
-        };
+        let kind =
+            |field: &'static str| move |error: Error| Finding::of(Flaw::WrongKind, field, error.to_string(), None);
         let mut bounds: [Vec<f32>; 4] = Default::default();
         for (list, field) in bounds.iter_mut().zip(SIDES) {
             *list = features.floats(field).map_err(kind(field))?;
@@ -149,7 +152,10 @@ impl Look<'_> {
         let texts = features.bytes(TEXT).map_err(kind(TEXT))?;
         let labels = features.ints(LABEL).map_err(kind(LABEL))?;
         let count = bounds[0].len();
-        let lengths = SIDES.iter().zip(&bounds).map(|(&field, list)| (field, list.len(), false));
+        let lengths = SIDES
+            .iter()
+            .zip(&bounds)
+            .map(|(&field, list)| (field, list.len(), false));
         let others = [(TEXT, texts.len(), true), (LABEL, labels.len(), true)];
         for (field, found, optional) in lengths.chain(others) {
             if found != count && !(optional && found == 0) {
@@ -215,7 +221,10 @@ impl Look<'_> {
                 self.find(Flaw::OutsideImage, SIDES[0], what, Some(Repair::DropObject));
                 drop[index] = true;
             } else if let Some(side) = (0..4).find(beyond) {
-                let what = format!("object {index}: {} lies outside the image, which goes from 0 to 1", object[side]);
+                let what = format!(
+                    "object {index}: {} lies outside the image, which goes from 0 to 1",
+                    object[side]
+                );
                 self.find(Flaw::OutsideImage, SIDES[side], what, Some(Repair::Correct));
                 object = cut;
             }
@@ -234,9 +243,14 @@ impl Look<'_> {
     fn classes(&mut self, texts: &[&[u8]], labels: &[i64], classes: Option<&Classes>, count: usize) {
         let mut corrected = labels.to_vec();
         for index in 0..count {
-            let text = texts.get(index).map(|text| String::from_utf8_lossy(text)).filter(|text| !text.is_empty());
+            let text = texts
+                .get(index)
+                .map(|text| String::from_utf8_lossy(text))
+                .filter(|text| !text.is_empty());
             let label = labels.get(index).copied();
-            let by_text = classes.zip(text.as_deref()).map(|(classes, text)| classes.by_name(text));
+            let by_text = classes
+                .zip(text.as_deref())
+                .map(|(classes, text)| classes.by_name(text));
             // What the text says, where the map knows it.
             let meant = by_text.as_ref().and_then(|found| found.as_ref().ok()).copied();
             let known = label.is_some_and(|id| id >= 1 && classes.is_none_or(|classes| classes.by_id(id).is_ok()));
@@ -280,7 +294,12 @@ impl Look<'_> {
 
 /// Whether the coordinates are pixels: some lie far beyond 1, every one is 0 or at least 1, and all of them fit into the image.
 fn in_pixels(bounds: &[Vec<f32>; 4], size: [u32; 2]) -> bool {
-    let all = || bounds.iter().enumerate().flat_map(|(side, list)| list.iter().map(move |&value| (side, value)));
+    let all = || {
+        bounds
+            .iter()
+            .enumerate()
+            .flat_map(|(side, list)| list.iter().map(move |&value| (side, value)))
+    };
     let fits = |(side, value): (usize, f32)| {
         let most = size[side % 2] as f32 + 1.0;
         (value == 0.0 || value >= 1.0) && value <= most

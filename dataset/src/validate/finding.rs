@@ -144,7 +144,14 @@ impl Finding {
 
     /// One whose place is filled in later.
     pub(super) fn of(flaw: Flaw, field: &str, what: String, repair: Option<Repair>) -> Self {
-        Self::new(Path::new(""), None, flaw, Some(field).filter(|field| !field.is_empty()), what, repair)
+        Self::new(
+            Path::new(""),
+            None,
+            flaw,
+            Some(field).filter(|field| !field.is_empty()),
+            what,
+            repair,
+        )
     }
 
     pub(super) fn at(self, file: &Path, record: u64) -> Self {

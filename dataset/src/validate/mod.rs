@@ -82,13 +82,28 @@ pub fn run(
             let mut image = |record: u64, digest: [u8; 32]| {
                 if let Some(first) = seen.get(&digest) {
                     let other = &sets[first.set].0;
-                    let flaw = if first.set == index { Flaw::DuplicateImage } else { Flaw::ImageInTwoSets };
+                    let flaw = if first.set == index {
+                        Flaw::DuplicateImage
+                    } else {
+                        Flaw::ImageInTwoSets
+                    };
                     let what = if first.set == index {
                         format!("the same image is in {}: record {}", first.file.display(), first.record)
                     } else {
-                        format!("the same image is in the set {other}: {}: record {}", first.file.display(), first.record)
+                        format!(
+                            "the same image is in the set {other}: {}: record {}",
+                            first.file.display(),
+                            first.record
+                        )
                     };
-                    twice.push(Finding::new(file, Some(record), flaw, Some("image/encoded"), what, None));
+                    twice.push(Finding::new(
+                        file,
+                        Some(record),
+                        flaw,
+                        Some("image/encoded"),
+                        what,
+                        None,
+                    ));
                 } else {
                     let place = Seen {
                         set: index,

@@ -32,7 +32,11 @@ const BOX: [f32; 4] = [0.1, 0.2, 0.6, 0.7];
 
 fn flaws(record: &[u8]) -> Vec<(Flaw, Option<Repair>)> {
     let checked = check(record, Some(&classes()));
-    let found: Vec<_> = checked.findings.iter().map(|found| (found.flaw, found.repair)).collect();
+    let found: Vec<_> = checked
+        .findings
+        .iter()
+        .map(|found| (found.flaw, found.repair))
+        .collect();
     // What is repaired is good, and stays so.
     if let Some(repaired) = &checked.repaired {
         let again = check(repaired, Some(&classes()));
@@ -61,10 +65,22 @@ fn a_good_record_has_no_finding() {
 
 #[test]
 fn boxes_are_cut_turned_scaled_or_left_out() {
-    assert_eq!(flaws(&one([0.1, -0.5, 0.6, 1.5], "cat", 1)), [(Flaw::OutsideImage, Some(Repair::Correct))]);
-    assert_eq!(bounds(&repaired(&one([0.1, -0.5, 0.6, 1.5], "cat", 1))), [[0.1], [0.0], [0.6], [1.0]]);
-    assert_eq!(flaws(&one([0.6, 0.2, 0.1, 0.7], "cat", 1)), [(Flaw::Inverted, Some(Repair::Correct))]);
-    assert_eq!(bounds(&repaired(&one([0.6, 0.2, 0.1, 0.7], "cat", 1))), [[0.1], [0.2], [0.6], [0.7]]);
+    assert_eq!(
+        flaws(&one([0.1, -0.5, 0.6, 1.5], "cat", 1)),
+        [(Flaw::OutsideImage, Some(Repair::Correct))]
+    );
+    assert_eq!(
+        bounds(&repaired(&one([0.1, -0.5, 0.6, 1.5], "cat", 1))),
+        [[0.1], [0.0], [0.6], [1.0]]
+    );
+    assert_eq!(
+        flaws(&one([0.6, 0.2, 0.1, 0.7], "cat", 1)),
+        [(Flaw::Inverted, Some(Repair::Correct))]
+    );
+    assert_eq!(
+        bounds(&repaired(&one([0.6, 0.2, 0.1, 0.7], "cat", 1))),
+        [[0.1], [0.2], [0.6], [0.7]]
+    );
     let pixels = one([2.1, 3.4, 10.5, 17.0], "cat", 1);
     assert_eq!(flaws(&pixels), [(Flaw::Pixels, Some(Repair::Correct))]);
     assert_eq!(bounds(&repaired(&pixels)), [[2.1 / 21.0], [3.4 / 34.0], [0.5], [0.5]]);
@@ -85,7 +101,12 @@ fn boxes_are_cut_turned_scaled_or_left_out() {
 
 #[test]
 fn labels_follow_from_texts_and_nothing_is_guessed() {
-    let label = |record: &[u8]| Features::parse(record).unwrap().ints("image/object/class/label").unwrap();
+    let label = |record: &[u8]| {
+        Features::parse(record)
+            .unwrap()
+            .ints("image/object/class/label")
+            .unwrap()
+    };
     let zero = one(BOX, "dog", 0);
     assert_eq!(flaws(&zero), [(Flaw::LabelNotPositive, Some(Repair::Correct))]);
     assert_eq!(label(&repaired(&zero)), [2]);
@@ -111,7 +132,10 @@ fn sizes_and_formats_are_the_images() {
     assert_eq!(found, [Flaw::WrongKind, Flaw::WrongSize, Flaw::WrongFormat]);
     let fixed = repaired(&bytes);
     let annotated = example::decode(&fixed, &example::Options::default()).unwrap();
-    assert_eq!((annotated.width, annotated.height, annotated.format.as_str()), (34, 21, "png"));
+    assert_eq!(
+        (annotated.width, annotated.height, annotated.format.as_str()),
+        (34, 21, "png")
+    );
 }
 
 #[test]
@@ -120,7 +144,10 @@ fn records_that_nobody_can_use_are_told_apart() {
     assert_eq!(flaws(&cut), []);
     cut = record(1, image("rgb420.jpg")[..300].to_vec(), &[]);
     assert_eq!(flaws(&cut), [(Flaw::BadImage, Some(Repair::DropRecord))]);
-    assert_eq!(flaws(&record(1, Vec::new(), &[])), [(Flaw::NoImage, Some(Repair::DropRecord))]);
+    assert_eq!(
+        flaws(&record(1, Vec::new(), &[])),
+        [(Flaw::NoImage, Some(Repair::DropRecord))]
+    );
     assert_eq!(flaws(b"\xff\xff\xff"), [(Flaw::NoExample, Some(Repair::DropRecord))]);
     let mut unequal = Record::default();
     unequal.bytes("image/encoded", vec![image("rgb.png")]);
@@ -130,7 +157,12 @@ fn records_that_nobody_can_use_are_told_apart() {
 
 #[test]
 fn files_are_mended_and_sets_compared() {
-    let records = [good(0), one([0.6, 0.2, 0.1, 0.7], "cat", 1), b"no example".to_vec(), good(1)];
+    let records = [
+        good(0),
+        one([0.6, 0.2, 0.1, 0.7], "cat", 1),
+        b"no example".to_vec(),
+        good(1),
+    ];
     let (folder, path) = file(&records);
     let (_eval, eval) = file(&[good(3), good(0)]);
     // A bit flipped in the last record: its CRC is wrong.
@@ -138,7 +170,10 @@ fn files_are_mended_and_sets_compared() {
     let end = bytes.len();
     bytes[end - 100] ^= 1;
     fs::write(&path, &bytes).unwrap();
-    let sets = [("train".to_owned(), vec![path.clone()]), ("eval".to_owned(), vec![eval.clone()])];
+    let sets = [
+        ("train".to_owned(), vec![path.clone()]),
+        ("eval".to_owned(), vec![eval.clone()]),
+    ];
     let options = Options {
         classes: Some(classes()),
         fix: false,
@@ -157,7 +192,11 @@ fn files_are_mended_and_sets_compared() {
     );
     assert_eq!(report.findings[3].file, eval);
     assert_eq!((report.records, report.repairable, report.remaining(false)), (6, 3, 4));
-    assert_eq!(fs::read(&path).unwrap(), bytes, "nothing changes unless it is asked for");
+    assert_eq!(
+        fs::read(&path).unwrap(),
+        bytes,
+        "nothing changes unless it is asked for"
+    );
 
     let beside = Options {
         fix: true,
@@ -170,7 +209,10 @@ fn files_are_mended_and_sets_compared() {
     let in_place = Options { fix: true, ..options };
     let mended = run(&sets_of_one, &in_place, &|_| {}).unwrap();
     assert_eq!(mended.files, [path.clone()]);
-    assert_eq!(fs::read(&path).unwrap(), fs::read(folder.path().join("mended/test.record")).unwrap());
+    assert_eq!(
+        fs::read(&path).unwrap(),
+        fs::read(folder.path().join("mended/test.record")).unwrap()
+    );
     let again = run(&sets_of_one, &in_place, &|_| {}).unwrap();
     assert_eq!((again.records, again.findings.len(), again.files.len()), (2, 0, 0));
 }

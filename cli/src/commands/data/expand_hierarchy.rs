@@ -28,7 +28,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::load(&args.json_hierarchy_file)?;
-    let done = hierarchy.expand(&args.input_annotations, &args.output_annotations, args.annotation_type == 2)?;
+    let done = hierarchy.expand(
+        &args.input_annotations,
+        &args.output_annotations,
+        args.annotation_type == 2,
+    )?;
     if done.unknown > 0 {
         say(&format!(
             "warning: {}: {} rows have labels that the hierarchy does not; they are written as they are",

@@ -170,7 +170,12 @@ pub(crate) struct Coco {
     #[arg(long, value_name = "FILE")]
     caption_annotations_file: Option<PathBuf>,
     /// TFRecord to write; with --num_shards the start of the shards' names.
-    #[arg(long, alias = "output_file_prefix", value_name = "FILE", required_unless_present = "output_dir")]
+    #[arg(
+        long,
+        alias = "output_file_prefix",
+        value_name = "FILE",
+        required_unless_present = "output_dir"
+    )]
     output_path: Option<PathBuf>,
     /// Write masks, too.
     #[arg(long)]
@@ -290,7 +295,9 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
                 annotations_dir: args.annotations_dir,
                 ignore_difficult_instances: args.ignore_difficult_instances,
             };
-            one(&args.common, &args.output_path, |progress| voc::import(&options, &labels, progress))
+            one(&args.common, &args.output_path, |progress| {
+                voc::import(&options, &labels, progress)
+            })
         }
         Command::Pets(args) => {
             let labels = LabelMap::load(&args.label_map_path)?;
@@ -322,7 +329,11 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
             let options = kitti::Options {
                 output: args.common.output(&args.output_path),
                 data_dir: args.data_dir,
-                classes_to_use: args.classes_to_use.iter().map(|class| class.trim().to_lowercase()).collect(),
+                classes_to_use: args
+                    .classes_to_use
+                    .iter()
+                    .map(|class| class.trim().to_lowercase())
+                    .collect(),
                 validation_set_size: args.validation_set_size,
             };
             let reports = report::with_bar(|progress| kitti::import(&options, &labels, progress))?;
@@ -335,7 +346,9 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
                 csv_input: args.csv_input,
                 image_dir: args.image_dir,
             };
-            one(&args.common, &args.output_path, |progress| csv::import(&options, &labels, progress))
+            one(&args.common, &args.output_path, |progress| {
+                csv::import(&options, &labels, progress)
+            })
         }
         Command::Folder(args) => {
             let labels = LabelMap::load(&args.label_map_path)?;
@@ -343,7 +356,9 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
                 output: args.common.output(&args.output_path),
                 data_dir: args.data_dir,
             };
-            one(&args.common, &args.output_path, |progress| folder::import(&options, &labels, progress))
+            one(&args.common, &args.output_path, |progress| {
+                folder::import(&options, &labels, progress)
+            })
         }
     }
 }
@@ -360,7 +375,10 @@ fn one(
 fn coco_sets(args: Coco) -> anyhow::Result<()> {
     let masks = args.include_masks.then(|| args.mask_type.into());
     if let (Some(image_dir), Some(path)) = (args.image_dir, args.output_path) {
-        if args.image_info_file.is_none() && args.object_annotations_file.is_none() && args.caption_annotations_file.is_none() {
+        if args.image_info_file.is_none()
+            && args.object_annotations_file.is_none()
+            && args.caption_annotations_file.is_none()
+        {
             return Err(Failure::user(
                 "no annotations\nhint: --object_annotations_file names a file like instances_train2017.json",
             )
@@ -383,7 +401,9 @@ fn coco_sets(args: Coco) -> anyhow::Result<()> {
         ("val", args.val_image_dir, args.val_annotations_file),
         ("testdev", args.test_image_dir, args.testdev_annotations_file),
     ] {
-        let (Some(image_dir), Some(annotations)) = (images, annotations) else { continue };
+        let (Some(image_dir), Some(annotations)) = (images, annotations) else {
+            continue;
+        };
         let options = coco::Options {
             image_dir,
             image_info_file: None,

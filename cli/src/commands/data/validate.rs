@@ -78,7 +78,10 @@ pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
                 report(&format!("{finding}{repair}"));
             }
             if done.findings.len() > SHOWN {
-                say(&format!("and {} more (--format json lists all)", done.findings.len() - SHOWN));
+                say(&format!(
+                    "and {} more (--format json lists all)",
+                    done.findings.len() - SHOWN
+                ));
             }
             for (flaw, count) in &done.counts {
                 say(&format!("{count:>8} {flaw}"));

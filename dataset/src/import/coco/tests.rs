@@ -55,19 +55,37 @@ fn boxes_masks_crowds_areas_and_captions() {
     assert_eq!(report.boxes, [("cat".to_owned(), 1), ("dog".to_owned(), 1)]);
     assert_eq!(report.boxes_left_out[NO_AREA], 1);
     assert_eq!(report.boxes_left_out[OUTSIDE], 1);
-    assert!(report.warnings.iter().any(|text| text.contains("annotation 4 of image 7: `cat` left out")), "{:?}", report.warnings);
+    assert!(
+        report
+            .warnings
+            .iter()
+            .any(|text| text.contains("annotation 4 of image 7: `cat` left out")),
+        "{:?}",
+        report.warnings
+    );
 
     let all = records(&options.output.path);
     let record = all.iter().find(|record| {
-        Features::parse(record).unwrap().text("image/source_id").unwrap().unwrap() == "7"
+        Features::parse(record)
+            .unwrap()
+            .text("image/source_id")
+            .unwrap()
+            .unwrap()
+            == "7"
     });
     let features = Features::parse(record.unwrap()).unwrap();
     assert_eq!(features.text("image/filename").unwrap().unwrap(), "a/one.png");
     assert_eq!(features.ints("image/object/class/label").unwrap(), [90, 3]);
-    assert_eq!(features.bytes("image/object/class/text").unwrap(), [&b"dog"[..], b"cat"]);
+    assert_eq!(
+        features.bytes("image/object/class/text").unwrap(),
+        [&b"dog"[..], b"cat"]
+    );
     assert_eq!(features.ints("image/object/is_crowd").unwrap(), [0, 1]);
     assert_eq!(features.floats("image/object/area").unwrap(), [31.5, 4.0]);
-    assert_eq!(features.floats("image/object/bbox/xmax").unwrap(), [12.0 / 34.0, 2.0 / 34.0]);
+    assert_eq!(
+        features.floats("image/object/bbox/xmax").unwrap(),
+        [12.0 / 34.0, 2.0 / 34.0]
+    );
     assert_eq!(features.bytes("image/caption").unwrap(), [&b"a dog"[..], b"no cat"]);
 
     let masks: Vec<image::GrayImage> = features
@@ -87,14 +105,24 @@ fn boxes_masks_crowds_areas_and_captions() {
 #[test]
 fn run_lengths_come_out_as_they_went_in() {
     let folder = tempfile::tempdir().unwrap();
-    let packed = hotcoco::mask::rle_to_string(&hotcoco::types::Rle { h: 21, w: 34, counts: vec![0, 2, 19, 2, 691] });
+    let packed = hotcoco::mask::rle_to_string(&hotcoco::types::Rle {
+        h: 21,
+        w: 34,
+        counts: vec![0, 2, 19, 2, 691],
+    });
     let text = OBJECTS.replace("[0, 2, 19, 2, 691]", &format!("{packed:?}"));
-    let options = Options { masks: Some(MaskType::Rle), ..options(folder.path()) };
+    let options = Options {
+        masks: Some(MaskType::Rle),
+        ..options(folder.path())
+    };
     fs::write(folder.path().join("objects.json"), text).unwrap();
     import(&options, &|_, _| {}).unwrap();
     let found = records(&options.output.path).iter().any(|record| {
         let features = Features::parse(record).unwrap();
-        features.bytes("image/object/mask").unwrap().contains(&packed.as_bytes())
+        features
+            .bytes("image/object/mask")
+            .unwrap()
+            .contains(&packed.as_bytes())
     });
     assert!(found);
 }
@@ -110,11 +138,20 @@ fn what_is_wrong_is_named() {
     let cut = error(&OBJECTS[..400]);
     assert!(cut.contains("objects.json:") && cut.contains("EOF"), "{cut}");
     let class = error(&OBJECTS.replace("\"category_id\": 90", "\"category_id\": 91"));
-    assert!(class.contains("annotation 1 of image 7: category_id 91 is not among"), "{class}");
+    assert!(
+        class.contains("annotation 1 of image 7: category_id 91 is not among"),
+        "{class}"
+    );
     let background = error(&OBJECTS.replace("\"id\": 3, \"name\"", "\"id\": 0, \"name\""));
-    assert!(background.contains("\"cat\" has the id 0") && background.contains("hint: ids start at 1"), "{background}");
+    assert!(
+        background.contains("\"cat\" has the id 0") && background.contains("hint: ids start at 1"),
+        "{background}"
+    );
     let bbox = error(&OBJECTS.replace("[2, 3, 10, 5]", "[2, 3]"));
-    assert!(bbox.contains("annotation 1 of image 7: has no bbox of four numbers"), "{bbox}");
+    assert!(
+        bbox.contains("annotation 1 of image 7: has no bbox of four numbers"),
+        "{bbox}"
+    );
     // Runs that are more than the image do not make a mask.
     fs::write(folder.path().join("objects.json"), OBJECTS.replace("691", "4000000000")).unwrap();
     let report = import(&options, &|_, _| {}).unwrap();

@@ -55,8 +55,14 @@ fn a_table_of_records_makes_the_same_records() {
     let written = write(&Source::Records(&records), &again.join("t.csv"), Some(&again)).unwrap();
     assert_eq!((written.images, written.boxes), (2, 2));
     let text = fs::read_to_string(again.join("t.csv")).unwrap();
-    assert!(text.starts_with("filename,width,height,class,xmin,ymin,xmax,ymax\n"), "{text}");
-    assert!(text.contains("\na.png,34,21,cat,1,2,30,20\n") && text.contains("\nb.png,34,21,,,,,\n"), "{text}");
+    assert!(
+        text.starts_with("filename,width,height,class,xmin,ymin,xmax,ymax\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\na.png,34,21,cat,1,2,30,20\n") && text.contains("\nb.png,34,21,,,,,\n"),
+        "{text}"
+    );
     assert!(text.contains("\na.png,34,21,big dog,5,6,34,10\n"), "{text}");
     let options = Options {
         csv_input: again.join("t.csv"),
@@ -81,11 +87,17 @@ fn errors_name_line_and_column() {
         import(&options, &labels(), &|_, _| {}).unwrap_err().to_string()
     };
     let lacking = error(TABLE.replace("class", "kind"));
-    assert!(lacking.contains("t.csv:1: there is no column `class`") && lacking.contains("kind"), "{lacking}");
+    assert!(
+        lacking.contains("t.csv:1: there is no column `class`") && lacking.contains("kind"),
+        "{lacking}"
+    );
     let word = error(TABLE.replace("1,2,30,20", "1,two,30,20"));
     assert!(word.contains("t.csv:2: column `ymin` is `two`"), "{word}");
     let class = error(TABLE.replace("big dog", "wolf"));
-    assert!(class.contains("t.csv:4: class `wolf` is not in the label map"), "{class}");
+    assert!(
+        class.contains("t.csv:4: class `wolf` is not in the label map"),
+        "{class}"
+    );
     assert!(error(String::new()).contains("no columns"));
     assert!(!folder.path().join("out.record").exists());
 }
@@ -97,5 +109,9 @@ fn an_empty_image_file_is_left_out_and_named() {
     fs::write(folder.path().join("b.png"), b"").unwrap();
     let report = import(&options, &labels(), &|_, _| {}).unwrap();
     assert_eq!(report.images, 1);
-    assert!(report.skipped_images[0].contains("b.png: the file is empty (0 bytes)"), "{:?}", report.skipped_images);
+    assert!(
+        report.skipped_images[0].contains("b.png: the file is empty (0 bytes)"),
+        "{:?}",
+        report.skipped_images
+    );
 }

@@ -117,7 +117,14 @@ fn of_record(records: &shards::Source, number: u64, image_dir: Option<&Path>) ->
         .size(encoded)
         .map_err(|error| wrong(format!("feature image/encoded: {error}")))?;
     let filename = if filename.is_empty() {
-        format!("{number}.{}", if encoded.starts_with(&[0xff, 0xd8]) { "jpg" } else { "png" })
+        format!(
+            "{number}.{}",
+            if encoded.starts_with(&[0xff, 0xd8]) {
+                "jpg"
+            } else {
+                "png"
+            }
+        )
     } else {
         filename
     };
@@ -133,7 +140,10 @@ fn of_record(records: &shards::Source, number: u64, image_dir: Option<&Path>) ->
             (_, Some(label)) => label.to_string(),
             _ => String::new(),
         };
-        (class, std::array::from_fn(|side| f64::from(bounds[side][index]) * sizes[side]))
+        (
+            class,
+            std::array::from_fn(|side| f64::from(bounds[side][index]) * sizes[side]),
+        )
     });
     Ok(Image {
         boxes: boxes.collect(),

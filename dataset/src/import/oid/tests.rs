@@ -9,13 +9,18 @@ const BOXES: &str = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsO
     0a,xclick,/m/99,1,0.1,0.5,0.2,0.75,0,0,0,0,0\n\
     0a,xclick,/m/01,1,0.5,0.5,0.2,0.75,0,0,0,0,0\n\
     ff,xclick,/m/01,1,0.1,0.5,0.2,0.75,0,0,0,0,0\n";
-const LABELS: &str = "ImageID,Source,LabelName,Confidence\n0a,verification,/m/02,1\n0b,verification,/m/01,0\n0b,verification,/m/77,1\n";
+const LABELS: &str =
+    "ImageID,Source,LabelName,Confidence\n0a,verification,/m/02,1\n0b,verification,/m/01,0\n0b,verification,/m/77,1\n";
 
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("images")).unwrap();
     for name in ["0a", "0b"] {
-        fs::write(folder.path().join(format!("images/{name}.jpg")), crate::testing::image("rgb420.jpg")).unwrap();
+        fs::write(
+            folder.path().join(format!("images/{name}.jpg")),
+            crate::testing::image("rgb420.jpg"),
+        )
+        .unwrap();
     }
     fs::write(folder.path().join("boxes.csv"), BOXES).unwrap();
     fs::write(folder.path().join("labels.csv"), LABELS).unwrap();
@@ -23,7 +28,11 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn labels() -> LabelMap {
-    LabelMap::parse("item { id: 5 name: '/m/01' display_name: 'Cat' } item { id: 6 name: '/m/02' }", "map").unwrap()
+    LabelMap::parse(
+        "item { id: 5 name: '/m/01' display_name: 'Cat' } item { id: 6 name: '/m/02' }",
+        "map",
+    )
+    .unwrap()
 }
 
 #[test]
@@ -40,9 +49,19 @@ fn every_image_of_the_folder_has_a_record_with_its_flags_and_labels() {
     assert_eq!(report.boxes, [("/m/01".to_owned(), 1), ("/m/02".to_owned(), 1)]);
     assert_eq!(report.boxes_left_out["label not in the map"], 2);
     assert_eq!(report.boxes_left_out[NO_AREA], 1);
-    assert!(report.warnings.iter().any(|text| text.contains("1 rows are of images that are not in")), "{:?}", report.warnings);
+    assert!(
+        report
+            .warnings
+            .iter()
+            .any(|text| text.contains("1 rows are of images that are not in")),
+        "{:?}",
+        report.warnings
+    );
 
-    let records: Vec<Vec<u8>> = Reader::open(&options.output.path).unwrap().map(Result::unwrap).collect();
+    let records: Vec<Vec<u8>> = Reader::open(&options.output.path)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
     for record in records {
         let features = Features::parse(&record).unwrap();
         let ints = |name: &str| features.ints(name).unwrap();

@@ -21,7 +21,14 @@ fn folder() -> tempfile::TempDir {
     }
     let mut list = "#Image CLASS-ID SPECIES BREED ID\n".to_owned();
     for number in 0..10 {
-        let name = format!("{}_{number}", if number % 2 == 0 { "Abyssinian" } else { "american_pit_bull_terrier" });
+        let name = format!(
+            "{}_{number}",
+            if number % 2 == 0 {
+                "Abyssinian"
+            } else {
+                "american_pit_bull_terrier"
+            }
+        );
         list += &format!("{name} 1 1 1\n");
         fs::write(at(&format!("images/{name}.jpg")), crate::testing::image("rgb420.jpg")).unwrap();
         trimap.save(at(&format!("annotations/trimaps/{name}.png"))).unwrap();
@@ -37,7 +44,11 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn labels() -> LabelMap {
-    LabelMap::parse("item { id: 1 name: 'Abyssinian' } item { id: 4 name: 'american_pit_bull_terrier' }", "map").unwrap()
+    LabelMap::parse(
+        "item { id: 1 name: 'Abyssinian' } item { id: 4 name: 'american_pit_bull_terrier' }",
+        "map",
+    )
+    .unwrap()
 }
 
 fn options(folder: &Path, faces_only: bool, mask_type: MaskType) -> Options {
@@ -58,7 +69,10 @@ fn records(path: &Path) -> Vec<Vec<u8>> {
 fn faces_are_split_and_named_by_their_files() {
     let folder = folder();
     let reports = import(&options(folder.path(), true, MaskType::Png), &labels(), &|_, _| {}).unwrap();
-    let counts: Vec<_> = reports.iter().map(|(set, report)| (set.as_str(), report.images)).collect();
+    let counts: Vec<_> = reports
+        .iter()
+        .map(|(set, report)| (set.as_str(), report.images))
+        .collect();
     assert_eq!(counts, [("train", 7), ("val", 3)]);
     let mut names = HashSet::new();
     for set in ["train", "val"] {
@@ -112,6 +126,9 @@ fn a_trimap_of_another_size_is_left_out() {
     image::GrayImage::new(3, 3).save(&path).unwrap();
     let reports = import(&options(folder.path(), false, MaskType::Png), &labels(), &|_, _| {}).unwrap();
     let skipped: Vec<&String> = reports.iter().flat_map(|(_, report)| &report.skipped_images).collect();
-    assert!(skipped.len() == 1 && skipped[0].contains("has 3x3 pixels, its image 34x21"), "{skipped:?}");
+    assert!(
+        skipped.len() == 1 && skipped[0].contains("has 3x3 pixels, its image 34x21"),
+        "{skipped:?}"
+    );
     assert_eq!(class_of("american_pit_bull_terrier_105"), "american_pit_bull_terrier");
 }

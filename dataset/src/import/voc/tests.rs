@@ -213,12 +213,20 @@ fn hostile_xml_is_refused_and_deep_xml_is_read() {
             .unwrap_err()
             .to_string()
     };
-    let laughs = "<?xml version='1.0'?>\n<!DOCTYPE a [<!ENTITY b 'ha'><!ENTITY c '&b;&b;&b;'>]>\n<annotation>&c;</annotation>";
+    let laughs =
+        "<?xml version='1.0'?>\n<!DOCTYPE a [<!ENTITY b 'ha'><!ENTITY c '&b;&b;&b;'>]>\n<annotation>&c;</annotation>";
     let refused = error(laughs);
-    assert!(refused.contains("a.xml:2: a document type") && refused.contains("hint:"), "{refused}");
+    assert!(
+        refused.contains("a.xml:2: a document type") && refused.contains("hint:"),
+        "{refused}"
+    );
     let file = error("<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]><annotation>&b;</annotation>");
     assert!(file.contains("a document type"), "{file}");
-    let deep = format!("<annotation>{}{}</annotation>", "<a>".repeat(200_000), "</a>".repeat(200_000));
+    let deep = format!(
+        "<annotation>{}{}</annotation>",
+        "<a>".repeat(200_000),
+        "</a>".repeat(200_000)
+    );
     fs::write(folder.path().join("a.xml"), deep).unwrap();
     // Whether it is read or refused, it ends.
     match import(&options(folder.path(), out.path()), &labels(), &|_, _| {}) {
@@ -238,7 +246,9 @@ fn both_years_are_merged_and_lists_of_classes_do() {
         let object = "<object><name>RBC</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object>";
         let xml = format!("<annotation><folder>{year}</folder><filename>{name}.v1.png</filename>{object}</annotation>");
         fs::write(at(&format!("Annotations/{name}.v1.xml")), xml).unwrap();
-        image::RgbImage::new(40, 20).save(at(&format!("JPEGImages/{name}.v1.png"))).unwrap();
+        image::RgbImage::new(40, 20)
+            .save(at(&format!("JPEGImages/{name}.v1.png")))
+            .unwrap();
         // As VoTT lists them: by class, with the image's ending.
         fs::write(at("ImageSets/Main/RBC_train.txt"), format!("{name}.v1.png 1\n")).unwrap();
         fs::write(at("ImageSets/Main/WBC_train.txt"), format!("{name}.v1.png -1\n")).unwrap();
@@ -251,7 +261,14 @@ fn both_years_are_merged_and_lists_of_classes_do() {
     };
     let report = import(&merged, &labels(), &|_, _| {}).unwrap();
     assert_eq!((report.images, report.boxes[0].1), (2, 2));
-    assert_eq!(report.image_sizes, [crate::import::Size { width: 40, height: 20, images: 2 }]);
+    assert_eq!(
+        report.image_sizes,
+        [crate::import::Size {
+            width: 40,
+            height: 20,
+            images: 2
+        }]
+    );
     let single = Options {
         year: Some("VOC2012".to_owned()),
         ..merged
@@ -267,7 +284,11 @@ fn the_seed_alone_decides_the_order() {
         image::RgbImage::from_pixel(2, 2, image::Rgb([index as u8; 3]))
             .save(root.path().join(format!("{name}.png")))
             .unwrap();
-        fs::write(root.path().join(format!("{name}.xml")), format!("<annotation><filename>{name}.png</filename></annotation>")).unwrap();
+        fs::write(
+            root.path().join(format!("{name}.xml")),
+            format!("<annotation><filename>{name}.png</filename></annotation>"),
+        )
+        .unwrap();
     }
     let out = tempfile::tempdir().unwrap();
     let bytes = |seed| {

@@ -44,7 +44,8 @@ pub(in crate::import) fn parse(path: &Path, text: &str) -> Result<Annotation, Er
             let line = text.lines().position(|line| line.contains("<!DOCTYPE")).unwrap_or(0) + 1;
             return wrong(
                 line as u32,
-                "a document type (<!DOCTYPE …>) is refused: entities in it can grow without end or name other files".to_owned(),
+                "a document type (<!DOCTYPE …>) is refused: entities in it can grow without end or name other files"
+                    .to_owned(),
                 "annotation files need none: remove it",
             );
         }
