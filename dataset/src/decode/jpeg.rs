@@ -1,12 +1,13 @@
 //! JPEG through libjpeg-turbo. The crate's safe wrapper cannot choose the fast DCT, so its C interface is used.
 
 use std::ffi::CStr;
+use std::ops::Range;
 use std::os::raw::c_int;
 use std::ptr::NonNull;
 
 use turbojpeg::raw;
 
-use super::{Error, Image, check_size};
+use super::{Error, Image, Part, check_size};
 
 /// Progressive files with more scans than this are refused: each scan costs a pass over the whole image.
 const MAX_SCANS: c_int = 500;
@@ -59,6 +60,76 @@ impl Codec {
         Ok((height, width))
     }
 
+    /// Decodes at least `part` of the image; returns where that begins: row and column.
+    ///
+    /// The pixels are the same as those of the whole image. A block's colours depend on the blocks beside it
+    /// (chroma is interpolated), so one more block on each side is decoded. What lies below is not even read: that the
+    /// file is whole is told by its end.
+    pub(super) fn decode_part(
+        &mut self,
+        bytes: &[u8],
+        max_pixels: usize,
+        part: &Part,
+        image: &mut Image,
+    ) -> Result<(usize, usize), Error> {
+        let (height, width) = self.size(bytes)?;
+        check_size(height, width, max_pixels)?;
+        let Some(region) = self.region(part, height, width) else {
+            self.decode(bytes, max_pixels, image)?;
+            return Ok((0, 0));
+        };
+        if !ends(bytes) {
+            return Err(Error::Truncated);
+        }
+        let side = |value: usize| c_int::try_from(value).map_err(|_| damaged("a side is too long"));
+        let wanted = raw::tjregion {
+            x: side(region.columns.start)?,
+            y: side(region.rows.start)?,
+            w: side(region.columns.len())?,
+            h: side(region.rows.len())?,
+        };
+        (image.height, image.width) = (region.rows.len(), region.columns.len());
+        image.pixels.resize(image.height * image.width * 3, 0);
+        self.crop(wanted)?;
+        let pitch = image.width * 3;
+        let result = self.decompress(bytes, &mut image.pixels, pitch, raw::TJPF_TJPF_RGB);
+        self.crop(WHOLE)?;
+        result?;
+        Ok((region.rows.start, region.columns.start))
+    }
+
+    /// What has to be decoded for `part`, in whole blocks; `None` when all has to be.
+    fn region(&self, part: &Part, height: usize, width: usize) -> Option<Part> {
+        let colors = self.get(raw::TJPARAM_TJPARAM_COLORSPACE);
+        if colors == raw::TJCS_TJCS_CMYK as c_int || colors == raw::TJCS_TJCS_YCCK as c_int {
+            return None;
+        }
+        let subsampling = usize::try_from(self.get(raw::TJPARAM_TJPARAM_SUBSAMP)).ok()?;
+        let [block_height, block_width] = *BLOCKS.get(subsampling)?;
+        let around = |range: &Range<usize>, block: usize, side: usize| {
+            let low = (range.start / block).saturating_sub(1) * block;
+            let high = (range.end.div_ceil(block) + 1) * block;
+            low..high.min(side)
+        };
+        let region = Part {
+            rows: around(&part.rows, block_height, height),
+            columns: around(&part.columns, block_width, width),
+        };
+        let all = region.rows == (0..height) && region.columns == (0..width);
+        (!all && !region.rows.is_empty() && !region.columns.is_empty()).then_some(region)
+    }
+
+    /// Sets what is decoded of the image whose header was read last.
+    fn crop(&self, region: raw::tjregion) -> Result<(), Error> {
+        // SAFETY: the handle is alive; the region is checked there.
+        let result = unsafe { raw::tj3SetCroppingRegion(self.pointer(), region) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(damaged("libjpeg-turbo refuses a part of the image"))
+        }
+    }
+
     pub(super) fn decode(&mut self, bytes: &[u8], max_pixels: usize, image: &mut Image) -> Result<(), Error> {
         let (height, width) = self.size(bytes)?;
         check_size(height, width, max_pixels)?;
@@ -83,7 +154,8 @@ impl Codec {
     fn decompress(&mut self, bytes: &[u8], output: &mut [u8], pitch: usize, format: raw::TJPF) -> Result<(), Error> {
         let pitch = c_int::try_from(pitch).map_err(|_| damaged("a row is too long"))?;
         // SAFETY: the handle is alive; `bytes` is read within its length; the header, parsed from the same bytes just
-        // before, gave the height and width for which the caller sized `output`, and no scaling or cropping is set.
+        // before, gave the height and width for which the caller sized `output`, or they are those of the region that it
+        // has set; no scaling is set.
         let result = unsafe {
             raw::tj3Decompress8(
                 self.pointer(),
@@ -117,11 +189,7 @@ impl Codec {
             return Err(damaged(&message));
         }
         // Only the first warning is kept, so look for the end of the image ourselves.
-        if bytes.windows(2).rev().any(|pair| pair == [0xFF, 0xD9]) {
-            Ok(())
-        } else {
-            Err(Error::Truncated)
-        }
+        if ends(bytes) { Ok(()) } else { Err(Error::Truncated) }
     }
 
     fn set(&self, parameter: raw::TJPARAM, value: c_int) -> Result<(), Error> {
@@ -148,6 +216,58 @@ impl Drop for Codec {
     fn drop(&mut self) {
         // SAFETY: the handle is alive and not used again.
         unsafe { raw::tj3Destroy(self.pointer()) }
+    }
+}
+
+/// Rows and columns of a block of all components, by `TJSAMP`: 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1.
+const BLOCKS: [[usize; 2]; 7] = [[8, 8], [8, 16], [16, 16], [8, 8], [16, 8], [8, 32], [32, 8]];
+
+const WHOLE: raw::tjregion = raw::tjregion { x: 0, y: 0, w: 0, h: 0 };
+
+/// Whether the marker of an image's end is there.
+fn ends(bytes: &[u8]) -> bool {
+    bytes.windows(2).rev().any(|pair| pair == [0xFF, 0xD9])
+}
+
+/// A JPEG of that quality, chroma at half the size, as `tf.image.encode_jpeg` makes it.
+pub(super) fn encode(image: &Image, quality: i32) -> Result<Vec<u8>, Error> {
+    let side = |value: usize| c_int::try_from(value).map_err(|_| damaged("a side is too long"));
+    let (height, width, pitch) = (side(image.height)?, side(image.width)?, side(image.width * 3)?);
+    if image.pixels.len() != image.height * image.width * 3 || image.pixels.is_empty() {
+        return Err(damaged("it has no pixels"));
+    }
+    // SAFETY: no preconditions; null means failure.
+    let handle = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_COMPRESS as c_int) };
+    if handle.is_null() {
+        return Err(damaged("libjpeg-turbo cannot be started"));
+    }
+    let (mut buffer, mut size): (*mut u8, raw::size_t) = (std::ptr::null_mut(), 0);
+    // SAFETY: the handle is alive until it is destroyed here; the pixels are `height` rows of `pitch` bytes, checked
+    // above; the library makes the buffer, of which `size` bytes are filled on success, and which is freed once copied.
+    unsafe {
+        raw::tj3Set(handle, raw::TJPARAM_TJPARAM_QUALITY as c_int, quality.clamp(1, 100));
+        raw::tj3Set(
+            handle,
+            raw::TJPARAM_TJPARAM_SUBSAMP as c_int,
+            raw::TJSAMP_TJSAMP_420 as c_int,
+        );
+        let format = raw::TJPF_TJPF_RGB as c_int;
+        let pixels = image.pixels.as_ptr();
+        let result = raw::tj3Compress8(
+            handle,
+            pixels,
+            width,
+            pitch,
+            height,
+            format,
+            &raw mut buffer,
+            &raw mut size,
+        );
+        let bytes =
+            (result == 0 && !buffer.is_null()).then(|| std::slice::from_raw_parts(buffer, size as usize).to_vec());
+        raw::tj3Free(buffer.cast());
+        raw::tj3Destroy(handle);
+        bytes.ok_or_else(|| damaged("libjpeg-turbo cannot write it"))
     }
 }
 

@@ -6,6 +6,8 @@
 mod jpeg;
 mod png;
 
+use std::ops::Range;
+
 /// Why an image cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -14,8 +16,13 @@ pub enum Error {
         "the image is {0}; JPEG and PNG are read\nhint: convert the image to JPEG or PNG and write the record again"
     )]
     Unsupported(String),
+    /// The record holds no byte of it.
+    #[error("the image is empty: image/encoded holds no byte")]
+    Empty,
     /// Too large to be true, or to be decoded safely.
-    #[error("the image says {height} x {width} pixels, more than the limit of {max_pixels}")]
+    #[error(
+        "the image says {height} x {width} pixels, more than the limit of {max_pixels}\nhint: shrink the image and write the record again"
+    )]
     TooLarge {
         /// Rows.
         height: usize,
@@ -46,6 +53,21 @@ pub struct Image {
     pub width: usize,
     /// `height * width * 3` bytes.
     pub pixels: Vec<u8>,
+}
+
+/// A part of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// From the top.
+    pub rows: Range<usize>,
+    /// From the left.
+    pub columns: Range<usize>,
+}
+
+/// What a JPEG of that quality (0 to 100) leaves of an image (`tf.image.adjust_jpeg_quality`).
+pub fn recompress(image: &Image, quality: i32) -> Result<Image, Error> {
+    let bytes = jpeg::encode(image, quality)?;
+    Decoder::new(Options::default()).decode(&bytes)
 }
 
 /// How to decode.
@@ -103,6 +125,18 @@ impl Decoder {
         }
     }
 
+    /// Decodes at least `part`; returns the row and column where what is in `image` begins. Of a JPEG only the rows and
+    /// blocks that are needed are decoded; the pixels are those of the whole image.
+    pub fn decode_part(&mut self, bytes: &[u8], part: &Part, image: &mut Image) -> Result<(usize, usize), Error> {
+        match format(bytes)? {
+            Format::Jpeg => {
+                let max_pixels = self.options.max_pixels;
+                self.jpeg()?.decode_part(bytes, max_pixels, part, image)
+            }
+            Format::Png => png::decode(bytes, self.options.max_pixels, image).map(|()| (0, 0)),
+        }
+    }
+
     /// Decodes into a new image.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<Image, Error> {
         let mut image = Image::default();
@@ -136,7 +170,7 @@ fn format(bytes: &[u8]) -> Result<Format, Error> {
         [b'B', b'M', ..] => named("a BMP"),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => named("a WebP"),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => named("a TIFF"),
-        [] => named("empty"),
+        [] => Err(Error::Empty),
         _ => {
             let start: Vec<_> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             named(&format!("of an unknown kind (it starts with {})", start.join(" ")))

@@ -183,3 +183,143 @@ proptest! {
         prop_assert!(decode(&[magic[start], &bytes].concat()).is_err());
     }
 }
+
+#[test]
+fn parts_are_those_of_the_whole_image() {
+    let photograph = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/golden/ssd_bccd/raw4_0.jpg"
+    );
+    let mut files = vec![("photograph".to_owned(), fs::read(photograph).unwrap())];
+    for entry in fs::read_dir(IMAGES).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "jpg" || end == "png") {
+            files.push((path.display().to_string(), fs::read(&path).unwrap()));
+        }
+    }
+    // Larger ones of every subsampling that our own encoder makes, and odd sizes.
+    let mut random = crate::random::Stream::new(*b"parts...", 1, 0, 0);
+    let (mut decoder, mut part) = (Decoder::new(Options::default()), Image::default());
+    for (name, bytes) in files {
+        let whole = decoder.decode(&bytes).unwrap();
+        for _ in 0..60 {
+            let mut range = |side: usize| {
+                let start = random.below(side as u64) as usize;
+                start..start + 1 + random.below((side - start) as u64) as usize
+            };
+            let wanted = Part {
+                rows: range(whole.height),
+                columns: range(whole.width),
+            };
+            let (top, left) = decoder.decode_part(&bytes, &wanted, &mut part).unwrap();
+            assert!(
+                top <= wanted.rows.start && top + part.height >= wanted.rows.end,
+                "{name} {wanted:?}"
+            );
+            for row in wanted.rows.clone() {
+                let stored = (row * whole.width + wanted.columns.start) * 3;
+                let found = ((row - top) * part.width + wanted.columns.start - left) * 3;
+                let length = wanted.columns.len() * 3;
+                assert!(
+                    part.pixels[found..found + length] == whole.pixels[stored..stored + length],
+                    "{name}: row {row} of {wanted:?} differs"
+                );
+            }
+        }
+        // Nothing of the part is left for the next image.
+        assert_eq!(decoder.decode(&bytes).unwrap(), whole, "{name}");
+    }
+}
+
+#[test]
+fn a_part_of_a_truncated_file_is_refused_too() {
+    let bytes = file("rgb420.jpg");
+    let top = Part {
+        rows: 0..1,
+        columns: 0..1,
+    };
+    let mut decoder = Decoder::new(Options::default());
+    let found = decoder.decode_part(&bytes[..bytes.len() - 10], &top, &mut Image::default());
+    assert_eq!(found, Err(Error::Truncated));
+}
+
+#[test]
+fn bombs_and_nothing_are_refused_before_memory_is_taken() {
+    // A JPEG and a PNG that claim 40 000 x 40 000 pixels; each is a few hundred bytes.
+    let mut jpeg = file("rgb420.jpg");
+    let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0x9C, 0x40, 0x9C, 0x40]);
+    let mut png = file("rgb.png");
+    png[16..24].copy_from_slice(&[0, 0, 0x9C, 0x40, 0, 0, 0x9C, 0x40]);
+    let check = crc32(&png[12..29]).to_be_bytes();
+    png[29..33].copy_from_slice(&check);
+    for bytes in [&jpeg, &png] {
+        let error = decode(bytes).unwrap_err();
+        let expected = Error::TooLarge {
+            height: 40_000,
+            width: 40_000,
+            max_pixels: 1 << 26,
+        };
+        assert_eq!(error, expected);
+        assert!(error.to_string().contains("hint:"), "{error}");
+        assert_eq!(Decoder::new(Options::default()).size(bytes), Err(expected));
+    }
+    // 100 megapixels are beyond the limit, which can be raised.
+    let hundred = |options| {
+        let mut decoder = Decoder::new(options);
+        let mut png = png.clone();
+        png[16..24].copy_from_slice(&[0, 0, 0x27, 0x10, 0, 0, 0x27, 0x10]);
+        let check = crc32(&png[12..29]).to_be_bytes();
+        png[29..33].copy_from_slice(&check);
+        decoder.size(&png)
+    };
+    assert!(matches!(hundred(Options::default()), Err(Error::TooLarge { .. })));
+    let raised = Options {
+        max_pixels: 100_000_000,
+        ..Options::default()
+    };
+    assert_eq!(hundred(raised), Ok((10_000, 10_000)));
+    assert_eq!(decode(b""), Err(Error::Empty));
+}
+
+/// CRC-32 as PNG has it.
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, &byte: &u8| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            if crc & 1 == 1 {
+                (crc >> 1) ^ 0xEDB8_8320
+            } else {
+                crc >> 1
+            }
+        })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+#[test]
+fn recompression_is_what_tensorflow_makes_of_it() {
+    // Digests of tf.image.adjust_jpeg_quality of TensorFlow 2.15 on this photograph.
+    let bytes = fs::read(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/fixtures/golden/ssd_bccd/raw4_0.jpg"
+    ))
+    .unwrap();
+    let image = decode(&bytes).unwrap();
+    for (quality, expected) in RECOMPRESSED {
+        let found = recompress(&image, quality).unwrap();
+        let digest: String = Sha256::digest(&found.pixels)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(digest[..16], *expected, "quality {quality}");
+    }
+}
+
+const RECOMPRESSED: [(i32, &str); 6] = [
+    (0, "27c91117557b0ece"),
+    (5, "f61c0752700e3e77"),
+    (40, "204926771ea18a5f"),
+    (75, "c06880001850dfc7"),
+    (95, "906dacfc164a68bc"),
+    (99, "d4f82ef414e69655"),
+];
