@@ -9,7 +9,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coati_dataset::augment::{Augmentation, ssd_operations};
+use coati_dataset::augment::{RandomHorizontalFlip, SsdRandomCrop, ssd_operations};
 use coati_dataset::batch::{Lease, Loader, Options};
 use coati_dataset::example::{self, Classes};
 use coati_dataset::shards::Source;
@@ -25,9 +25,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (threads, batches, runs) = (number(2)?, number(150)?, number(5)?);
 
     let source = Arc::new(Source::open(&[pattern])?);
-    let crop = Augmentation::SsdCrop(ssd_operations());
+    let crop = SsdRandomCrop(ssd_operations()).into();
     let options = Options {
-        augmentations: vec![Augmentation::HorizontalFlip { probability: 0.5 }, crop],
+        augmentations: vec![RandomHorizontalFlip::new(0.5).into(), crop],
         example: example::Options {
             classes: Classes::numbered(100),
             strict: false,

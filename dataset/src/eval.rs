@@ -6,7 +6,8 @@ use crate::bad::{Ledger, TooMany};
 use crate::decode::{self, Decoder, Image};
 use crate::example;
 use crate::groundtruth::Groundtruth;
-use crate::resize::{Resizer, View};
+use crate::pixels::Pixels;
+use crate::resize::{ImageResizer, Resizer, View};
 use crate::shards::Source;
 
 /// How records are read for evaluation.
@@ -16,6 +17,8 @@ pub struct Options {
     pub height: usize,
     /// Columns of the model's input.
     pub width: usize,
+    /// `image_resizer`, as in [`crate::batch::Options`].
+    pub resizer: Option<ImageResizer>,
     /// The label map.
     pub example: example::Options,
     /// Limits of image decoding.
@@ -31,6 +34,7 @@ impl Default for Options {
         Self {
             height: 300,
             width: 300,
+            resizer: None,
             example: example::Options::default(),
             decode: decode::Options::default(),
             sample_1_of_n: 1,
@@ -104,9 +108,13 @@ impl Examples {
         let image = self.decoder.decode(annotated.image).map_err(|error| name(&error))?;
         let mut input = vec![0.0; self.resizer.output_len()];
         let whole = View::whole(image.height, image.width);
-        self.resizer
-            .resize_into(&image, whole, &mut input)
-            .map_err(|error| name(&error))?;
+        match &self.options.resizer {
+            None => self
+                .resizer
+                .resize_into(&image, whole, &mut input)
+                .map_err(|error| name(&error))?,
+            Some(resizer) => input = resizer.apply(&Pixels::from(&image), &[]).image.values,
+        }
         let groundtruth = annotated.objects;
         let boxes_px = groundtruth.boxes_px(image.height, image.width);
         let (source_id, filename) = (annotated.source_id, annotated.filename);

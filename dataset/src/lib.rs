@@ -13,6 +13,7 @@ pub mod eval;
 pub mod example;
 pub mod import;
 pub mod order;
+pub mod pixels;
 pub mod random;
 pub mod resize;
 pub mod shards;

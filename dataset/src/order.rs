@@ -4,7 +4,12 @@
 //! (Hoang, Morris and Rogaway, 2012): no table is kept, any number of records will do, and every machine
 //! computes the same.
 
+mod selection;
+
+pub use selection::Selection;
+
 use crate::random::{Stream, scale};
+use selection::Part;
 
 /// Rounds of the shuffle. Each halves what is left of the original order; 128 leave nothing measurable.
 const ROUNDS: usize = 128;
@@ -67,41 +72,80 @@ pub struct Place {
     pub record: u64,
 }
 
-/// The endless sequence of records. Keeps the permutation of the last epoch asked for.
+/// The endless sequence of records. Keeps the permutations of the last epochs asked for.
 #[derive(Debug, Clone)]
 pub struct Order {
     seed: u64,
+    /// Positions of an epoch.
     n: u64,
     shuffle: bool,
+    parts: Vec<Part>,
     current: Option<(u64, Permutation)>,
+    /// Of each part, where there are several.
+    own: Vec<Option<(u64, Permutation)>>,
 }
 
 impl Order {
     /// Records `0..n`; without `shuffle` (`input_reader.shuffle: false`) in file order in each epoch.
     pub fn new(seed: u64, n: u64, shuffle: bool) -> Self {
+        Self::select(seed, n, shuffle, &Selection::default())
+    }
+
+    /// Those of `records` records that are selected. Weighted data sets share each epoch's positions by their weights; each
+    /// runs through its own records in its own epochs.
+    pub fn select(seed: u64, records: u64, shuffle: bool, selection: &Selection) -> Self {
+        let parts = selection.parts(records);
         Self {
             seed,
-            n,
+            n: parts.iter().map(|part| part.quota).sum(),
             shuffle,
+            own: vec![None; parts.len()],
+            parts,
             current: None,
         }
     }
 
-    /// The epoch and record of position `p`; `None` when there are no records.
+    /// The epoch and record of position `p`; `None` when there are no records. Of weighted data sets, the epoch is the one of
+    /// the record's own data set.
     pub fn place(&mut self, position: u64) -> Option<Place> {
         let epoch = position.checked_div(self.n)?;
-        let index = position % self.n;
-        if !self.shuffle {
-            return Some(Place { epoch, record: index });
+        let mut index = position % self.n;
+        if self.shuffle {
+            index = permute(&mut self.current, self.seed, epoch, self.n, index);
         }
-        let permutation = match self.current.take() {
-            Some((cached, permutation)) if cached == epoch => permutation,
-            _ => epoch_permutation(self.seed, epoch, self.n),
-        };
-        let record = permutation.record(index);
-        self.current = Some((epoch, permutation));
-        Some(Place { epoch, record })
+        if let [part] = self.parts[..] {
+            let record = part.first + index * part.step;
+            return Some(Place { epoch, record });
+        }
+        for (number, (part, own)) in self.parts.iter().zip(&mut self.own).enumerate() {
+            if index >= part.quota {
+                index -= part.quota;
+                continue;
+            }
+            // Which of this data set's turns it is, counted through all epochs.
+            let turn = epoch.wrapping_mul(part.quota).wrapping_add(index);
+            let (epoch, mut index) = (turn.checked_div(part.count)?, turn % part.count);
+            if self.shuffle {
+                index = permute(own, mix(self.seed ^ mix(number as u64 + 1)), epoch, part.count, index);
+            }
+            return Some(Place {
+                epoch,
+                record: part.first + index * part.step,
+            });
+        }
+        None
     }
+}
+
+/// Where `index` goes in an epoch's permutation, which is kept.
+fn permute(kept: &mut Option<(u64, Permutation)>, seed: u64, epoch: u64, n: u64, index: u64) -> u64 {
+    let permutation = match kept.take() {
+        Some((cached, permutation)) if cached == epoch => permutation,
+        _ => epoch_permutation(seed, epoch, n),
+    };
+    let record = permutation.record(index);
+    *kept = Some((epoch, permutation));
+    record
 }
 
 /// The finaliser of splitmix64: every input bit changes every output bit with probability near 1/2.
@@ -217,5 +261,50 @@ mod tests {
             .collect();
         assert_eq!(records, [0, 1, 2, 0, 1, 2, 0]);
         assert_eq!(Order::new(5, 0, true).place(3), None);
+    }
+
+    #[test]
+    fn every_third_record_comes_once_an_epoch() {
+        let third = Selection {
+            one_of: 3,
+            weights: Vec::new(),
+        };
+        let mut order = Order::select(5, 8, true, &third);
+        for epoch in 0..3 {
+            let mut records: Vec<_> = (0..3)
+                .filter_map(|index| order.place(epoch * 3 + index))
+                .map(|place| place.record)
+                .collect();
+            records.sort_unstable();
+            assert_eq!(records, [0, 3, 6]);
+        }
+    }
+
+    #[test]
+    fn weighted_sets_share_every_epoch_and_each_record_has_its_turn() {
+        let selection = Selection {
+            one_of: 1,
+            weights: vec![(10, 3.0), (30, 1.0)],
+        };
+        for shuffle in [true, false] {
+            let mut order = Order::select(5, 40, shuffle, &selection);
+            let places: Vec<_> = (0..120).filter_map(|position| order.place(position)).collect();
+            for epoch in places.chunks(40) {
+                let of_first = epoch.iter().filter(|place| place.record < 10).count();
+                assert_eq!(of_first, 30, "three quarters of an epoch");
+            }
+            // After 90 turns each record of the first was there nine times, after 30 each of the second once, and no (epoch,
+            // record) came twice: augmentation is never repeated.
+            let mut counts: HashMap<u64, u32> = HashMap::new();
+            let mut seen = std::collections::HashSet::new();
+            for place in &places {
+                *counts.entry(place.record).or_default() += 1;
+                assert!(seen.insert((place.epoch, place.record)), "{place:?} came twice");
+            }
+            assert!(
+                (0..40).all(|record| counts.get(&record) == Some(if record < 10 { &9 } else { &1 })),
+                "{counts:?}"
+            );
+        }
     }
 }

@@ -29,6 +29,24 @@ impl Stream {
         (self.0.next_u32() >> 8) as f32 / (1_u32 << 24) as f32
     }
 
+    /// Uniform in `[low, high)`; `low` when they are equal.
+    pub fn between(&mut self, (low, high): (f32, f32)) -> f32 {
+        self.unit() * (high - low) + low
+    }
+
+    /// Uniform in `low..high`; `low` when that is empty.
+    pub fn integer(&mut self, low: i64, high: i64) -> i64 {
+        low.saturating_add(self.below(u64::try_from(high.saturating_sub(low)).unwrap_or(0)) as i64)
+    }
+
+    /// A pair of independent numbers of the standard normal distribution (Box and Muller, 1958).
+    pub fn normals(&mut self) -> [f32; 2] {
+        // 1 - u lies in (0, 1], so the logarithm is finite.
+        let radius = (-2.0 * f64::from(1.0 - self.unit()).ln()).sqrt();
+        let angle = std::f64::consts::TAU * f64::from(self.unit());
+        [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]
+    }
+
     /// Uniform in `0..n`; 0 when `n` is 0. The bias is below n / 2^64.
     pub fn below(&mut self, n: u64) -> u64 {
         scale(self.bits(), n)
@@ -66,5 +84,16 @@ mod tests {
         }
         assert!(seen.iter().all(|&count| (850..1150).contains(&count)), "{seen:?}");
         assert_eq!(stream.below(0), 0);
+        assert_eq!((stream.integer(3, 3), stream.between((0.5, 0.5))), (3, 0.5));
+        assert!((0..100).all(|_| (-2..2).contains(&stream.integer(-2, 2))));
+    }
+
+    #[test]
+    fn normals_have_their_moments() {
+        let mut stream = Stream::new(*b"a test..", 0, 0, 1);
+        let numbers: Vec<f64> = (0..50_000).flat_map(|_| stream.normals()).map(f64::from).collect();
+        let moment = |power| numbers.iter().map(|x| x.powi(power)).sum::<f64>() / numbers.len() as f64;
+        // Standard deviations: 0.0032, 0.0045, 0.031.
+        assert!(moment(1).abs() < 0.013 && (moment(2) - 1.0).abs() < 0.018 && (moment(4) - 3.0).abs() < 0.13);
     }
 }

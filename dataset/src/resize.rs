@@ -2,7 +2,14 @@
 //! output lies at `index * in / out` of the input, without half-pixel centres, corner alignment or antialiasing;
 //! the result stays float.
 //!
-//! Cropping and mirroring are part of the same pass: a [`View`] says which part of the stored image is meant.
+//! Cropping and mirroring are part of the same pass: a [`View`] says which part of the stored image is meant. That is the
+//! way of nearly all images in training; [`ImageResizer`] knows the other resizers and interpolations.
+
+mod image_resizer;
+pub mod method;
+
+pub use image_resizer::{Condition, ConfigError, ImageResizer, Resized};
+pub use method::Method;
 
 use crate::decode::Image;
 
@@ -160,7 +167,7 @@ impl Resizer {
         self.place_columns(view);
         for row in &mut self.rows {
             row.of = None;
-            row.values.resize(self.width * 3, 0.0);
+            row.values.resize(self.width * 3 + 1, 0.0);
         }
         let stride = image.width * 3;
         let scale = view.height as f32 / self.height as f32;
@@ -174,7 +181,7 @@ impl Resizer {
             for (row, of) in [(&mut *first, low), (&mut *second, high)] {
                 if row.of != Some(of) {
                     let start = (view.top + of) * stride;
-                    stretch(&image.pixels[start..start + stride], &self.columns, &mut row.values);
+                    stretch(&image.pixels[start..], &self.columns, &mut row.values);
                     row.of = Some(of);
                 }
             }
@@ -212,21 +219,29 @@ fn interpolate(index: usize, scale: f32, size: usize) -> (usize, usize, f32) {
     (low, high, position - position.floor())
 }
 
-/// Resizes one row of RGB bytes.
+/// Resizes one row of RGB bytes; `row` goes on behind its end where there is more. `output` has room for one more float:
+/// four are computed at once, three colours and one that the next pixel overwrites.
 fn stretch(row: &[u8], columns: &[Column], output: &mut [f32]) {
-    let (output, _) = output.as_chunks_mut::<3>();
-    for (output, column) in output.iter_mut().zip(columns) {
-        let (Some(low), Some(high)) = (
-            row.get(column.low..column.low + 3),
-            row.get(column.high..column.high + 3),
-        ) else {
+    for (index, column) in columns.iter().enumerate() {
+        let Some(output) = output.get_mut(index * 3..).and_then(<[f32]>::first_chunk_mut::<4>) else {
             continue;
         };
-        for ((output, &low), &high) in output.iter_mut().zip(low).zip(high) {
+        let (low, high) = (four(row, column.low), four(row, column.high));
+        for ((output, low), high) in output.iter_mut().zip(low).zip(high) {
             let (low, high) = (f32::from(low), f32::from(high));
             *output = low + (high - low) * column.weight;
         }
     }
+}
+
+/// The pixel at `offset` and the byte behind it; 0 where the image ends.
+#[inline]
+fn four(row: &[u8], offset: usize) -> [u8; 4] {
+    let rest = row.get(offset..).unwrap_or_default();
+    rest.first_chunk::<4>().copied().unwrap_or_else(|| match *rest {
+        [r, g, b, ..] => [r, g, b, 0],
+        _ => [0; 4],
+    })
 }
 
 #[cfg(test)]
@@ -251,7 +266,7 @@ mod tests {
     fn golden(name: &str) -> (Vec<u64>, Vec<f32>) {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../tests/fixtures/golden/components/resizers_bilinear.npz"
+            "/../tests/fixtures/golden/components/resizers.npz"
         );
         let mut archive = npyz::npz::NpzArchive::open(path).unwrap();
         let array = archive.by_name(name).unwrap().unwrap();

@@ -67,3 +67,26 @@ pub(crate) fn file(records: &[Vec<u8>]) -> (tempfile::TempDir, PathBuf) {
     fs::write(&path, writer.into_inner()).unwrap();
     (folder, path)
 }
+
+/// An array of `tests/fixtures/golden/components/ARCHIVE.npz`: shape and values, as floats.
+pub(crate) fn golden(archive: &str, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let path = format!(
+        "{}/../tests/fixtures/golden/components/{archive}.npz",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let mut archive = npyz::npz::NpzArchive::open(path).unwrap();
+    let found = archive.by_name(name).unwrap().unwrap_or_else(|| panic!("no {name}"));
+    let shape = found.shape().iter().map(|&side| side as usize).collect();
+    let values = match found.dtype() {
+        npyz::DType::Plain(kind) if kind.type_char() == npyz::TypeChar::Uint => {
+            let bytes: Vec<u8> = found.into_vec().unwrap();
+            bytes.into_iter().map(f32::from).collect()
+        }
+        npyz::DType::Plain(kind) if kind.type_char() == npyz::TypeChar::Int => {
+            let numbers: Vec<i32> = found.into_vec().unwrap();
+            numbers.into_iter().map(|value| value as f32).collect()
+        }
+        _ => found.into_vec().unwrap(),
+    };
+    (shape, values)
+}

@@ -3,23 +3,14 @@
 use coati_proto::object_detection::protos::PreprocessingStep;
 use coati_proto::object_detection::protos::preprocessing_step::PreprocessingStep as Step;
 
-use super::Augmentation;
-use super::crop::{CropOperation, ssd_operations};
-use super::sample::Constraints;
+use super::{
+    Augmentation, Operation, autoaugment, black_patches, color, concat, crop, crop_pad, flip, gray, jitter, jpeg,
+    labels, normalize, pad, patch_gaussian, pixel_scale, scale, square,
+};
 
 /// Why a step cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The step is not built yet.
-    #[error(
-        "train_config.data_augmentation_options[{index}]: {name} is not supported yet\nhint: supported are random_horizontal_flip, random_crop_image and ssd_random_crop"
-    )]
-    Unsupported {
-        /// Which of the options, from 0.
-        index: usize,
-        /// As in pipeline.config.
-        name: String,
-    },
     /// Nothing is chosen.
     #[error(
         "train_config.data_augmentation_options[{index}] is empty\nhint: name a step, for example random_horizontal_flip {{ }}"
@@ -51,229 +42,213 @@ pub fn from_config(steps: &[PreprocessingStep]) -> Result<Vec<Augmentation>, Err
         .collect()
 }
 
+fn done<T: Operation + 'static>(operation: T) -> Result<Augmentation, Error> {
+    Ok(operation.into())
+}
+
 fn one(index: usize, step: Option<&Step>) -> Result<Augmentation, Error> {
+    let at = |step: &str| At::new(index, step);
     match step {
         None => Err(Error::EmptyStep { index }),
-        Some(Step::RandomHorizontalFlip(flip)) => {
-            let probability = flip.probability();
-            check(
-                index,
-                "random_horizontal_flip.probability",
-                probability,
-                (0.0..=1.0).contains(&probability),
-                SHARE,
-            )?;
-            Ok(Augmentation::HorizontalFlip { probability })
+        Some(Step::NormalizeImage(c)) => done(normalize::NormalizeImage::from_config(c, &at("normalize_image"))?),
+        Some(Step::RandomHorizontalFlip(c)) => done(flip::RandomHorizontalFlip::from_config(
+            c,
+            &at("random_horizontal_flip"),
+        )?),
+        Some(Step::RandomPixelValueScale(c)) => done(pixel_scale::RandomPixelValueScale::from_config(
+            c,
+            &at("random_pixel_value_scale"),
+        )?),
+        Some(Step::RandomImageScale(c)) => done(scale::RandomImageScale::from_config(c, &at("random_image_scale"))?),
+        Some(Step::RandomRgbToGray(c)) => done(gray::RandomRgbToGray::from_config(c, &at("random_rgb_to_gray"))?),
+        Some(Step::RandomAdjustBrightness(c)) => {
+            done(color::Brightness::from_config(c, &at("random_adjust_brightness"))?)
         }
-        Some(Step::RandomCropImage(crop)) => {
-            let operation = CropOperation {
-                constraints: Constraints {
-                    min_object_covered: crop.min_object_covered(),
-                    aspect_ratio: (crop.min_aspect_ratio(), crop.max_aspect_ratio()),
-                    area: (crop.min_area(), crop.max_area()),
-                },
-                overlap_thresh: crop.overlap_thresh(),
-                clip_boxes: crop.clip_boxes(),
-                random_coef: crop.random_coef(),
-            };
-            check_operation(index, "random_crop_image", &operation)?;
-            Ok(Augmentation::Crop(operation))
+        Some(Step::RandomAdjustContrast(c)) => done(color::Contrast::from_config(c, &at("random_adjust_contrast"))?),
+        Some(Step::RandomAdjustHue(c)) => done(color::Hue::from_config(c, &at("random_adjust_hue"))?),
+        Some(Step::RandomAdjustSaturation(c)) => {
+            done(color::Saturation::from_config(c, &at("random_adjust_saturation"))?)
         }
-        Some(Step::SsdRandomCrop(crop)) if crop.operations.is_empty() => Ok(Augmentation::SsdCrop(ssd_operations())),
-        Some(Step::SsdRandomCrop(crop)) => {
-            let mut operations = Vec::with_capacity(crop.operations.len());
-            for (number, row) in crop.operations.iter().enumerate() {
-                let operation = CropOperation {
-                    constraints: Constraints {
-                        min_object_covered: row.min_object_covered(),
-                        aspect_ratio: (row.min_aspect_ratio(), row.max_aspect_ratio()),
-                        area: (row.min_area(), row.max_area()),
-                    },
-                    overlap_thresh: row.overlap_thresh(),
-                    clip_boxes: row.clip_boxes(),
-                    random_coef: row.random_coef(),
-                };
-                check_operation(index, &format!("ssd_random_crop.operations[{number}]"), &operation)?;
-                operations.push(operation);
-            }
-            Ok(Augmentation::SsdCrop(operations))
+        Some(Step::RandomDistortColor(c)) => done(color::DistortColor::from_config(c, &at("random_distort_color"))?),
+        Some(Step::RandomJitterBoxes(c)) => {
+            done(jitter::RandomJitterBoxes::from_config(c, &at("random_jitter_boxes"))?)
         }
-        Some(other) => Err(Error::Unsupported {
-            index,
-            name: field_name(other),
-        }),
+        Some(Step::RandomCropImage(c)) => done(crop::CropOperation::from_config(c, &at("random_crop_image"))?),
+        Some(Step::RandomPadImage(c)) => done(pad::RandomPadImage::from_config(c, &at("random_pad_image"))?),
+        Some(Step::RandomCropPadImage(c)) => done(crop_pad::CropPad::from_config(c, &at("random_crop_pad_image"))?),
+        Some(Step::RandomCropToAspectRatio(c)) => done(crop::CropToAspectRatio::from_config(
+            c,
+            &at("random_crop_to_aspect_ratio"),
+        )?),
+        Some(Step::RandomBlackPatches(c)) => done(black_patches::RandomBlackPatches::from_config(
+            c,
+            &at("random_black_patches"),
+        )?),
+        Some(Step::RandomResizeMethod(c)) => {
+            done(scale::RandomResizeMethod::from_config(c, &at("random_resize_method"))?)
+        }
+        Some(Step::ScaleBoxesToPixelCoordinates(_)) => done(labels::ScaleBoxesToPixelCoordinates),
+        Some(Step::ResizeImage(c)) => done(scale::ResizeImage::from_config(c, &at("resize_image"))?),
+        Some(Step::SubtractChannelMean(c)) => done(normalize::SubtractChannelMean::from_config(
+            c,
+            &at("subtract_channel_mean"),
+        )?),
+        Some(Step::SsdRandomCrop(c)) => done(crop::SsdRandomCrop::from_config(c, &at("ssd_random_crop"))?),
+        Some(Step::SsdRandomCropPad(c)) => {
+            done(crop_pad::SsdRandomCropPad::from_config(c, &at("ssd_random_crop_pad"))?)
+        }
+        Some(Step::SsdRandomCropFixedAspectRatio(c)) => {
+            let at = at("ssd_random_crop_fixed_aspect_ratio");
+            done(crop::SsdRandomCropFixedAspectRatio::from_config(c, &at)?)
+        }
+        Some(Step::SsdRandomCropPadFixedAspectRatio(c)) => {
+            let at = at("ssd_random_crop_pad_fixed_aspect_ratio");
+            done(crop_pad::SsdRandomCropPadFixedAspectRatio::from_config(c, &at)?)
+        }
+        Some(Step::RandomVerticalFlip(c)) => {
+            done(flip::RandomVerticalFlip::from_config(c, &at("random_vertical_flip"))?)
+        }
+        Some(Step::RandomRotation90(c)) => done(flip::RandomRotation90::from_config(c, &at("random_rotation90"))?),
+        Some(Step::RgbToGray(_)) => done(gray::RgbToGray),
+        Some(Step::ConvertClassLogitsToSoftmax(c)) => done(labels::ClassLogitsToSoftmax::from_config(
+            c,
+            &at("convert_class_logits_to_softmax"),
+        )?),
+        Some(Step::RandomAbsolutePadImage(c)) => done(pad::RandomAbsolutePadImage::from_config(
+            c,
+            &at("random_absolute_pad_image"),
+        )?),
+        Some(Step::RandomSelfConcatImage(c)) => done(concat::RandomSelfConcatImage::from_config(
+            c,
+            &at("random_self_concat_image"),
+        )?),
+        Some(Step::AutoaugmentImage(c)) => done(autoaugment::AutoAugment::from_config(c, &at("autoaugment_image"))?),
+        Some(Step::DropLabelProbabilistically(c)) => {
+            done(labels::DropLabel::from_config(c, &at("drop_label_probabilistically"))?)
+        }
+        Some(Step::RemapLabels(c)) => done(labels::RemapLabels::from_config(c, &at("remap_labels"))?),
+        Some(Step::RandomJpegQuality(c)) => done(jpeg::RandomJpegQuality::from_config(c, &at("random_jpeg_quality"))?),
+        Some(Step::RandomDownscaleToTargetPixels(c)) => {
+            let at = at("random_downscale_to_target_pixels");
+            done(scale::RandomDownscaleToTargetPixels::from_config(c, &at)?)
+        }
+        Some(Step::RandomPatchGaussian(c)) => done(patch_gaussian::RandomPatchGaussian::from_config(
+            c,
+            &at("random_patch_gaussian"),
+        )?),
+        Some(Step::RandomSquareCropByScale(c)) => done(square::RandomSquareCropByScale::from_config(
+            c,
+            &at("random_square_crop_by_scale"),
+        )?),
+        Some(Step::RandomScaleCropAndPadToSquare(c)) => {
+            let at = at("random_scale_crop_and_pad_to_square");
+            done(square::RandomScaleCropAndPadToSquare::from_config(c, &at)?)
+        }
+        Some(Step::AdjustGamma(c)) => done(color::Gamma::from_config(c, &at("adjust_gamma"))?),
     }
 }
 
 const SHARE: &str = "from 0 to 1";
 
-/// What TensorFlow demands of `sample_distorted_bounding_box`.
-fn check_operation(index: usize, path: &str, operation: &CropOperation) -> Result<(), Error> {
-    let Constraints {
-        min_object_covered,
-        aspect_ratio,
-        area,
-    } = operation.constraints;
-    let share = |value: f32| (0.0..=1.0).contains(&value);
-    let one = |field: &str, value: f32, good: bool, right| check(index, &format!("{path}.{field}"), value, good, right);
-    one(
-        "min_object_covered",
-        min_object_covered,
-        share(min_object_covered),
-        SHARE,
-    )?;
-    one(
-        "min_aspect_ratio",
-        aspect_ratio.0,
-        aspect_ratio.0 > 0.0,
-        "greater than 0",
-    )?;
-    one(
-        "max_aspect_ratio",
-        aspect_ratio.1,
-        aspect_ratio.1 >= aspect_ratio.0,
-        "at least min_aspect_ratio",
-    )?;
-    one(
-        "min_area",
-        area.0,
-        area.0 > 0.0 && area.0 <= 1.0,
-        "greater than 0 and at most 1",
-    )?;
-    one(
-        "max_area",
-        area.1,
-        area.1 >= area.0 && area.1 <= 1.0,
-        "from min_area to 1",
-    )?;
-    one(
-        "overlap_thresh",
-        operation.overlap_thresh,
-        share(operation.overlap_thresh),
-        SHARE,
-    )?;
-    one(
-        "random_coef",
-        operation.random_coef,
-        share(operation.random_coef),
-        SHARE,
-    )
+/// Where a value stands, for errors.
+#[derive(Debug, Clone)]
+pub(super) struct At {
+    index: usize,
+    path: String,
 }
 
-fn check(index: usize, field: &str, value: f32, good: bool, right: &'static str) -> Result<(), Error> {
-    if good {
-        Ok(())
-    } else {
-        Err(Error::BadValue {
+impl At {
+    fn new(index: usize, step: &str) -> Self {
+        Self {
             index,
-            field: field.to_owned(),
+            path: step.to_owned(),
+        }
+    }
+
+    /// A row of the step's table.
+    pub(super) fn row(&self, number: usize) -> Self {
+        Self {
+            index: self.index,
+            path: format!("{}.operations[{number}]", self.path),
+        }
+    }
+
+    /// An error unless the value is `good`.
+    pub(super) fn check(
+        &self,
+        field: &str,
+        value: impl ToString,
+        good: bool,
+        right: &'static str,
+    ) -> Result<(), Error> {
+        if good {
+            return Ok(());
+        }
+        Err(Error::BadValue {
+            index: self.index,
+            field: format!("{}.{field}", self.path),
             value: value.to_string(),
             right,
         })
     }
-}
 
-/// The variant's name as the configuration spells it.
-fn field_name(step: &Step) -> String {
-    let shown = format!("{step:?}");
-    let mut name = String::new();
-    for character in shown.chars().take_while(char::is_ascii_alphanumeric) {
-        if character.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(character.to_ascii_lowercase());
+    /// A probability or share.
+    pub(super) fn share(&self, field: &str, value: f32) -> Result<f32, Error> {
+        self.check(field, value, (0.0..=1.0).contains(&value), SHARE)?;
+        Ok(value)
     }
-    name
+
+    /// A number that is greater than 0.
+    pub(super) fn positive(&self, field: &str, value: f32) -> Result<f32, Error> {
+        self.check(field, value, value > 0.0 && value.is_finite(), "greater than 0")?;
+        Ok(value)
+    }
+
+    /// Any number.
+    pub(super) fn finite(&self, field: &str, value: f32) -> Result<f32, Error> {
+        self.check(field, value, value.is_finite(), "a finite number")?;
+        Ok(value)
+    }
+
+    /// Two ends of a range, the lower one at least `least`.
+    pub(super) fn range(&self, fields: [&str; 2], range: (f32, f32), least: f32) -> Result<(f32, f32), Error> {
+        let right = if least == 0.0 { "at least 0" } else { "a finite number" };
+        self.check(fields[0], range.0, range.0 >= least && range.0.is_finite(), right)?;
+        self.check(
+            fields[1],
+            range.1,
+            range.1 >= range.0 && range.1.is_finite(),
+            "no less than the other end of the range",
+        )?;
+        Ok(range)
+    }
+
+    /// A whole number that is at least `least` and no larger than a side of an image can be.
+    pub(super) fn count(&self, field: &str, value: i32, least: usize) -> Result<usize, Error> {
+        let found = usize::try_from(value)
+            .ok()
+            .filter(|&found| found >= least && found <= 1 << 26);
+        let right = match least {
+            0 => "at least 0",
+            _ => "at least 1",
+        };
+        self.check(field, value, found.is_some(), right)?;
+        Ok(found.unwrap_or(least))
+    }
+
+    /// Permutation of keypoints.
+    pub(super) fn permutation(&self, field: &str, permutation: &[i32]) -> Result<Vec<usize>, Error> {
+        let found: Vec<_> = permutation
+            .iter()
+            .filter_map(|&index| usize::try_from(index).ok())
+            .collect();
+        let mut sorted = found.clone();
+        sorted.sort_unstable();
+        let good = found.len() == permutation.len() && sorted.into_iter().eq(0..found.len());
+        self.check(field, format!("{permutation:?}"), good, "each of 0, 1, …, n - 1 once")?;
+        Ok(found)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use coati_proto::object_detection::protos as config;
-
-    use super::*;
-
-    fn convert(step: Step) -> Result<Augmentation, String> {
-        let step = PreprocessingStep {
-            preprocessing_step: Some(step),
-        };
-        from_config(&[step])
-            .map(|mut steps| steps.remove(0))
-            .map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn defaults_are_the_references() {
-        let flip = convert(Step::RandomHorizontalFlip(config::RandomHorizontalFlip::default()));
-        assert_eq!(flip, Ok(Augmentation::HorizontalFlip { probability: 0.5 }));
-        let crop = convert(Step::RandomCropImage(config::RandomCropImage::default()));
-        assert_eq!(crop, Ok(Augmentation::Crop(CropOperation::default())));
-        let Ok(Augmentation::SsdCrop(table)) = convert(Step::SsdRandomCrop(config::SsdRandomCrop::default())) else {
-            panic!("not a crop")
-        };
-        let covered: Vec<_> = table.iter().map(|row| row.constraints.min_object_covered).collect();
-        assert_eq!(covered, [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]);
-        assert!(
-            table
-                .iter()
-                .all(|row| row.overlap_thresh == row.constraints.min_object_covered)
-        );
-        assert!(table.iter().all(|row| row.random_coef == 0.15 && row.clip_boxes));
-    }
-
-    fn row() -> config::SsdRandomCropOperation {
-        config::SsdRandomCropOperation {
-            min_object_covered: Some(0.4),
-            min_aspect_ratio: Some(0.8),
-            max_aspect_ratio: Some(1.25),
-            min_area: Some(0.2),
-            max_area: Some(0.9),
-            overlap_thresh: Some(0.45),
-            random_coef: Some(0.3),
-            clip_boxes: None,
-        }
-    }
-
-    #[test]
-    fn a_configured_table_is_taken_over() {
-        let crop = config::SsdRandomCrop {
-            operations: vec![row()],
-        };
-        let constraints = Constraints {
-            min_object_covered: 0.4,
-            aspect_ratio: (0.8, 1.25),
-            area: (0.2, 0.9),
-        };
-        let expected = CropOperation {
-            constraints,
-            overlap_thresh: 0.45,
-            clip_boxes: true,
-            random_coef: 0.3,
-        };
-        assert_eq!(
-            convert(Step::SsdRandomCrop(crop)),
-            Ok(Augmentation::SsdCrop(vec![expected]))
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_is_named() {
-        let crop = config::SsdRandomCrop {
-            operations: vec![
-                row(),
-                config::SsdRandomCropOperation {
-                    min_area: None,
-                    ..row()
-                },
-            ],
-        };
-        let error = convert(Step::SsdRandomCrop(crop)).unwrap_err();
-        let expected = "data_augmentation_options[0].ssd_random_crop.operations[1].min_area: 0 must be greater than 0";
-        assert!(error.contains(expected), "{error}");
-        let error = convert(Step::RandomRotation90(config::RandomRotation90::default())).unwrap_err();
-        assert!(
-            error.contains("random_rotation90 is not supported") && error.contains("ssd_random_crop"),
-            "{error}"
-        );
-        assert!(from_config(&[PreprocessingStep::default()]).is_err());
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::decode::Image;
-use crate::resize::Resizer;
+use crate::resize::{Resizer, View};
 
 fn objects(boxes: &[[f32; 4]]) -> Groundtruth {
     let n = boxes.len();
@@ -14,6 +14,19 @@ fn objects(boxes: &[[f32; 4]]) -> Groundtruth {
         difficult: vec![false; n],
         group_of: vec![false; n],
         area: vec![1.0; n],
+        ..Groundtruth::default()
+    }
+}
+
+/// Applies steps that leave pixels alone to an image that nobody looks at.
+fn apply(steps: &[Augmentation], height: usize, width: usize, objects: &mut Groundtruth, random: &mut Stream) -> View {
+    let mut nothing = Image::default();
+    let mut sample = Sample::new(height, width, &mut nothing, std::mem::take(objects));
+    super::apply(steps, &mut sample, random).unwrap();
+    *objects = sample.objects;
+    match sample.picture.finish() {
+        Finished::View(view) => view,
+        Finished::Pixels(_) => panic!("pixels were looked at"),
     }
 }
 
@@ -66,7 +79,7 @@ proptest! {
         let operation = CropOperation { random_coef: 0.0, ..ssd_operations()[row] };
         let constraints = operation.constraints;
         let mut kept = objects(&boxes);
-        let view = apply(&[Augmentation::Crop(operation)], height, width, &mut kept, &mut stream(seed, 0, 0));
+        let view = apply(&[operation.into()], height, width, &mut kept, &mut stream(seed, 0, 0));
         let whole = View::whole(height, width);
 
         prop_assert!(view.height > 0 && view.top + view.height <= height);
@@ -117,9 +130,9 @@ proptest! {
         boxes in prop::collection::vec(a_box(), 0..5),
     ) {
         let steps = [
-            Augmentation::SsdCrop(ssd_operations()),
-            Augmentation::HorizontalFlip { probability: 0.5 },
-            Augmentation::Crop(CropOperation::default()),
+            SsdRandomCrop(ssd_operations()).into(),
+            RandomHorizontalFlip::new(0.5).into(),
+            CropOperation::default().into(),
         ];
         let mut kept = objects(&boxes);
         let view = apply(&steps, height, width, &mut kept, &mut stream(seed, 1, 2));
@@ -137,7 +150,7 @@ proptest! {
 #[test]
 fn flipping_mirrors_boxes_and_view() {
     let mut flipped = objects(&[[0.1, 0.2, 0.3, 0.7]]);
-    let always = [Augmentation::HorizontalFlip { probability: 1.0 }];
+    let always = [RandomHorizontalFlip::new(1.0).into()];
     let view = apply(&always, 10, 20, &mut flipped, &mut stream(0, 0, 0));
     assert!(view.mirrored);
     let expected = [0.1, 0.3, 0.3, 0.8];
@@ -162,10 +175,10 @@ fn boxes_stay_on_their_objects() {
         image.pixels[(row * width + 70) * 3..(row * width + 110) * 3].fill(255);
     }
     let steps = [
-        Augmentation::SsdCrop(ssd_operations()),
-        Augmentation::HorizontalFlip { probability: 0.5 },
-        Augmentation::SsdCrop(ssd_operations()),
-        Augmentation::HorizontalFlip { probability: 0.5 },
+        SsdRandomCrop(ssd_operations()).into(),
+        RandomHorizontalFlip::new(0.5).into(),
+        SsdRandomCrop(ssd_operations()).into(),
+        RandomHorizontalFlip::new(0.5).into(),
     ];
     let (rows, columns) = (64, 48);
     let mut pixels = vec![0.0; rows * columns * 3];
@@ -204,7 +217,7 @@ fn boxes_stay_on_their_objects() {
 
 #[test]
 fn half_of_the_images_are_flipped() {
-    let step = [Augmentation::HorizontalFlip { probability: 0.5 }];
+    let step = [RandomHorizontalFlip::new(0.5).into()];
     let flips = (0..4000)
         .filter(|&record| apply(&step, 10, 10, &mut Groundtruth::default(), &mut stream(9, 0, record)).mirrored);
     // Standard deviation 32.
@@ -215,7 +228,7 @@ fn half_of_the_images_are_flipped() {
 fn ssd_crops_are_spread_as_in_the_reference() {
     // Measured from the reference on 480 x 640 with these boxes; see the comment at REFERENCE.
     let boxes = [[0.1, 0.1, 0.4, 0.3], [0.3, 0.5, 0.9, 0.8], [0.6, 0.05, 0.7, 0.15]];
-    let steps = [Augmentation::SsdCrop(ssd_operations())];
+    let steps = [SsdRandomCrop(ssd_operations()).into()];
     let n = 20_000;
     let (mut unchanged, mut height, mut width, mut top, mut kept) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for record in 0..n {
@@ -260,7 +273,7 @@ fn an_image_without_objects_is_cropped_too() {
     };
     let cropped = (0..50).filter(|&record| {
         let view = apply(
-            &[Augmentation::Crop(operation)],
+            &[operation.into()],
             100,
             100,
             &mut Groundtruth::default(),

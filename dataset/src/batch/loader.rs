@@ -8,10 +8,9 @@ use std::time::Instant;
 
 use super::prepare::{Item, Preparer};
 use super::slots::Slots;
-use super::{Batch, Error, Options};
+use super::{Batch, Error, Options, Records};
 use crate::bad::Ledger;
 use crate::order::{Order, Place};
-use crate::shards::Source;
 
 /// The right to use the records at some positions of the endless sequence (see [`crate::order`]) as one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub struct Loader {
 }
 
 struct Shared {
-    source: Arc<Source>,
+    source: Arc<dyn Records>,
     options: Options,
     ledger: Ledger,
     state: Mutex<State>,
@@ -80,22 +79,13 @@ impl std::fmt::Debug for Shared {
 
 impl Loader {
     /// Starts the threads; they wait for requests.
-    pub fn new(source: Arc<Source>, options: Options) -> Result<Self, Error> {
-        for (name, value) in [("height", options.height), ("width", options.width)] {
-            if !(1..=1 << 14).contains(&value) {
-                let value = value.to_string();
-                return Err(Error::Options {
-                    name,
-                    value,
-                    right: "from 1 to 16384 pixels",
-                });
-            }
-        }
+    pub fn new<R: Records + 'static>(source: Arc<R>, options: Options) -> Result<Self, Error> {
+        options.check()?;
         let count = source.record_count();
         let state = State {
             waiting: VecDeque::new(),
             active: VecDeque::new(),
-            order: Order::new(options.seed, count, options.shuffle),
+            order: Order::select(options.seed, count, options.shuffle, &options.selection),
             next_serial: 0,
             spare: Vec::new(),
             stop: false,
@@ -231,7 +221,7 @@ impl Shared {
                 images,
             } = claim;
             let result = images.take(index).map(|output| {
-                let prepare = || preparer.prepare(&self.source, &self.options, &self.ledger, place, output);
+                let prepare = || preparer.prepare(&*self.source, &self.options, &self.ledger, place, output);
                 catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|panic| {
                     let message = panic
                         .downcast_ref::<String>()
@@ -239,7 +229,7 @@ impl Shared {
                         .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
                         .unwrap_or_default();
                     Err(Error::Internal {
-                        record: self.source.location(place.record).to_string(),
+                        record: self.source.location(place.record),
                         message,
                     })
                 })
@@ -274,7 +264,7 @@ impl Shared {
                 return None;
             }
             let lease = state.waiting.pop_front()?;
-            let slot = self.options.height * self.options.width * 3;
+            let slot = self.options.image_len();
             let images = Arc::new(Slots::new(lease.count, slot, state.spare.pop()));
             let serial = state.next_serial;
             state.next_serial += 1;
@@ -353,7 +343,7 @@ impl Shared {
             batch.filenames.push(item.filename);
             batch.records.push(item.record);
             batch.original_sizes.push(item.original_size);
-            batch.true_image_shapes.push([height, width, 3]);
+            batch.true_image_shapes.push(item.true_image_shape);
             batch.bad_records.extend(item.bad_records);
             batch.objects_cut += item.objects_cut;
         }

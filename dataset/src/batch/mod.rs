@@ -2,20 +2,24 @@
 
 mod loader;
 mod prepare;
+mod records;
 mod slots;
 
 pub use loader::{Lease, Loader};
 pub use prepare::{Item, Preparer};
+pub use records::Records;
 
 use crate::augment::Augmentation;
 use crate::bad::TooMany;
 use crate::groundtruth::Groundtruth;
-use crate::{decode, example};
+use crate::order::Selection;
+use crate::resize::ImageResizer;
+use crate::{augment, decode, example};
 
 /// What training needs of a batch of records.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
-    /// `[n, height, width, 3]`, values from 0 to 255: resized, not yet normalised.
+    /// `[n, height, width, channels]`, values from 0 to 255: resized, not yet normalised.
     pub images: Vec<f32>,
     /// Rows of each image.
     pub height: usize,
@@ -31,7 +35,7 @@ pub struct Batch {
     pub records: Vec<u64>,
     /// Height and width of each stored image, before any crop.
     pub original_sizes: Vec<[usize; 2]>,
-    /// The part of each image that holds picture and not padding: `[height, width, 3]`.
+    /// The part of each image that holds picture and not padding: `[height, width, channels]`.
     pub true_image_shapes: Vec<[usize; 3]>,
     /// What was wrong with records met on the way, by file and record number.
     pub bad_records: Vec<String>,
@@ -58,16 +62,23 @@ pub struct Options {
     pub height: usize,
     /// Columns of the model's input.
     pub width: usize,
+    /// `image_resizer`; `None` for `fixed_shape_resizer` with `height`, `width` and its defaults. All its images must have
+    /// `height` and `width`.
+    pub resizer: Option<ImageResizer>,
     /// Steps of `data_augmentation_options`, in order.
     pub augmentations: Vec<Augmentation>,
     /// The label map, and whether bad objects make the record bad.
     pub example: example::Options,
+    /// What else is read of each record.
+    pub extras: example::Extras,
     /// Limits of image decoding.
     pub decode: decode::Options,
     /// Of the order of records and of all augmentation.
     pub seed: u64,
     /// `input_reader.shuffle`.
     pub shuffle: bool,
+    /// `sample_1_of_n_examples`, `sample_from_datasets_weights`.
+    pub selection: Selection,
     /// `input_reader.max_number_of_boxes`: later objects are cut off, as in the reference.
     pub max_number_of_boxes: usize,
     /// Threads that read, decode and resize.
@@ -79,16 +90,59 @@ pub struct Options {
     pub max_bad_records: Option<u64>,
 }
 
+impl Options {
+    /// Channels of the images of a batch.
+    pub fn channels(&self) -> usize {
+        let stored = 3 + self.extras.additional_channels;
+        let augmented = augment::channels(&self.augmentations, stored);
+        self.resizer
+            .as_ref()
+            .map_or(augmented, |resizer| resizer.channels(augmented))
+    }
+
+    /// Floats of an image.
+    pub fn image_len(&self) -> usize {
+        self.height * self.width * self.channels()
+    }
+
+    /// Refuses what cannot be.
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |name, value: String, right| Err(Error::Options { name, value, right });
+        for (name, value) in [("height", self.height), ("width", self.width)] {
+            if !(1..=1 << 14).contains(&value) {
+                return wrong(name, value.to_string(), "from 1 to 16384 pixels");
+            }
+        }
+        match self.resizer.as_ref().map(ImageResizer::size) {
+            None => Ok(()),
+            Some(Some(size)) if size == (self.height, self.width) => Ok(()),
+            Some(Some((height, width))) => wrong(
+                "image_resizer",
+                format!("{height} x {width}"),
+                "of the size that batches have",
+            ),
+            Some(None) => wrong(
+                "image_resizer",
+                "one whose images have many sizes".to_owned(),
+                "fixed_shape_resizer or keep_aspect_ratio_resizer with pad_to_max_dimension: true, since the images of a batch have one size",
+            ),
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             height: 300,
             width: 300,
+            resizer: None,
             augmentations: Vec::new(),
             example: example::Options::default(),
+            extras: example::Extras::default(),
             decode: decode::Options::default(),
             seed: 0,
             shuffle: true,
+            selection: Selection::default(),
             max_number_of_boxes: 100,
             threads: 2,
             prefetch: 3,

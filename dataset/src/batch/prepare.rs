@@ -1,13 +1,15 @@
 //! One record, from its file to pixels and boxes.
 
-use super::{Error, Options};
+use super::{Error, Options, Records};
+use crate::augment::{self, Finished, Sample, Stored};
 use crate::bad::Ledger;
-use crate::decode::{Decoder, Image};
+use crate::decode::{self, Decoder, Image, Part};
+use crate::example;
 use crate::groundtruth::Groundtruth;
 use crate::order::Place;
-use crate::resize::Resizer;
-use crate::shards::Source;
-use crate::{augment, example};
+use crate::pixels::Pixels;
+use crate::resize::method::{Method, resize};
+use crate::resize::{self, ImageResizer, Resizer, View};
 
 /// What a batch keeps of a record beside its pixels.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +24,8 @@ pub struct Item {
     pub filename: String,
     /// Height and width of the stored image.
     pub original_size: [usize; 2],
+    /// Rows, columns and channels that hold picture and not padding.
+    pub true_image_shape: [usize; 3],
     /// Problems of this record and of those that it replaces.
     pub bad_records: Vec<String>,
     /// Objects beyond `max_number_of_boxes`.
@@ -53,7 +57,7 @@ impl Preparer {
     /// first record follows the last), which is then augmented as itself in that epoch.
     pub fn prepare(
         &mut self,
-        source: &Source,
+        source: &dyn Records,
         options: &Options,
         ledger: &Ledger,
         place: Place,
@@ -91,27 +95,45 @@ impl Preparer {
     /// Prepares one record; the error is a report that names file and record.
     fn attempt(
         &mut self,
-        source: &Source,
+        source: &dyn Records,
         options: &Options,
         epoch: u64,
         record: u64,
         output: &mut [f32],
     ) -> Result<(Item, Vec<example::BadObject>), String> {
-        // A reading error names the file and record itself.
-        let bytes = source.read(record).map_err(|error| error.to_string())?;
+        let bytes = source.read(record)?;
         let at = |error: &dyn std::fmt::Display| format!("{}: {error}", source.location(record));
-        let annotated = example::decode(&bytes, &options.example).map_err(|error| at(&error))?;
+        let annotated = example::decode_with(&bytes, &options.example, &options.extras).map_err(|error| at(&error))?;
         let name = |error: &dyn std::fmt::Display| at(&format!("image {:?}: {error}", annotated.filename));
-        self.decoder
-            .decode_into(annotated.image, &mut self.image)
-            .map_err(|error| name(&error))?;
-        let (height, width) = (self.image.height, self.image.width);
-
-        let mut groundtruth = annotated.objects;
+        let (height, width) = self.decoder.size(annotated.image).map_err(|error| name(&error))?;
+        let objects = annotated.objects;
+        if let Some(mask) = objects
+            .masks
+            .iter()
+            .find(|mask| (mask.height, mask.width) != (height, width))
+        {
+            let sizes = format!("is {} x {}, the image {height} x {width}", mask.height, mask.width);
+            return Err(name(&format!("feature image/object/mask: a mask {sizes}")));
+        }
+        let mut encoded = Encoded {
+            decoder: &mut self.decoder,
+            buffer: &mut self.image,
+            image: annotated.image,
+            additional_channels: &annotated.additional_channels,
+        };
         let mut random = augment::stream(options.seed, epoch, record);
-        let view = augment::apply(&options.augmentations, height, width, &mut groundtruth, &mut random);
-        self.resizer
-            .resize_into(&self.image, view, output)
+        let mut sample = Sample::new(height, width, &mut encoded, objects);
+        augment::apply(&options.augmentations, &mut sample, &mut random).map_err(|error| name(&error))?;
+        if options.resizer.is_some() || !annotated.additional_channels.is_empty() {
+            sample.picture.pixels().map_err(|error| name(&error))?;
+        }
+        let Sample {
+            picture,
+            objects: mut groundtruth,
+        } = sample;
+        let finished = picture.finish();
+        let true_image_shape = self
+            .resize(options, annotated.image, finished, &mut groundtruth, output)
             .map_err(|error| name(&error))?;
         let objects_cut = groundtruth.truncate(options.max_number_of_boxes);
         let item = Item {
@@ -120,9 +142,105 @@ impl Preparer {
             source_id: annotated.source_id,
             filename: annotated.filename,
             original_size: [height, width],
+            true_image_shape,
             bad_records: Vec::new(),
             objects_cut,
         };
         Ok((item, annotated.bad_objects))
     }
+
+    /// Makes the model's input of what augmentation left; returns how much of it is picture.
+    fn resize(
+        &mut self,
+        options: &Options,
+        file: &[u8],
+        finished: Finished,
+        objects: &mut Groundtruth,
+        output: &mut [f32],
+    ) -> Result<[usize; 3], Problem> {
+        let (height, width) = (options.height, options.width);
+        let pixels = match finished {
+            Finished::View(view) => {
+                // Nearly all images: only what the crop shows is decoded, and resized straight into the batch.
+                let view = decode_view(&mut self.decoder, file, view, &mut self.image)?;
+                self.resizer.resize_into(&self.image, view, output)?;
+                let nearest = |mask: &Pixels| resize(mask, height, width, Method::NearestNeighbor, false);
+                objects.masks = objects.masks.iter().map(nearest).collect();
+                return Ok([height, width, 3]);
+            }
+            Finished::Pixels(pixels) => pixels,
+        };
+        let fixed = ImageResizer::fixed(height, width);
+        let resized = options
+            .resizer
+            .as_ref()
+            .unwrap_or(&fixed)
+            .apply(&pixels, &objects.masks);
+        if resized.image.values.len() != output.len() {
+            return Err(resize::Error::Output {
+                found: resized.image.values.len(),
+                height,
+                width,
+            }
+            .into());
+        }
+        output.copy_from_slice(&resized.image.values);
+        objects.masks = resized.masks;
+        let [rows, columns, _] = resized.true_shape;
+        objects.stretch([height as f32 / rows as f32, width as f32 / columns as f32]);
+        Ok(resized.true_shape)
+    }
+}
+
+/// What can go wrong between the file and the model's input.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error(transparent)]
+    Decode(#[from] decode::Error),
+    #[error(transparent)]
+    Resize(#[from] resize::Error),
+}
+
+/// A stored image, decoded only where and when somebody looks.
+struct Encoded<'a> {
+    decoder: &'a mut Decoder,
+    buffer: &'a mut Image,
+    image: &'a [u8],
+    additional_channels: &'a [&'a [u8]],
+}
+
+impl Stored for Encoded<'_> {
+    fn pixels(&mut self, view: View) -> Result<Pixels, decode::Error> {
+        let inner = decode_view(self.decoder, self.image, view, self.buffer)?;
+        let mut pixels = Pixels::from(&*self.buffer);
+        pixels.show(inner);
+        for &file in self.additional_channels {
+            let (height, width) = self.decoder.size(file)?;
+            if height < view.top + view.height || width < view.left + view.width {
+                return Err(decode::Error::Damaged {
+                    format: "additional channel",
+                    reason: format!("its {height} x {width} pixels are fewer than the image's"),
+                });
+            }
+            let inner = decode_view(self.decoder, file, view, self.buffer)?;
+            let mut channel = Pixels::from(&*self.buffer);
+            channel.show(inner);
+            pixels.append_channel(&channel);
+        }
+        Ok(pixels)
+    }
+}
+
+/// Decodes what a view shows; returns the view of what is then in `buffer`.
+fn decode_view(decoder: &mut Decoder, file: &[u8], view: View, buffer: &mut Image) -> Result<View, decode::Error> {
+    let part = Part {
+        rows: view.top..view.top + view.height,
+        columns: view.left..view.left + view.width,
+    };
+    let (top, left) = decoder.decode_part(file, &part, buffer)?;
+    Ok(View {
+        top: view.top - top,
+        left: view.left - left,
+        ..view
+    })
 }

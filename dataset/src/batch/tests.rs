@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::augment::{Augmentation, ssd_operations};
+use crate::augment::{RandomHorizontalFlip, SsdRandomCrop, ssd_operations};
 use crate::example::Classes;
 use crate::order::epoch_permutation;
 use crate::shards::Source;
@@ -13,8 +13,8 @@ fn options() -> Options {
         height: 16,
         width: 20,
         augmentations: vec![
-            Augmentation::HorizontalFlip { probability: 0.5 },
-            Augmentation::SsdCrop(ssd_operations()),
+            RandomHorizontalFlip::new(0.5).into(),
+            SsdRandomCrop(ssd_operations()).into(),
         ],
         example: example::Options {
             classes: Classes::numbered(3),
@@ -315,4 +315,150 @@ fn impossible_sizes_are_refused() {
         .unwrap_err()
         .to_string();
     assert_eq!(error, "height: 0 must be from 1 to 16384 pixels");
+}
+
+/// All batches of one record, prepared with these options.
+fn one(record: Vec<u8>, options: Options) -> Result<Batch, Error> {
+    let (_folder, source) = source(&[record]);
+    let loader = Loader::new(source, options)?;
+    loader.request(lease(0, 0, 1));
+    loader.next(soon()).map(|(_, batch)| batch)
+}
+
+#[test]
+fn padding_is_told_from_picture() {
+    // 21 x 34 pixels become 25 x 40 of 40 x 40.
+    let resizer = ImageResizer::KeepAspectRatio {
+        min: 30,
+        max: 40,
+        method: crate::resize::Method::Bilinear,
+        pad: true,
+        pad_value: vec![7.0, 8.0, 9.0],
+        grayscale: false,
+    };
+    let options = Options {
+        height: 40,
+        width: 40,
+        resizer: Some(resizer.clone()),
+        augmentations: Vec::new(),
+        ..options()
+    };
+    let batch = one(record(0, image("rgb420.jpg"), &[[0.0, 0.0, 1.0, 1.0]]), options.clone()).unwrap();
+    assert_eq!(batch.true_image_shapes, [[25, 40, 3]]);
+    assert_eq!(batch.images[batch.images.len() - 3..], [7.0, 8.0, 9.0]);
+    // Boxes are relative to the canvas.
+    assert_eq!(batch.groundtruth[0].boxes, [[0.0, 0.0, 25.0 / 40.0, 1.0]]);
+    let other = Options { height: 41, ..options };
+    let error = one(good(0), other).unwrap_err().to_string();
+    assert_eq!(error, "image_resizer: 40 x 40 must be of the size that batches have");
+    let many = Options {
+        resizer: Some(ImageResizer::Identity),
+        ..self::options()
+    };
+    assert!(
+        one(good(0), many)
+            .unwrap_err()
+            .to_string()
+            .contains("pad_to_max_dimension")
+    );
+}
+
+#[test]
+fn steps_that_need_pixels_give_the_batch_its_channels() {
+    use coati_proto::object_detection::protos as config;
+    let step = |step| config::PreprocessingStep {
+        preprocessing_step: Some(step),
+    };
+    let grey = step(config::preprocessing_step::PreprocessingStep::RgbToGray(
+        config::RgBtoGray {},
+    ));
+    let options = Options {
+        augmentations: augment::from_config(&[grey]).unwrap(),
+        ..options()
+    };
+    assert_eq!(options.channels(), 1);
+    let batch = one(good(0), options.clone()).unwrap();
+    assert_eq!((batch.images.len(), batch.true_image_shapes[0]), (16 * 20, [16, 20, 1]));
+    let colours = one(
+        good(0),
+        Options {
+            augmentations: Vec::new(),
+            ..options
+        },
+    )
+    .unwrap();
+    let [r, g, b] = *colours.images.first_chunk::<3>().unwrap();
+    assert!((batch.images[0] - (r * 0.2989 + g * 0.587 + b * 0.114)).abs() < 1e-3);
+}
+
+#[test]
+fn a_step_that_changes_nothing_changes_no_pixel() {
+    // The way over floats gives the same as the way that decodes a part and resizes it at once.
+    use coati_proto::object_detection::protos as config;
+    let nothing = config::PreprocessingStep {
+        preprocessing_step: Some(config::preprocessing_step::PreprocessingStep::RandomRgbToGray(
+            config::RandomRgBtoGray { probability: Some(0.0) },
+        )),
+    };
+    let never = augment::from_config(&[nothing]).unwrap();
+    let normalize = config::PreprocessingStep {
+        preprocessing_step: Some(config::preprocessing_step::PreprocessingStep::NormalizeImage(
+            config::NormalizeImage {
+                original_minval: Some(0.0),
+                original_maxval: Some(1.0),
+                ..Default::default()
+            },
+        )),
+    };
+    let same = augment::from_config(&[normalize]).unwrap();
+    let (_folder, source) = source(&(0..10).map(good).collect::<Vec<_>>());
+    let leases = [lease(0, 0, 10)];
+    let of = |more: Vec<Augmentation>| {
+        let mut options = options();
+        options.augmentations.extend(more);
+        batches(&source, options, &leases).remove(0)
+    };
+    let plain = of(Vec::new());
+    for other in [of(never), of(same)] {
+        let worst = plain
+            .images
+            .iter()
+            .zip(&other.images)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{worst}");
+        assert_eq!(
+            plain.groundtruth.iter().map(|g| &g.boxes).collect::<Vec<_>>(),
+            other.groundtruth.iter().map(|g| &g.boxes).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn bad_pictures_are_named_and_replaced() {
+    let mut bomb = image("rgb420.jpg");
+    let frame = bomb.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    bomb[frame + 5..frame + 9].copy_from_slice(&[0x9C, 0x40, 0x9C, 0x40]);
+    let records: Vec<_> = [vec![], bomb, b"no picture".to_vec()]
+        .into_iter()
+        .enumerate()
+        .map(|(id, bytes)| record(id, bytes, &[]))
+        .chain((3..10).map(good))
+        .collect();
+    let (_folder, source) = source(&records);
+    let options = Options {
+        shuffle: false,
+        max_bad_records: Some(3),
+        ..options()
+    };
+    let batch = batches(&source, options, &[lease(0, 0, 1)]).remove(0);
+    assert_eq!(batch.records, [3]);
+    let said = batch.bad_records.join("\n");
+    for part in [
+        "record 0: feature image/encoded: absent or empty",
+        "record 1: image \"1.jpg\": the image says 40000 x 40000 pixels",
+        "record 2: image \"2.jpg\": the image is of an unknown kind",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }

@@ -1,10 +1,12 @@
 //! `tf.Example` records in the Object Detection API's schema (`TfExampleDecoder`).
 
 mod classes;
+mod extra;
 pub mod wire;
 
 use crate::groundtruth::Groundtruth;
 pub use classes::{Classes, Unknown};
+pub use extra::MaskType;
 use wire::Features;
 
 /// Why a whole record cannot be used.
@@ -33,6 +35,14 @@ pub enum Error {
     /// A bad box, where bad boxes are not tolerated.
     #[error("{0}")]
     BadObject(BadObject),
+    /// A feature that the configuration asks for is not what it should be.
+    #[error("feature {name}: {problem}")]
+    Feature {
+        /// The feature.
+        name: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
 }
 
 /// One object that cannot be used, and why.
@@ -104,11 +114,26 @@ pub struct Options {
     pub strict: bool,
 }
 
+/// What is read of a record beyond boxes and classes, because the configuration asks for it.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// `load_instance_masks`, and how they are stored.
+    pub masks: Option<MaskType>,
+    /// `load_multiclass_scores`.
+    pub multiclass_scores: bool,
+    /// `num_keypoints`: how many points each object has.
+    pub num_keypoints: usize,
+    /// `num_additional_channels`: further images of one channel in each record.
+    pub additional_channels: usize,
+}
+
 /// One record: an image, still encoded, and its objects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Annotated<'a> {
     /// The image file's bytes.
     pub image: &'a [u8],
+    /// The bytes of the images that give further channels (`image/additional_channels/encoded`).
+    pub additional_channels: Vec<&'a [u8]>,
     /// `image/format`, for information: the bytes themselves tell the format.
     pub format: String,
     /// `image/height`; 0 when the record does not say.
@@ -141,6 +166,11 @@ const SLACK: f32 = 1e-3;
 /// there, objects with NaN coordinates, without area, clearly outside the image or of unknown class are left
 /// out *and listed* (the reference drops unknown classes in silence and stops at inverted boxes).
 pub fn decode<'a>(record: &'a [u8], options: &Options) -> Result<Annotated<'a>, Error> {
+    decode_with(record, options, &Extras::default())
+}
+
+/// As [`decode`], with what else is asked for.
+pub fn decode_with<'a>(record: &'a [u8], options: &Options, extras: &Extras) -> Result<Annotated<'a>, Error> {
     let features = Features::parse(record)?;
     let image = features
         .first_bytes("image/encoded")?
@@ -163,9 +193,11 @@ pub fn decode<'a>(record: &'a [u8], options: &Options) -> Result<Annotated<'a>, 
     let mut objects = Groundtruth::default();
     let mut bad_objects = Vec::new();
     let lists = Lists::read(&features)?;
+    let mut good = Vec::with_capacity(lists.count());
     for index in 0..lists.count() {
         match lists.object(index, height, width, &options.classes) {
             Ok((bounds, class)) => {
+                good.push(index);
                 objects.boxes.push(bounds);
                 objects.classes.push(class);
                 let [ymin, xmin, ymax, xmax] = bounds;
@@ -186,8 +218,10 @@ pub fn decode<'a>(record: &'a [u8], options: &Options) -> Result<Annotated<'a>, 
             }
         }
     }
+    extra::read(&features, extras, lists.count(), &good, &mut objects)?;
     Ok(Annotated {
         image,
+        additional_channels: extra::additional_channels(&features, extras.additional_channels)?,
         format: text("image/format")?,
         height,
         width,
