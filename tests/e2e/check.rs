@@ -80,10 +80,6 @@ fn what_is_not_built_is_refused_by_name() {
             ),
             &["keep_aspect_ratio_resizer", "fixed_shape_resizer"],
         ),
-        (
-            ("ssd_random_crop { }", "random_adjust_hue { }"),
-            &["random_adjust_hue", "ssd_random_crop"],
-        ),
     ] {
         job.configure("unsupported.config", &[change]);
         let _ = check(&job, "unsupported.config", "")

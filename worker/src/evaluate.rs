@@ -31,6 +31,9 @@ pub enum Error {
     /// Too many records cannot be used.
     #[error(transparent)]
     Input(#[from] coati_dataset::bad::TooMany),
+    /// The configuration's input cannot be.
+    #[error(transparent)]
+    Options(#[from] input::Error),
     /// The model refused.
     #[error("{0}")]
     Model(String),
@@ -80,7 +83,7 @@ pub fn evaluate(
     let mut evaluator = Evaluator::new(categories.clone());
     let examples = Examples::new(
         input.source.clone(),
-        input::eval_options(config, input, model.input_size()),
+        input::eval_options(config, input, model.input_size())?,
     );
     // As in the reference, 0 means all; more than there are is all, too.
     let wanted = match u64::from(settings.num_examples()) {

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use coati_common::config::PipelineConfig;
 use coati_common::label_map::LabelMap;
-use coati_dataset::example::{self, Classes};
+use coati_dataset::example::{self, Classes, MaskType};
+use coati_dataset::order::Selection;
+use coati_dataset::resize::ImageResizer;
 use coati_dataset::shards::Source;
 use coati_dataset::{augment, batch, eval};
 use coati_evaluation::Category;
-use coati_proto::object_detection::protos::{InputReader, input_reader};
+use coati_proto::object_detection::protos::{InputReader, InstanceMaskType, input_reader};
 
 /// Why there is no input.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,34 @@ pub enum Error {
     /// The records cannot be opened.
     #[error(transparent)]
     Source(#[from] coati_dataset::shards::Error),
+    /// The resizer cannot be used.
+    #[error("{file}: model.ssd.{problem}")]
+    Resizer {
+        /// The configuration.
+        file: String,
+        /// What is wrong.
+        problem: coati_dataset::resize::ConfigError,
+    },
+    /// Weights that fit no data sets.
+    #[error(
+        "{file}: train_input_reader.sample_from_datasets_weights: {problem}\nhint: give one weight for each input_path, in their order"
+    )]
+    Weights {
+        /// The configuration.
+        file: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The images have other channels than the network.
+    #[error(
+        "{file}: the images have {found} channels after train_config.data_augmentation_options and image_resizer, the network takes 3\nhint: write random_rgb_to_gray {{ probability: 1.0 }} for grey images of three channels"
+    )]
+    Channels {
+        /// The configuration.
+        file: String,
+        /// How many there are.
+        found: usize,
+    },
     /// An augmentation cannot be used.
     #[error(transparent)]
     Augmentation(#[from] augment::Error),
@@ -200,20 +230,107 @@ pub fn train_options(
     threads: usize,
 ) -> Result<batch::Options, Error> {
     let reader = config.train_input_reader();
-    Ok(batch::Options {
+    let options = batch::Options {
         height,
         width,
+        resizer: resizer(config)?,
         augmentations: augment::from_config(&config.train_config().data_augmentation_options)?,
         example: example::Options {
             classes: Classes::from(&input.labels),
             strict: false,
         },
+        extras: extras(reader),
         seed,
         shuffle: reader.shuffle(),
-        max_number_of_boxes: usize::try_from(config.train_config().max_number_of_boxes()).unwrap_or(100),
+        selection: selection(config, input, reader)?,
+        max_number_of_boxes: max_number_of_boxes(config, reader),
         threads,
         prefetch: PREFETCH,
         ..batch::Options::default()
+    };
+    if options.channels() != CHANNELS {
+        return Err(Error::Channels {
+            file: config.name().to_owned(),
+            found: options.channels(),
+        });
+    }
+    Ok(options)
+}
+
+/// What the networks take.
+const CHANNELS: usize = 3;
+
+/// The configuration's resizer where it is not the one that batches are made with anyway.
+fn resizer(config: &PipelineConfig) -> Result<Option<ImageResizer>, Error> {
+    let Some(resizer) = config.ssd().and_then(|ssd| ssd.image_resizer.as_ref()) else {
+        return Ok(None);
+    };
+    let resizer = ImageResizer::from_config(resizer).map_err(|problem| Error::Resizer {
+        file: config.name().to_owned(),
+        problem,
+    })?;
+    let stock = resizer.size().map(|(height, width)| ImageResizer::fixed(height, width));
+    Ok((stock.as_ref() != Some(&resizer)).then_some(resizer))
+}
+
+/// What is read beyond boxes.
+fn extras(reader: &InputReader) -> example::Extras {
+    let masks = reader.load_instance_masks().then(|| match reader.mask_type() {
+        InstanceMaskType::PngMasks => MaskType::Png,
+        InstanceMaskType::Default | InstanceMaskType::NumericalMasks => MaskType::Numerical,
+    });
+    example::Extras {
+        masks,
+        multiclass_scores: reader.load_multiclass_scores(),
+        num_keypoints: reader.num_keypoints() as usize,
+        additional_channels: usize::try_from(reader.num_additional_channels()).unwrap_or(0),
+    }
+}
+
+/// The reader's, which the reference uses; else the training's, which its predecessor used.
+fn max_number_of_boxes(config: &PipelineConfig, reader: &InputReader) -> usize {
+    let most = reader
+        .max_number_of_boxes
+        .unwrap_or_else(|| config.train_config().max_number_of_boxes());
+    usize::try_from(most).unwrap_or(100)
+}
+
+/// Which records are used, and how often.
+fn selection(config: &PipelineConfig, input: &Input, reader: &InputReader) -> Result<Selection, Error> {
+    let one_of = u64::from(reader.sample_1_of_n_examples());
+    let weights = &reader.sample_from_datasets_weights;
+    if weights.is_empty() {
+        return Ok(Selection {
+            one_of,
+            weights: Vec::new(),
+        });
+    }
+    let wrong = |problem: String| Error::Weights {
+        file: config.name().to_owned(),
+        problem,
+    };
+    let paths = paths(config, reader);
+    if paths.len() != weights.len() {
+        return Err(wrong(format!(
+            "{} weights for {} input_path entries",
+            weights.len(),
+            paths.len()
+        )));
+    }
+    if weights.iter().any(|weight| !weight.is_finite() || *weight < 0.0) || weights.iter().sum::<f32>() <= 0.0 {
+        return Err(wrong(format!("{weights:?} must be at least 0, and one above 0")));
+    }
+    // Files are numbered in the order of the paths.
+    let mut counts = Vec::with_capacity(paths.len());
+    for path in &paths {
+        counts.push(Source::open(&[path])?.record_count());
+    }
+    if counts.iter().sum::<u64>() != input.source.record_count() {
+        return Err(wrong("two input_path entries name the same file".to_owned()));
+    }
+    Ok(Selection {
+        one_of,
+        weights: counts.into_iter().zip(weights.iter().copied()).collect(),
     })
 }
 
@@ -221,15 +338,20 @@ pub fn train_options(
 pub const PREFETCH: usize = 3;
 
 /// How evaluation examples of `[height, width]` are read.
-pub fn eval_options(config: &PipelineConfig, input: &Input, (height, width): (usize, usize)) -> eval::Options {
-    eval::Options {
+pub fn eval_options(
+    config: &PipelineConfig,
+    input: &Input,
+    (height, width): (usize, usize),
+) -> Result<eval::Options, Error> {
+    Ok(eval::Options {
         height,
         width,
+        resizer: resizer(config)?,
         example: example::Options {
             classes: Classes::from(&input.labels),
             strict: false,
         },
         sample_1_of_n: u64::from(config.eval_input_reader().sample_1_of_n_examples()),
         ..eval::Options::default()
-    }
+    })
 }

@@ -119,7 +119,7 @@ impl Setup {
             software_version: env!("CARGO_PKG_VERSION").to_owned(),
             config_digest: config.digest(),
             dataset_digest: input.source.digest(),
-            record_count: input.source.record_count(),
+            record_count: loading.selection.epoch_len(input.source.record_count()),
         };
         let num_steps = u64::from(train.num_steps());
         if num_steps == 0 {

@@ -19,7 +19,7 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "type depth_multiplier min_depth conv_hyperparams override_base_feature_extractor_hyperparams",
     ),
     ("ImageResizer", "fixed_shape_resizer"),
-    ("FixedShapeResizer", "height width"),
+    ("FixedShapeResizer", "height width resize_method"),
     ("BoxCoder", "faster_rcnn_box_coder"),
     ("FasterRcnnBoxCoder", "y_scale x_scale height_scale width_scale"),
     ("Matcher", "argmax_matcher"),
@@ -99,21 +99,105 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     ),
     (
         "PreprocessingStep",
-        "random_horizontal_flip random_crop_image ssd_random_crop",
+        "normalize_image random_horizontal_flip random_pixel_value_scale random_image_scale random_rgb_to_gray \
+         random_adjust_brightness random_adjust_contrast random_adjust_hue random_adjust_saturation random_distort_color \
+         random_jitter_boxes random_crop_image random_pad_image random_crop_pad_image random_crop_to_aspect_ratio \
+         random_black_patches random_resize_method scale_boxes_to_pixel_coordinates resize_image subtract_channel_mean \
+         ssd_random_crop ssd_random_crop_pad ssd_random_crop_fixed_aspect_ratio ssd_random_crop_pad_fixed_aspect_ratio \
+         random_vertical_flip random_rotation90 rgb_to_gray convert_class_logits_to_softmax random_absolute_pad_image \
+         random_self_concat_image autoaugment_image drop_label_probabilistically remap_labels random_jpeg_quality \
+         random_downscale_to_target_pixels random_patch_gaussian random_square_crop_by_scale \
+         random_scale_crop_and_pad_to_square adjust_gamma",
     ),
-    ("RandomHorizontalFlip", "probability"),
+    (
+        "NormalizeImage",
+        "original_minval original_maxval target_minval target_maxval",
+    ),
+    ("RandomHorizontalFlip", "probability keypoint_flip_permutation"),
+    ("RandomVerticalFlip", "probability keypoint_flip_permutation"),
+    ("RandomRotation90", "probability keypoint_rot_permutation"),
+    ("RandomPixelValueScale", "minval maxval"),
+    ("RandomImageScale", "min_scale_ratio max_scale_ratio"),
+    ("RandomRGBtoGray", "probability"),
+    ("RandomAdjustBrightness", "max_delta"),
+    ("RandomAdjustContrast", "min_delta max_delta"),
+    ("RandomAdjustHue", "max_delta"),
+    ("RandomAdjustSaturation", "min_delta max_delta"),
+    ("RandomDistortColor", "color_ordering"),
+    ("RandomJitterBoxes", "ratio jitter_mode"),
     (
         "RandomCropImage",
         "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef",
     ),
+    (
+        "RandomPadImage",
+        "min_image_height min_image_width max_image_height max_image_width pad_color",
+    ),
+    (
+        "RandomAbsolutePadImage",
+        "max_height_padding max_width_padding pad_color",
+    ),
+    (
+        "RandomCropPadImage",
+        "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef \
+         min_padded_size_ratio max_padded_size_ratio pad_color",
+    ),
+    ("RandomCropToAspectRatio", "aspect_ratio overlap_thresh clip_boxes"),
+    (
+        "RandomBlackPatches",
+        "max_black_patches probability size_to_image_ratio",
+    ),
+    ("RandomResizeMethod", "target_height target_width"),
+    ("ResizeImage", "new_height new_width method"),
+    ("SubtractChannelMean", "means"),
     ("SSDRandomCrop", "operations"),
     (
         "SSDRandomCropOperation",
         "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef",
     ),
+    ("SSDRandomCropPad", "operations"),
+    (
+        "SSDRandomCropPadOperation",
+        "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef \
+         min_padded_size_ratio max_padded_size_ratio pad_color_r pad_color_g pad_color_b",
+    ),
+    ("SSDRandomCropFixedAspectRatio", "operations aspect_ratio"),
+    (
+        "SSDRandomCropFixedAspectRatioOperation",
+        "min_object_covered min_area max_area overlap_thresh clip_boxes random_coef",
+    ),
+    (
+        "SSDRandomCropPadFixedAspectRatio",
+        "operations aspect_ratio min_padded_size_ratio max_padded_size_ratio",
+    ),
+    (
+        "SSDRandomCropPadFixedAspectRatioOperation",
+        "min_object_covered min_aspect_ratio max_aspect_ratio min_area max_area overlap_thresh clip_boxes random_coef",
+    ),
+    ("ConvertClassLogitsToSoftmax", "temperature"),
+    (
+        "RandomSelfConcatImage",
+        "concat_vertical_probability concat_horizontal_probability",
+    ),
+    ("AutoAugmentImage", "policy_name"),
+    ("DropLabelProbabilistically", "label drop_probability"),
+    ("RemapLabels", "original_labels new_label"),
+    ("RandomJpegQuality", "random_coef min_jpeg_quality max_jpeg_quality"),
+    (
+        "RandomDownscaleToTargetPixels",
+        "random_coef min_target_pixels max_target_pixels",
+    ),
+    (
+        "RandomPatchGaussian",
+        "random_coef min_patch_size max_patch_size min_gaussian_stddev max_gaussian_stddev",
+    ),
+    ("RandomSquareCropByScale", "max_border scale_min scale_max num_scales"),
+    ("RandomScaleCropAndPadToSquare", "output_size scale_min scale_max"),
+    ("AdjustGamma", "gamma gain"),
     (
         "InputReader",
-        "label_map_path shuffle sample_1_of_n_examples use_display_name tf_record_input_reader",
+        "label_map_path shuffle sample_1_of_n_examples use_display_name tf_record_input_reader max_number_of_boxes \
+         load_instance_masks mask_type num_keypoints load_multiclass_scores sample_from_datasets_weights",
     ),
     ("TFRecordInputReader", "input_path"),
     (
@@ -130,7 +214,6 @@ pub(super) const ONLY: &[(&str, &[&str])] = &[
     ("ConvolutionalBoxPredictor.use_dropout", &["false"]),
     ("InputReader.input_type", &["TF_EXAMPLE", "INPUT_DEFAULT"]),
     ("train_input_reader.num_epochs", &["0"]),
-    ("train_input_reader.sample_1_of_n_examples", &["1", "0"]),
 ];
 
 /// Accepted without effect: they tune TensorFlow's input pipeline or its graph, not the result.
@@ -155,7 +238,7 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
         "InputReader",
         "name shuffle_buffer_size filenames_shuffle_buffer_size num_epochs num_readers num_parallel_batches \
          num_prefetch_batches queue_capacity min_after_dequeue read_block_length prefetch_size num_parallel_map_calls \
-         drop_remainder max_number_of_boxes mask_type include_source_id",
+         drop_remainder include_source_id",
     ),
     (
         "EvalConfig",
@@ -277,6 +360,8 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("LearningRateSchedule.learning_rate", 0.0, ANY),
     ("CosineDecayLearningRate.learning_rate_base", 0.0, ANY),
     ("CosineDecayLearningRate.warmup_learning_rate", 0.0, ANY),
+    ("InputReader.max_number_of_boxes", 0.0, ANY),
+    ("InputReader.num_keypoints", 0.0, 1024.0),
     ("TrainConfig.batch_size", 1.0, 65536.0),
     ("TrainConfig.keep_checkpoint_every_n_hours", 0.0, ANY),
     ("TrainConfig.gradient_clipping_by_norm", 0.0, ANY),
