@@ -293,6 +293,8 @@ pub(crate) enum BenchCommand {
     Placement(BenchPlacementArgs),
     /// What the control plane costs as the number of replicas grows.
     Scale(BenchScaleArgs),
+    /// From records to batches that are ready: flipped, cropped as SSD does, 300x300.
+    Input(BenchInputArgs),
     /// Internal: a process of `ps`.
     #[command(hide = true)]
     Task(BenchTaskArgs),
@@ -343,6 +345,33 @@ pub(crate) struct BenchScaleArgs {
     pub steps: u64,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct BenchInputArgs {
+    /// Record files or patterns.
+    #[arg(long, value_name = "PATTERN", required = true)]
+    pub input_path: Vec<String>,
+    #[arg(long, default_value_t = 8, value_parser = positive)]
+    pub batch_size: usize,
+    #[arg(long, default_value_t = 2, value_parser = positive)]
+    pub threads: usize,
+    /// Batches of a repeat.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub batches: u64,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeats: u32,
+    /// Measure instead whether memory grows while so many GB of records go by; they are the given ones, over and over.
+    #[arg(long, value_name = "GB", default_value_t = 0.0)]
+    pub virtual_gb: f64,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(value) if (1..=1024).contains(&value) => Ok(value),
+        _ => Err("must be from 1 to 1024".to_owned()),
+    }
 }
 
 /// What a process of `bench ps` is.
