@@ -266,3 +266,18 @@ fn the_tables_name_fields_of_the_schema() {
         assert!(known(message, field), "{key}");
     }
 }
+
+#[test]
+fn nothing_of_the_sample_configurations_is_refused() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = PipelineConfig::load(&path).unwrap();
+        let support = survey(&config, Mode::TrainAndEval).unwrap();
+        let refused: Vec<String> = support.refused.iter().map(ToString::to_string).collect();
+        assert!(refused.is_empty(), "{refused:#?}");
+        count += 1;
+    }
+    assert!(count >= 14, "{count} configurations");
+}
