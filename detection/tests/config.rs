@@ -118,11 +118,7 @@ fn regularisation_and_batch_statistics_can_be_switched_off() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let cases = [
-        (
-            "type: 'ssd_mobilenet_v1'",
-            "type: 'ssd_nothing_v9'",
-            "ssd_nothing_v9",
-        ),
+        ("type: 'ssd_mobilenet_v1'", "type: 'ssd_nothing_v9'", "ssd_nothing_v9"),
         ("use_dropout: false", "", "use_dropout"),
         ("weighted_sigmoid { }", "weighted_sigmoid_focal { }", "hard_example_miner"),
         (

@@ -54,7 +54,10 @@ fn two_steps(model: &DetectionModel, name: &str) {
     let mut gradients = vec![f32::NAN; params.len()];
     for step in 0..2 {
         let losses = ssd.train_step(&params, &images, &truth, &mut gradients).unwrap();
-        assert!(losses.total.is_finite() && losses.classification > 0.0, "{name} step {step}: {losses:?}");
+        assert!(
+            losses.total.is_finite() && losses.classification > 0.0,
+            "{name} step {step}: {losses:?}"
+        );
         assert!(gradients.iter().all(|g| g.is_finite()), "{name} step {step}");
         let mut at = 0;
         for spec in ssd.variables() {
@@ -100,6 +103,10 @@ fn every_sample_configuration_is_built_and_runs() {
         two_steps(&small(model), &name);
     }
     for extractor in coati_detection::network::extractors::ALL {
-        assert!(extractors.iter().any(|name| name == extractor.name), "no sample of {}", extractor.name);
+        assert!(
+            extractors.iter().any(|name| name == extractor.name),
+            "no sample of {}",
+            extractor.name
+        );
     }
 }

@@ -31,12 +31,7 @@ pub struct Window {
 
 impl Window {
     /// A window with a given padding; `None` if none fits.
-    pub(crate) fn new(
-        kernel: (usize, usize),
-        stride: usize,
-        padding: Padding,
-        input: (usize, usize),
-    ) -> Option<Self> {
+    pub(crate) fn new(kernel: (usize, usize), stride: usize, padding: Padding, input: (usize, usize)) -> Option<Self> {
         let along = |size: usize, kernel: usize| {
             let out = size.div_ceil(stride);
             Some(match padding {

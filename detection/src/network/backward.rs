@@ -69,7 +69,14 @@ impl Sink {
     ///
     /// # Safety
     /// One task a slot and pixel.
-    pub(crate) unsafe fn take(&self, isa: Isa, slot: usize, (first, count): (usize, usize), da: *const f32, ldd: usize) {
+    pub(crate) unsafe fn take(
+        &self,
+        isa: Isa,
+        slot: usize,
+        (first, count): (usize, usize),
+        da: *const f32,
+        ldd: usize,
+    ) {
         match self {
             Self::Nowhere => {}
             Self::Kept {

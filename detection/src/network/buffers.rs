@@ -175,7 +175,10 @@ fn places(plan: &Plan) -> Vec<usize> {
         place
     };
     for (i, layer) in plan.layers.iter().enumerate().rev() {
-        for of in std::iter::once(i).filter(|_| layer.head.is_none()).chain(layer.sources()) {
+        for of in std::iter::once(i)
+            .filter(|_| layer.head.is_none())
+            .chain(layer.sources())
+        {
             if places[of] == usize::MAX {
                 places[of] = take(of, &mut free);
             }
@@ -203,7 +206,10 @@ mod tests {
         let layers = || (0..plan.layers.len()).filter(|&i| plan.layers[i].head.is_none());
         for i in layers() {
             for j in layers().filter(|&j| j > i && places[j] == places[i]) {
-                assert!(!used(i).contains(used(j).start()) && !used(j).contains(used(i).start()), "{i} and {j}");
+                assert!(
+                    !used(i).contains(used(j).start()) && !used(j).contains(used(i).start()),
+                    "{i} and {j}"
+                );
             }
         }
         // A chain needs two, feature maps on the way one more each.

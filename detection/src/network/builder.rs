@@ -238,7 +238,14 @@ impl<'a> Builder<'a> {
         hyper: &Hyperparams,
     ) -> Result<Source, Error> {
         let limits = hyper.activation.limits();
-        self.conv_with((name, "weights"), from, sliding, channels, hyper, (Normaliser::Own, limits))
+        self.conv_with(
+            (name, "weights"),
+            from,
+            sliding,
+            channels,
+            hyper,
+            (Normaliser::Own, limits),
+        )
     }
 
     /// As [`Builder::conv`], with the weights' own name, another normalisation and other limits.
@@ -320,7 +327,14 @@ impl<'a> Builder<'a> {
     ) -> Result<Source, Error> {
         let nothing = (Normaliser::Nothing, UNLIMITED);
         let linear = self.depthwise_with(name, from, (sliding, multiplier), hyper, nothing)?;
-        self.conv_with((name, "pointwise_weights"), linear, square(1, 1), channels, hyper, after)
+        self.conv_with(
+            (name, "pointwise_weights"),
+            linear,
+            square(1, 1),
+            channels,
+            hyper,
+            after,
+        )
     }
 
     /// A depthwise convolution and nothing else.
@@ -378,13 +392,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The sum of `from` and `other`, limited. `other` has the same channels and either the same size or, rounded up, half of it.
-    pub(crate) fn add(
-        &mut self,
-        name: &str,
-        from: Source,
-        other: Source,
-        limits: (f32, f32),
-    ) -> Result<Source, Error> {
+    pub(crate) fn add(&mut self, name: &str, from: Source, other: Source, limits: (f32, f32)) -> Result<Source, Error> {
         let mut layer = self.layer(name, Operation::Add, from, square(1, 1), self.channels(from))?;
         if let Source::Layer(other) = other {
             layer.others.push(other);

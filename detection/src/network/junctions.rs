@@ -31,7 +31,16 @@ impl Input {
         let len = width * self.stored;
         unsafe {
             let from = self.y.at(self.at + (n * height + row) * len, len);
-            activate(context.isa, width, self.stored, from, self.stored, self.act, to, self.stored);
+            activate(
+                context.isa,
+                width,
+                self.stored,
+                from,
+                self.stored,
+                self.act,
+                to,
+                self.stored,
+            );
         }
     }
 }
@@ -57,7 +66,11 @@ impl Context<'_> {
     pub(crate) fn junction(&self, i: usize, layer: &Layer, buffers: &mut Buffers) {
         let inputs = self.inputs(layer, buffers);
         let (stored, (height, width)) = (layer.padded_outputs(), layer.window.output);
-        let largest = inputs.iter().map(|input| input.size.1 * input.stored).max().unwrap_or(0);
+        let largest = inputs
+            .iter()
+            .map(|input| input.size.1 * input.stored)
+            .max()
+            .unwrap_or(0);
         let blocks = ImageBlocks::new(self.batch, height);
         let (y, y_at) = (Shared::new(&mut buffers.y), buffers.y_at[i]);
         let keeps = self.training && layer.operation == Operation::MaxPool;
@@ -85,9 +98,8 @@ impl Context<'_> {
                                     &mut codes[..width * stored]
                                 };
                                 let Some(input) = inputs.first() else { return };
-                                let row = |row: isize| {
-                                    ring.row(row, input.size.0, |row, to| input.row(self, (n, row), to))
-                                };
+                                let row =
+                                    |row: isize| ring.row(row, input.size.0, |row, to| input.row(self, (n, row), to));
                                 pool_row(layer, stored, oy, row, out, codes);
                             }
                         }

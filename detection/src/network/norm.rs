@@ -79,7 +79,11 @@ pub(crate) fn backward(
     for c in 0..layer.outputs {
         let (sum, product) = (totals[c], totals[channels + c]);
         let Some(norm) = layer.norm else {
-            if let Some((bias, adds)) = layer.weights.first().and_then(|weights| Some((weights.bias?, weights.adds))) {
+            if let Some((bias, adds)) = layer
+                .weights
+                .first()
+                .and_then(|weights| Some((weights.bias?, weights.adds)))
+            {
                 grads[bias + c] = sum as f32 + if adds { grads[bias + c] } else { 0.0 };
             }
             state.k1_mut()[c] = 1.0;

@@ -35,7 +35,15 @@ fn one(builder: &mut Builder, index: usize, map: Source, anchors: usize) -> Resu
     let kernel = predictor.kernel_size;
     if !predictor.use_depthwise {
         let parts = &[Part::Boxes, Part::Classes];
-        return builder.head(&scope, from, kernel, parts, &[boxes, classes], "weights", (anchors, first));
+        return builder.head(
+            &scope,
+            from,
+            kernel,
+            parts,
+            &[boxes, classes],
+            "weights",
+            (anchors, first),
+        );
     }
     for (part, each) in [(&[Part::Boxes], boxes), (&[Part::Classes], classes)] {
         let own = builder.depthwise(&format!("{}_depthwise", each.0), from, square(kernel, 1), hyper)?;

@@ -57,7 +57,14 @@ fn one(builder: &mut Builder, index: usize, map: Map, anchors: usize) -> Result<
         Map::To(map, channels) => {
             let name = format!("{SCOPE}/ProjectionLayer/conv2d_{index}");
             let plain = (Normaliser::Own, UNLIMITED);
-            builder.conv_with((&name, "weights"), map, square(1, 1), channels, &predictor.hyperparams, plain)?
+            builder.conv_with(
+                (&name, "weights"),
+                map,
+                square(1, 1),
+                channels,
+                &predictor.hyperparams,
+                plain,
+            )?
         }
     };
     let first = builder.feature_map(map, anchors);
@@ -65,10 +72,20 @@ fn one(builder: &mut Builder, index: usize, map: Map, anchors: usize) -> Result<
         let shared = tower(builder, "PredictionTower", index, map)?;
         (shared, None)
     } else {
-        (tower(builder, "BoxPredictionTower", index, map)?, Some("ClassPredictionTower"))
+        (
+            tower(builder, "BoxPredictionTower", index, map)?,
+            Some("ClassPredictionTower"),
+        )
     };
     let place = (anchors, first);
-    head(builder, "BoxPredictor", boxes, &[Part::Boxes], (4 * anchors, 0.0), place)?;
+    head(
+        builder,
+        "BoxPredictor",
+        boxes,
+        &[Part::Boxes],
+        (4 * anchors, 0.0),
+        place,
+    )?;
     let classes = match classes {
         Some(name) => tower(builder, name, index, map)?,
         None => boxes,

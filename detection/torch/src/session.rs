@@ -110,7 +110,11 @@ impl Session {
             .f_view([batch as i64, height, width, channels])?
             .f_permute([0, 3, 1, 2])?
             .f_mul_scalar(f64::from(self.plan.input.0))?
-            .f_add(&Tensor::f_from_slice(&self.plan.input.1)?.f_to_device(self.device)?.f_view([1, 3, 1, 1])?)?;
+            .f_add(
+                &Tensor::f_from_slice(&self.plan.input.1)?
+                    .f_to_device(self.device)?
+                    .f_view([1, 3, 1, 1])?,
+            )?;
         let pass = || self.outputs(&params, &images, training);
         let (found_boxes, found_classes, statistics) = if training { pass()? } else { tch::no_grad(pass)? };
         download("boxes", &found_boxes, boxes)?;

@@ -20,10 +20,7 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "type depth_multiplier min_depth conv_hyperparams override_base_feature_extractor_hyperparams pad_to_multiple \
          use_explicit_padding use_depthwise num_layers fpn",
     ),
-    (
-        "FeaturePyramidNetworks",
-        "min_level max_level additional_layer_depth",
-    ),
+    ("FeaturePyramidNetworks", "min_level max_level additional_layer_depth"),
     ("ImageResizer", "fixed_shape_resizer"),
     ("FixedShapeResizer", "height width resize_method"),
     ("BoxCoder", "faster_rcnn_box_coder mean_stddev_box_coder"),
@@ -423,7 +420,11 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("ConvolutionalBoxPredictor.num_layers_before_predictor", 0.0, 16.0),
     ("WeightSharedConvolutionalBoxPredictor.kernel_size", 1.0, ANY),
     ("WeightSharedConvolutionalBoxPredictor.depth", 0.0, 4096.0),
-    ("WeightSharedConvolutionalBoxPredictor.num_layers_before_predictor", 0.0, 16.0),
+    (
+        "WeightSharedConvolutionalBoxPredictor.num_layers_before_predictor",
+        0.0,
+        16.0,
+    ),
     ("SsdAnchorGenerator.num_layers", 1.0, ANY),
     ("MultiscaleAnchorGenerator.min_level", 0.0, 30.0),
     ("MultiscaleAnchorGenerator.max_level", 0.0, 30.0),

@@ -18,7 +18,13 @@ const EXTRAS: [Extra; 3] = [(512, 3), (256, 3), (256, 2)];
 
 fn ssd(builder: &mut Builder) -> Result<Vec<Source>, Error> {
     let config = builder.config;
-    let refused = |setting, value: String, expected| Err(Error::Setting { setting, value, expected });
+    let refused = |setting, value: String, expected| {
+        Err(Error::Setting {
+            setting,
+            value,
+            expected,
+        })
+    };
     if (config.image_height, config.image_width) != (256, 256) {
         let value = format!("{} x {}", config.image_height, config.image_width);
         return refused("image_resizer", value, "256 x 256 for embedded_ssd_mobilenet_v1");

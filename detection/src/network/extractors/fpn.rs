@@ -51,12 +51,7 @@ pub(super) fn add(builder: &mut Builder, pyramid: &Pyramid) -> Result<Vec<Source
 }
 
 /// The coarsest map first. It is a bare projection, the others are smoothed sums; what goes on downwards is the sum.
-fn top_down(
-    builder: &mut Builder,
-    pyramid: &Pyramid,
-    blocks: &[Source],
-    depth: usize,
-) -> Result<Vec<Source>, Error> {
+fn top_down(builder: &mut Builder, pyramid: &Pyramid, blocks: &[Source], depth: usize) -> Result<Vec<Source>, Error> {
     let config = builder.config;
     let mut maps: Vec<Source> = Vec::new();
     let mut above = None;
@@ -79,7 +74,12 @@ fn top_down(
                 expected: "sides that halve evenly up to the pyramid's top: multiples of 32, or pad_to_multiple: 32",
             });
         }
-        let sum = builder.add(&format!("{}top_down_{}", pyramid.scope, i + 1), residual, coarser, UNLIMITED)?;
+        let sum = builder.add(
+            &format!("{}top_down_{}", pyramid.scope, i + 1),
+            residual,
+            coarser,
+            UNLIMITED,
+        )?;
         above = Some(sum);
         let name = format!("{}smoothing_{}", pyramid.scope, i + 1);
         maps.push(builder.conv_or_separable(&name, sum, square(3, 1), depth, &config.extra, pyramid.separable)?);

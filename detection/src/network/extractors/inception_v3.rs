@@ -107,7 +107,13 @@ const fn conv(name: &'static str, kernel: (usize, usize), channels: usize) -> Op
 }
 
 /// 35 x 35; the second one's names are the reference's own slips.
-fn large(builder: &mut Builder, name: &str, from: Source, names: [&'static str; 2], pooled: usize) -> Result<Source, Error> {
+fn large(
+    builder: &mut Builder,
+    name: &str,
+    from: Source,
+    names: [&'static str; 2],
+    pooled: usize,
+) -> Result<Source, Error> {
     let branches: [&[Op]; 4] = [
         &[conv("Conv2d_0a_1x1", (1, 1), 64)],
         &[conv(names[0], (1, 1), 48), conv(names[1], (5, 5), 64)],

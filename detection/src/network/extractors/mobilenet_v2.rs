@@ -124,7 +124,14 @@ fn base(builder: &mut Builder, last: usize) -> Result<Base, Error> {
         let own = builder.depthwise(&format!("{scope}/depthwise"), wide, square(3, stride), &hyper)?;
         let project = format!("{scope}/project");
         let linear = (Normaliser::Own, UNLIMITED);
-        let project = builder.conv_with((&project, "weights"), own, square(1, 1), depth(channels), &hyper, linear)?;
+        let project = builder.conv_with(
+            (&project, "weights"),
+            own,
+            square(1, 1),
+            depth(channels),
+            &hyper,
+            linear,
+        )?;
         let residual = stride == 1 && builder.channels(project) == inputs;
         layers.push(if residual {
             builder.add(&format!("{scope}/add"), project, from, UNLIMITED)?

@@ -13,7 +13,13 @@ pub(super) fn add(builder: &mut Builder, scope: &str, from: Source, depth: usize
     let mut last = from;
     if depth > 0 {
         // Outside of the base network's scope, as in the reference.
-        last = builder.conv(&format!("{scope}Base_Conv2d_1x1_{depth}"), last, square(1, 1), depth, &config.extra)?;
+        last = builder.conv(
+            &format!("{scope}Base_Conv2d_1x1_{depth}"),
+            last,
+            square(1, 1),
+            depth,
+            &config.extra,
+        )?;
     }
     let mut maps = vec![last];
     for i in 0..MAPS - 1 {

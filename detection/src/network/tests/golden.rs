@@ -249,9 +249,15 @@ fn variables_of_the_other_models_are_those_of_the_reference() {
             })
             .collect();
         found.sort();
-        let missing: Vec<_> = expected.iter().filter(|line| !found.iter().any(|f| f == *line)).collect();
+        let missing: Vec<_> = expected
+            .iter()
+            .filter(|line| !found.iter().any(|f| f == *line))
+            .collect();
         let more: Vec<_> = found.iter().filter(|line| !expected.contains(&line.as_str())).collect();
-        assert!(missing.is_empty() && more.is_empty(), "{name}: missing {missing:?}, more {more:?}");
+        assert!(
+            missing.is_empty() && more.is_empty(),
+            "{name}: missing {missing:?}, more {more:?}"
+        );
     }
 }
 

@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::super::plan::{Layer, Operation, Part, Plan, Source, Weights, plan};
 use super::super::{
-    Activation, BatchNorm, Hyperparams, InputRange, Mode, Network, NetworkConfig, Outputs, PredictorConfig, PredictorKind,
-    Regularizer,
+    Activation, BatchNorm, Hyperparams, InputRange, Mode, Network, NetworkConfig, Outputs, PredictorConfig,
+    PredictorKind, Regularizer,
 };
 use super::{noise, pictures, relative_error, small};
 
@@ -59,14 +59,7 @@ impl Reference {
             let size = kernel.size();
             kernel = kernel.reshape([-1, 1, size[2], size[3]]);
         }
-        x.conv2d(
-            &kernel,
-            None::<Tensor>,
-            [stride, stride],
-            [0, 0],
-            [1, 1],
-            groups,
-        )
+        x.conv2d(&kernel, None::<Tensor>, [stride, stride], [0, 0], [1, 1], groups)
     }
 
     /// What a forward pass in float64 gives.
