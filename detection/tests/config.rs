@@ -3,6 +3,7 @@
 use coati_common::config::PipelineConfig;
 use coati_detection::config::{self, Error, NetworkOptions};
 use coati_detection::hard_example_miner::LossType;
+use coati_detection::matcher::Matcher;
 use coati_detection::model::{Options, Ssd};
 use coati_detection::network::{Activation, Hyperparams, Initializer, Regularizer};
 use coati_detection::postprocess::ScoreConverter;
@@ -52,7 +53,7 @@ fn a_whole_configuration() {
     );
     assert_eq!((miner.iou_threshold, miner.loss_type), (0.99, LossType::Classification));
     assert!(loss.normalize_loss_by_num_matches && !loss.normalize_loc_loss_by_codesize);
-    assert!(loss.assigner.matcher.force_match_for_each_row);
+    assert!(matches!(loss.assigner.matcher, Matcher::ArgMax(matcher) if matcher.force_match_for_each_row));
     let post = config::post_processor(ssd).unwrap();
     assert_eq!(post.score_converter, ScoreConverter::Sigmoid);
     assert_eq!((post.nms.score_threshold, post.nms.max_total_detections), (1e-8, 100));
