@@ -160,9 +160,9 @@ fn what_checkpoints_are_started_from_and_what_comes_later() {
     )
     .refused;
     assert_eq!(all[0].path, "graph_rewriter");
-    assert!(refusal("../bccd_tfrecord/test.record", "gs://bucket/test.record").contains(
-        "eval_input_reader[0].tf_record_input_reader.input_path[0]: \"gs://bucket/test.record\" is not supported yet\n\
-         hint: local paths only so far"
+    assert!(refusal("../bccd_tfrecord/test.record", "hdfs://bucket/test.record").contains(
+        "eval_input_reader[0].tf_record_input_reader.input_path[0]: \"hdfs://bucket/test.record\" is not supported yet\n\
+         hint: a local path, gs://BUCKET/KEY or s3://BUCKET/KEY"
     ));
 }
 

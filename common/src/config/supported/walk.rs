@@ -251,11 +251,12 @@ impl Walk<'_> {
 
     fn local(&mut self, key: &str, path: &str, value: &Value) {
         let Value::String(file) = value else { return };
-        if rules::LOCAL.contains(&key) && file.contains("://") && !file.starts_with("file://") {
+        let is_known = file.starts_with("file://") || coati_storage::is_remote(std::path::Path::new(file));
+        if rules::LOCAL.contains(&key) && file.contains("://") && !is_known {
             self.refuse(
                 path,
                 format!("{file:?} is not supported yet"),
-                "local paths only so far".to_owned(),
+                "a local path, gs://BUCKET/KEY or s3://BUCKET/KEY".to_owned(),
             );
         }
     }
