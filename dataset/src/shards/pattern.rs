@@ -471,10 +471,10 @@ mod tests {
         assert!(names(&folder, &["nowhere/b*"]).unwrap_err().contains("no file matches"));
         assert!(names(&folder, &["a.record@0"]).unwrap_err().contains("from 1 to"));
         assert!(
-            expand(&["gs://bucket/a"])
+            expand(&["hdfs://bucket/a"])
                 .unwrap_err()
                 .to_string()
-                .contains("local files only")
+                .contains("local files, gs:// and s3://")
         );
         assert!(matches!(expand::<&str>(&[]), Err(Error::NoPaths)));
     }
