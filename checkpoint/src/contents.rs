@@ -150,9 +150,7 @@ pub fn values(reader: &Reader, entry: &Entry) -> Result<Option<Vec<f64>>, bundle
     let name = entry.name.as_str();
     Ok(Some(match entry.dtype {
         DataType::DtFloat => reader.read_f32(name)?.into_iter().map(f64::from).collect(),
-        DataType::DtInt64 | DataType::DtInt32 => {
-            reader.read_i64(name)?.into_iter().map(|value| value as f64).collect()
-        }
+        DataType::DtInt64 | DataType::DtInt32 => reader.read_i64(name)?.into_iter().map(|value| value as f64).collect(),
         DataType::DtDouble => {
             let bytes = reader.read_raw(name)?;
             let (eights, _) = bytes.as_chunks::<8>();

@@ -84,10 +84,7 @@ impl Report {
     }
 }
 
-fn differ(
-    (first, a): (&Reader, &Entry),
-    (second, b): (&Reader, &Entry),
-) -> Result<Option<Difference>, bundle::Error> {
+fn differ((first, a): (&Reader, &Entry), (second, b): (&Reader, &Entry)) -> Result<Option<Difference>, bundle::Error> {
     if (a.dtype, &a.shape) != (b.dtype, &b.shape) {
         let form = |entry: &Entry| format!("{} {:?}", dtype_name(entry.dtype), entry.shape);
         return Ok(Some(Difference::Form {
@@ -137,14 +134,24 @@ mod tests {
         let shape = [2];
         saver::save(
             &a,
-            &[("equal", &shape, &[1.0, 2.0]), ("form", &shape, &[0.0; 2]), ("gone", &[], &[1.0]), ("moved", &shape, &[3.0, 4.0])],
+            &[
+                ("equal", &shape, &[1.0, 2.0]),
+                ("form", &shape, &[0.0; 2]),
+                ("gone", &[], &[1.0]),
+                ("moved", &shape, &[3.0, 4.0]),
+            ],
             &[("global_step", 1)],
             None,
         )
         .unwrap();
         saver::save(
             &b,
-            &[("equal", &shape, &[1.0, 2.0]), ("form", &[1, 2], &[0.0; 2]), ("moved", &shape, &[3.0, 4.5]), ("new", &[], &[1.0])],
+            &[
+                ("equal", &shape, &[1.0, 2.0]),
+                ("form", &[1, 2], &[0.0; 2]),
+                ("moved", &shape, &[3.0, 4.5]),
+                ("new", &[], &[1.0]),
+            ],
             &[("global_step", 2)],
             None,
         )

@@ -128,7 +128,10 @@ mod tests {
             assert!(text.ends_with(&format!("have in common: {right}")), "{text}");
         }
         let text = complaint(folder.path());
-        assert!(text.contains("this is a folder; its newest checkpoint is ") && text.ends_with(&right), "{text}");
+        assert!(
+            text.contains("this is a folder; its newest checkpoint is ") && text.ends_with(&right),
+            "{text}"
+        );
         let text = complaint(&folder.path().join("model.ckpt"));
         assert!(text.ends_with(&format!("in this folder there is {right}")), "{text}");
         let text = complaint(&folder.path().join("model.ckpt-9.index"));

@@ -152,7 +152,8 @@ pub fn plan<'a>(variables: &[VariableSpec], entries: impl Iterator<Item = &'a En
         })
         .collect();
     let taken: BTreeSet<&str> = rows.iter().filter_map(|row| row.key.as_deref()).collect();
-    let own = |name: &&str| !taken.contains(name) && *name != "global_step" && !SLOTS.iter().any(|slot| name.ends_with(slot));
+    let own =
+        |name: &&str| !taken.contains(name) && *name != "global_step" && !SLOTS.iter().any(|slot| name.ends_with(slot));
     let unused = entries.keys().copied().filter(own).map(str::to_owned).collect();
     Plan { kind, rows, unused }
 }
@@ -208,8 +209,17 @@ impl Plan {
         let mut lines = vec![format!("  {:width$}  restored  skipped", "scope")];
         for group in &groups {
             let skipped: usize = group.skipped.values().sum();
-            let why: Vec<String> = group.skipped.iter().map(|(why, count)| format!("{count} {why}")).collect();
-            let line = format!("  {:width$}  {:8}  {skipped:7}  {}", group.scope, group.restored, why.join(", "));
+            let why: Vec<String> = group
+                .skipped
+                .iter()
+                .map(|(why, count)| format!("{count} {why}"))
+                .collect();
+            let line = format!(
+                "  {:width$}  {:8}  {skipped:7}  {}",
+                group.scope,
+                group.restored,
+                why.join(", ")
+            );
             lines.push(line.trim_end().to_owned());
         }
         let odd: Vec<&Row> = self
@@ -217,7 +227,11 @@ impl Plan {
             .iter()
             .filter(|row| !matches!(row.verdict, Verdict::Restored | Verdict::NotAsked))
             .collect();
-        lines.extend(odd.iter().take(most).map(|row| format!("  {}: {}", row.variable, row.reason())));
+        lines.extend(
+            odd.iter()
+                .take(most)
+                .map(|row| format!("  {}: {}", row.variable, row.reason())),
+        );
         if odd.len() > most {
             lines.push(format!("  and {} more", odd.len() - most));
         }
@@ -294,13 +308,20 @@ mod tests {
         let float = DataType::DtFloat;
         let detector = [
             entry("FeatureExtractor/MobilenetV1/Conv2d_0/weights", float, &[3, 3, 3, 8]),
-            entry("FeatureExtractor/MobilenetV1/Conv2d_0/weights/Momentum", float, &[3, 3, 3, 8]),
+            entry(
+                "FeatureExtractor/MobilenetV1/Conv2d_0/weights/Momentum",
+                float,
+                &[3, 3, 3, 8],
+            ),
             entry("BoxPredictor_0/ClassPredictor/biases", float, &[21]),
             entry("Other/weights", float, &[1]),
             entry("global_step", DataType::DtInt64, &[]),
         ];
         let found = plan(&variables, detector.iter(), Kind::Detection);
-        assert_eq!(verdicts(&found), [Verdict::Restored, Verdict::Missing, Verdict::NotAsked]);
+        assert_eq!(
+            verdicts(&found),
+            [Verdict::Restored, Verdict::Missing, Verdict::NotAsked]
+        );
         assert_eq!(found.unused, ["BoxPredictor_0/ClassPredictor/biases", "Other/weights"]);
         let found = plan(&variables, detector.iter(), Kind::Full);
         let shape = Verdict::Shape { found: vec![21] };

@@ -78,8 +78,8 @@ fn dtype_of(name: &str) -> Option<DataType> {
         DtUint64,
     };
     [
-        DtFloat, DtDouble, DtHalf, DtBfloat16, DtInt64, DtInt32, DtInt16, DtInt8, DtUint64, DtUint32, DtUint16, DtUint8,
-        DtBool,
+        DtFloat, DtDouble, DtHalf, DtBfloat16, DtInt64, DtInt32, DtInt16, DtInt8, DtUint64, DtUint32, DtUint16,
+        DtUint8, DtBool,
     ]
     .into_iter()
     .find(|dtype| name_of(*dtype) == Some(name))
@@ -177,7 +177,9 @@ fn open(path: &Path) -> Result<(File, Tensors, u64), Error> {
         .map_err(|_| wrong(format!("it has {size} bytes, the header's length alone takes 8")))?;
     let length = u64::from_le_bytes(length);
     if length > MOST_HEADER_BYTES || length > size.saturating_sub(8) {
-        return Err(wrong(format!("its header should have {length} bytes, the file has {size}")));
+        return Err(wrong(format!(
+            "its header should have {length} bytes, the file has {size}"
+        )));
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header).map_err(files::error(path, "read"))?;
@@ -218,10 +220,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let weights: Vec<f32> = (0..12).map(|i| i as f32 / 7.0).collect();
-        let tensors: [saver::Tensor; 3] = [("a/weights", &[3, 4], &weights), ("b", &[], &[f32::NAN]), ("empty", &[0, 2], &[])];
+        let tensors: [saver::Tensor; 3] = [
+            ("a/weights", &[3, 4], &weights),
+            ("b", &[], &[f32::NAN]),
+            ("empty", &[0, 2], &[]),
+        ];
         saver::save(&at("a.ckpt"), &tensors, &[("global_step", 7)], None).unwrap();
         let report = write(&Reader::open(&at("a.ckpt")).unwrap(), &at("a.safetensors")).unwrap();
-        assert_eq!((report.tensors, report.bytes, report.left_out.len()), (4, 48 + 4 + 8, 0));
+        assert_eq!(
+            (report.tensors, report.bytes, report.left_out.len()),
+            (4, 48 + 4 + 8, 0)
+        );
         assert_eq!(read(&at("a.safetensors"), &at("b.ckpt")).unwrap(), report);
         for ending in [".index", ".data-00000-of-00001"] {
             let file = |name: &str| std::fs::read(at(&format!("{name}{ending}"))).unwrap();
@@ -253,10 +262,22 @@ mod tests {
             (vec![1, 2], "header's length alone takes 8"),
             (u64::MAX.to_le_bytes().to_vec(), "the file has 8"),
             (header("[]"), "no JSON object"),
-            (header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#), "does not fill bytes 0..8 of 4"),
-            (header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#), "does not fill"),
-            (header(r#"{"a":{"dtype":"F32","shape":[9223372036854775807,8],"data_offsets":[0,4]}}"#), "does not fill"),
-            (header(r#"{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}"#), "\"Q4\" is not known here"),
+            (
+                header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#),
+                "does not fill bytes 0..8 of 4",
+            ),
+            (
+                header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#),
+                "does not fill",
+            ),
+            (
+                header(r#"{"a":{"dtype":"F32","shape":[9223372036854775807,8],"data_offsets":[0,4]}}"#),
+                "does not fill",
+            ),
+            (
+                header(r#"{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}"#),
+                "\"Q4\" is not known here",
+            ),
         ] {
             std::fs::write(&path, bytes).unwrap();
             let text = read(&path, &folder.path().join("out.ckpt")).unwrap_err().to_string();

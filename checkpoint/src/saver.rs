@@ -63,7 +63,9 @@ fn write_both(
 
 /// A file's entry in the manifest; `written` is where it lies now.
 fn saved_file(path: &Path, written: &Path) -> Result<SavedFile, files::Error> {
-    let bytes = coati_storage::stat(written).map_err(files::error(written, "stat"))?.bytes;
+    let bytes = coati_storage::stat(written)
+        .map_err(files::error(written, "stat"))?
+        .bytes;
     Ok(SavedFile {
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         bytes,

@@ -139,7 +139,12 @@ impl StepLog {
             job: Some(log.job.clone()),
             version: log.version,
             position: log.data.position,
-            open: log.data.open.iter().map(|range| wire(range.start, range.count)).collect(),
+            open: log
+                .data
+                .open
+                .iter()
+                .map(|range| wire(range.start, range.count))
+                .collect(),
             since: log.since,
             last: log.last.iter().map(|&by| by.into()).collect(),
         };
@@ -320,7 +325,10 @@ mod tests {
         let found = read(folder.path()).unwrap();
         assert_eq!((found.end(), found.steps.len()), (9, 0));
         assert_eq!(found.newest(), step(8).contributors(), "copies have it in hand");
-        let later = v1::JobRef { incarnation: 4, ..job() };
+        let later = v1::JobRef {
+            incarnation: 4,
+            ..job()
+        };
         log.begin(&later, 9, &DataPosition::default()).unwrap();
         let found = read(folder.path()).unwrap();
         assert_eq!((found.since, found.newest()), (4, Vec::new()), "loaded anew");

@@ -131,7 +131,10 @@ async fn a_stop_while_servers_are_taken_over_loses_no_step() {
         let ended = job.end().await;
         assert_eq!(ended.outcome, Outcome::Interrupted("enough".to_owned()));
         let saved = latest(folder.path()).1.global_step;
-        assert!(reached.contains(&format!("at step {saved};")), "{reached}: {saved} is saved");
+        assert!(
+            reached.contains(&format!("at step {saved};")),
+            "{reached}: {saved} is saved"
+        );
     }
 }
 

@@ -99,7 +99,9 @@ impl Examples {
     /// From a bucket, the next records come while this one is looked at.
     fn ask_ahead(&mut self, record: u64) {
         let step = self.options.sample_1_of_n.max(1);
-        let end = record.saturating_add(step.saturating_mul(AHEAD)).min(self.source.record_count());
+        let end = record
+            .saturating_add(step.saturating_mul(AHEAD))
+            .min(self.source.record_count());
         self.asked = self.asked.max(record);
         while self.asked < end {
             self.source.prefetch(self.asked);

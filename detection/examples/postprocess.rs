@@ -20,12 +20,19 @@ fn main() {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let anchors: Vec<[f32; 4]> = (0..ANCHORS)
         .map(|_| {
-            let (y, x, side) = (random.random::<f32>() * 0.8, random.random::<f32>() * 0.8, random.random::<f32>() * 0.4);
+            let (y, x, side) = (
+                random.random::<f32>() * 0.8,
+                random.random::<f32>() * 0.8,
+                random.random::<f32>() * 0.4,
+            );
             [y, x, y + side, x + side]
         })
         .collect();
     let codes: Vec<f32> = (0..ANCHORS * 4).map(|_| random.random::<f32>() - 0.5).collect();
-    for (name, spread) in [("a trained detector's scores", 2.0_f32), ("scores of an untrained one", 0.1)] {
+    for (name, spread) in [
+        ("a trained detector's scores", 2.0_f32),
+        ("scores of an untrained one", 0.1),
+    ] {
         let mut logits: Vec<f32> = (0..ANCHORS * (CLASSES + 1))
             .map(|_| -5.0 + spread * (random.random::<f32>() + random.random::<f32>() - 1.0))
             .collect();
@@ -39,7 +46,11 @@ fn main() {
             columns: CLASSES + 1,
             num_classes: CLASSES,
         };
-        for (kind, score_threshold, soft_nms_sigma) in [("threshold 1e-8", 1e-8, 0.0), ("threshold 0.3", 0.3, 0.0), ("soft, threshold 0.01", 0.01, 0.5)] {
+        for (kind, score_threshold, soft_nms_sigma) in [
+            ("threshold 1e-8", 1e-8, 0.0),
+            ("threshold 0.3", 0.3, 0.0),
+            ("soft, threshold 0.01", 0.01, 0.5),
+        ] {
             let post = PostProcessor {
                 coder: FasterRcnn::default().into(),
                 score_converter: ScoreConverter::Sigmoid,
@@ -61,7 +72,11 @@ fn main() {
                 })
                 .collect();
             times.sort_unstable();
-            println!("{name}, {kind}: median {:.2?}, least {:.2?} an image", times[RUNS / 2], times[0]);
+            println!(
+                "{name}, {kind}: median {:.2?}, least {:.2?} an image",
+                times[RUNS / 2],
+                times[0]
+            );
         }
     }
 }

@@ -186,7 +186,10 @@ mod tests {
     #[test]
     fn each_box_takes_one_anchor() {
         let rows = |similarity: &[f32], columns, valid: &dyn Fn(usize) -> bool| -> Vec<Option<usize>> {
-            bipartite(similarity, columns, valid).into_iter().map(Match::row).collect()
+            bipartite(similarity, columns, valid)
+                .into_iter()
+                .map(Match::row)
+                .collect()
         };
         // Both rows like column 1 best; the first one likes it more, the second one takes what is left.
         let similarity = [0.5, 0.9, 0.1, 0.4, 0.8, 0.3];

@@ -250,7 +250,9 @@ impl Ssd {
         progress: Progress<'_>,
     ) -> Result<StepLosses, Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
-        let found = self.loss_of(&outputs, groundtruth).map_err(|error| self.explained(error, params))?;
+        let found = self
+            .loss_of(&outputs, groundtruth)
+            .map_err(|error| self.explained(error, params))?;
         let losses = self.step_losses(params, &found)?;
         let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
         match &mut self.accelerator {
@@ -354,7 +356,9 @@ impl Ssd {
         if let Error::Loss(ssd_loss::Error::NotFinite { cause, .. }) = &mut error {
             let place = params.iter().position(|value| !value.is_finite());
             let largest = || (0..params.len()).max_by(|&a, &b| params[a].abs().total_cmp(&params[b].abs()));
-            let found = place.or_else(largest).and_then(|at| Some((self.variable_at(at)?, params[at])));
+            let found = place
+                .or_else(largest)
+                .and_then(|at| Some((self.variable_at(at)?, params[at])));
             if let Some((name, value)) = found {
                 *cause += &match place {
                     Some(_) => format!("; the first variable that is not finite is {name} ({value})"),

@@ -103,7 +103,11 @@ fn overlap_of(a: Corners, b: Corners) -> f32 {
 
 /// Calls `take` with numbers of candidates by their scores, best first, then lowest number first, until it returns false. Scores not
 /// above `threshold` never come. Ranks no more of them than are asked for: of many candidates few are looked at.
-pub(crate) fn each_ranked(scores: impl Iterator<Item = (usize, f32)>, threshold: f32, mut take: impl FnMut(usize) -> bool) {
+pub(crate) fn each_ranked(
+    scores: impl Iterator<Item = (usize, f32)>,
+    threshold: f32,
+    mut take: impl FnMut(usize) -> bool,
+) {
     let keys = scores.filter(|&(_, score)| score > threshold);
     let mut keys: Vec<u64> = keys
         .map(|(number, score)| u64::from(descending(score)) << 32 | number as u64)
@@ -272,14 +276,24 @@ mod tests {
 
     #[test]
     fn scores_sink_instead_of_boxes_going() {
-        let boxes = [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5], [2.0, 2.0, 3.0, 3.0], [0.0, 0.0, 1.0, 1.0]];
+        let boxes = [
+            [0.0, 0.0, 1.0, 1.0],
+            [0.0, 0.0, 1.0, 0.5],
+            [2.0, 2.0, 3.0, 3.0],
+            [0.0, 0.0, 1.0, 1.0],
+        ];
         let options = Options {
             score_threshold: 0.1,
             ..ALL
         };
         let found = soft(&boxes, &[0.9, 0.8, 0.3, 0.7], options, 0.5);
         // The second one overlaps by a half, the last one by all: exp(-1).
-        let expected = [(0, 0.9), (1, 0.8 * (-0.25_f32).exp()), (2, 0.3), (3, 0.7 * (-1.0_f32).exp() * (-0.25_f32).exp())];
+        let expected = [
+            (0, 0.9),
+            (1, 0.8 * (-0.25_f32).exp()),
+            (2, 0.3),
+            (3, 0.7 * (-1.0_f32).exp() * (-0.25_f32).exp()),
+        ];
         assert_eq!(found.len(), 4);
         for ((index, score), (i, s)) in found.iter().zip(expected) {
             assert!(*index == i && (score - s).abs() < 1e-6, "{found:?}");
@@ -290,7 +304,9 @@ mod tests {
 
     #[test]
     fn ranks_come_in_order_however_many_there_are() {
-        let scores: Vec<f32> = (0..9000_u32).map(|i| (i.wrapping_mul(2_654_435_761) % 997) as f32).collect();
+        let scores: Vec<f32> = (0..9000_u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) % 997) as f32)
+            .collect();
         let mut found = Vec::new();
         each_ranked(scores.iter().copied().enumerate(), 10.0, |number| {
             found.push(number);

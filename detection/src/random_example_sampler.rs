@@ -38,7 +38,9 @@ pub fn seed(predictions: &[f32]) -> u64 {
     const MOST: usize = 4096;
     let step = predictions.len() / MOST + 1;
     let values = predictions.iter().step_by(step);
-    values.fold(predictions.len() as u64, |seed, value| mix(seed ^ u64::from(value.to_bits())))
+    values.fold(predictions.len() as u64, |seed, value| {
+        mix(seed ^ u64::from(value.to_bits()))
+    })
 }
 
 /// The finaliser of `SplitMix64`.
@@ -65,7 +67,11 @@ mod tests {
             assert_eq!(chosen[20..].iter().filter(|&&chosen| chosen).count(), negatives);
             assert_eq!(chosen, sampler.sample(&anchors, 3), "the same seed");
             let other = sampler.sample(&anchors, 4) != chosen;
-            assert_eq!(other, (1..70).contains(&negatives), "another seed, {negatives} negatives");
+            assert_eq!(
+                other,
+                (1..70).contains(&negatives),
+                "another seed, {negatives} negatives"
+            );
         }
         let none = RandomExampleSampler { positive_fraction: 0.5 }.sample(&[Some(false); 5], 1);
         assert_eq!(none, [false; 5], "an image without positives trains nothing");

@@ -24,7 +24,9 @@ impl Similarity {
     pub fn matrix(&self, groundtruth: &[Corners], anchors: &[Corners], score: impl Fn(usize) -> f32) -> Vec<f32> {
         match *self {
             Self::Iou => iou_matrix(groundtruth, anchors),
-            Self::Ioa => each(groundtruth, anchors, |row, anchor| intersection(row, anchor) / area(anchor)),
+            Self::Ioa => each(groundtruth, anchors, |row, anchor| {
+                intersection(row, anchor) / area(anchor)
+            }),
             Self::NegSqDist => each(groundtruth, anchors, |row, anchor| -squared_distance(row, anchor)),
             Self::ThresholdedIou { threshold } => {
                 let mut matrix = iou_matrix(groundtruth, anchors);

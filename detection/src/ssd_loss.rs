@@ -296,7 +296,11 @@ impl Image<'_> {
     fn cause(&self, groundtruth: &Groundtruth) -> String {
         let odd = |values: &[f32]| values.iter().position(|value| !value.is_finite());
         if let Some(at) = odd(self.logits) {
-            return format!("the network predicts {} for class column {}", self.logits[at], at % self.columns.max(1));
+            return format!(
+                "the network predicts {} for class column {}",
+                self.logits[at],
+                at % self.columns.max(1)
+            );
         }
         if let Some(at) = odd(self.codes) {
             return format!("the network predicts {} for a box", self.codes[at]);
@@ -349,7 +353,11 @@ fn normalizer(targets: &[Targets], config: &LossConfig) -> f32 {
     }
 }
 
-fn check((anchors, code_size): (usize, usize), predictions: Predictions, groundtruth: &[Groundtruth]) -> Result<(), Error> {
+fn check(
+    (anchors, code_size): (usize, usize),
+    predictions: Predictions,
+    groundtruth: &[Groundtruth],
+) -> Result<(), Error> {
     let boxes = groundtruth.len() * anchors * code_size;
     let classes = groundtruth.len() * anchors * predictions.columns;
     let tensors = [

@@ -23,8 +23,16 @@ fn box_codes_of_every_coder() {
     let codes = npz.rows("rel_codes");
     let three: Vec<f32> = codes.iter().flat_map(|code| [code[0], code[1], code[2]]).collect();
     let coders = [
-        ("faster_rcnn", BoxCoder::from(FasterRcnn::default()), codes.as_flattened()),
-        ("mean_stddev", BoxCoder::MeanStddev(MeanStddev { stddev: 0.01 }), codes.as_flattened()),
+        (
+            "faster_rcnn",
+            BoxCoder::from(FasterRcnn::default()),
+            codes.as_flattened(),
+        ),
+        (
+            "mean_stddev",
+            BoxCoder::MeanStddev(MeanStddev { stddev: 0.01 }),
+            codes.as_flattened(),
+        ),
         ("square", BoxCoder::Square(Square::default()), &three),
     ];
     for (name, coder, codes) in coders {
@@ -34,7 +42,13 @@ fn box_codes_of_every_coder() {
         }
         close(name, &encoded, &npz.floats(&format!("{name}_encoded")), 1e-4, 1e-4);
         let decoded = coder.decode_all(codes, &anchors);
-        close(name, decoded.as_flattened(), &npz.floats(&format!("{name}_decoded")), 1e-5, 1e-6);
+        close(
+            name,
+            decoded.as_flattened(),
+            &npz.floats(&format!("{name}_decoded")),
+            1e-5,
+            1e-6,
+        );
     }
 }
 
@@ -53,13 +67,25 @@ fn box_codes_with_keypoints() {
     let any = BoxCoder::Keypoint(coder);
     assert_eq!(any.code_size(), 10);
     let corners = any.decode_all(&codes, &anchors);
-    close("boxes", corners.as_flattened(), &npz.floats("keypoint_decoded_boxes"), 1e-5, 1e-6);
+    close(
+        "boxes",
+        corners.as_flattened(),
+        &npz.floats("keypoint_decoded_boxes"),
+        1e-5,
+        1e-6,
+    );
     let found: Vec<[f32; 2]> = codes
         .chunks_exact(10)
         .zip(&anchors)
         .flat_map(|(code, &anchor)| coder.decode_keypoints(code, anchor))
         .collect();
-    close("keypoints", found.as_flattened(), &npz.floats("keypoint_decoded_keypoints"), 1e-5, 1e-6);
+    close(
+        "keypoints",
+        found.as_flattened(),
+        &npz.floats("keypoint_decoded_keypoints"),
+        1e-5,
+        1e-6,
+    );
 }
 
 #[test]
@@ -87,7 +113,11 @@ fn similarities() {
 #[test]
 fn class_losses_and_their_gradients() {
     let mut npz = Npz::component("losses");
-    let (logits, targets, weights) = (npz.floats("logits"), npz.floats("cls_targets"), npz.floats("cls_weights"));
+    let (logits, targets, weights) = (
+        npz.floats("logits"),
+        npz.floats("cls_targets"),
+        npz.floats("cls_weights"),
+    );
     let focal = |alpha| Classification::SigmoidFocal(SigmoidFocal { gamma: 2.0, alpha });
     let bootstrapped = |hard| Classification::Bootstrapped(Bootstrapped { alpha: 0.85, hard });
     let cases = [
@@ -97,7 +127,11 @@ fn class_losses_and_their_gradients() {
         ("bootstrapped_sigmoid_soft", bootstrapped(false), 4),
         ("bootstrapped_sigmoid_hard", bootstrapped(true), 4),
         ("weighted_softmax", Classification::Softmax { scale: 1.0 }, 1),
-        ("weighted_softmax_against_logits", Classification::SoftmaxAgainstLogits { scale: 1.0 }, 1),
+        (
+            "weighted_softmax_against_logits",
+            Classification::SoftmaxAgainstLogits { scale: 1.0 },
+            1,
+        ),
     ];
     for (name, loss, width) in cases {
         let (expected, slopes) = (npz.floats(name), npz.floats(&format!("{name}__grad")));
@@ -132,10 +166,22 @@ fn box_losses_and_their_gradients() {
         let (codes, targets) = (npz.rows(&format!("{of}_pred")), npz.rows(&format!("{of}_target")));
         let (expected, slopes) = (npz.floats(name), npz.floats(&format!("{name}__grad")));
         for i in 0..60 {
-            close(name, &[loss.loss(&codes[i], &targets[i], weights[i])], &[expected[i]], 1e-5, 1e-6);
+            close(
+                name,
+                &[loss.loss(&codes[i], &targets[i], weights[i])],
+                &[expected[i]],
+                1e-5,
+                1e-6,
+            );
             let mut gradient = [0.0; 4];
             loss.gradient(&codes[i], &targets[i], weights[i], 1.0, &mut gradient);
-            close(&format!("{name} gradient"), &gradient, &slopes[i * 4..i * 4 + 4], 1e-4, 1e-5);
+            close(
+                &format!("{name} gradient"),
+                &gradient,
+                &slopes[i * 4..i * 4 + 4],
+                1e-4,
+                1e-5,
+            );
         }
     }
 }
@@ -167,7 +213,11 @@ fn soft_class_agnostic_and_combined_suppression() {
     };
     let unit = Some([0.0, 0.0, 1.0, 1.0]);
     let (boxes, scores) = (npz.rows("boxes"), npz.floats("scores"));
-    for (name, nms, window) in [("soft_nms", soft, unit), ("class_agnostic", agnostic, unit), ("combined", combined, None)] {
+    for (name, nms, window) in [
+        ("soft_nms", soft, unit),
+        ("class_agnostic", agnostic, unit),
+        ("combined", combined, None),
+    ] {
         let counts = npz.ints(&format!("{name}__num"));
         let most = nms.max_total_detections;
         for image in 0..2 {
@@ -190,7 +240,8 @@ fn soft_class_agnostic_and_combined_suppression() {
             close(name, &found.scores, &expected("scores", 1), 0.0, 1e-6);
             // TensorFlow's combined suppression leaves the order of equal scores to its sort.
             for equal in (1..count).filter(|&at| found.scores[at] == found.scores[at - 1]) {
-                let of = equal - 1..=equal + usize::from(equal + 1 < count && found.scores[equal + 1] == found.scores[equal]);
+                let of = equal - 1
+                    ..=equal + usize::from(equal + 1 < count && found.scores[equal + 1] == found.scores[equal]);
                 classes[of.clone()].sort_by(f32::total_cmp);
                 theirs[of].sort_by(f32::total_cmp);
             }
@@ -210,7 +261,6 @@ fn with(changes: &[(&str, &str)]) -> pb::DetectionModel {
     PipelineConfig::parse(&text, "test").unwrap().proto.model.unwrap()
 }
 
-
 fn ssd(changes: &[(&str, &str)]) -> pb::Ssd {
     config::ssd(&with(changes)).unwrap().clone()
 }
@@ -224,9 +274,21 @@ fn a_configuration_chooses_among_all_of_them() {
     };
     let class = "weighted_sigmoid { }";
     for (text, expected) in [
-        ("weighted_softmax { logit_scale: 2 }", Classification::Softmax { scale: 2.0 }),
-        ("weighted_logits_softmax { }", Classification::SoftmaxAgainstLogits { scale: 1.0 }),
-        ("weighted_sigmoid_focal { }", Classification::SigmoidFocal(SigmoidFocal { gamma: 2.0, alpha: None })),
+        (
+            "weighted_softmax { logit_scale: 2 }",
+            Classification::Softmax { scale: 2.0 },
+        ),
+        (
+            "weighted_logits_softmax { }",
+            Classification::SoftmaxAgainstLogits { scale: 1.0 },
+        ),
+        (
+            "weighted_sigmoid_focal { }",
+            Classification::SigmoidFocal(SigmoidFocal {
+                gamma: 2.0,
+                alpha: None,
+            }),
+        ),
         (
             "bootstrapped_sigmoid { alpha: 0.9 hard_bootstrap: true }",
             Classification::Bootstrapped(Bootstrapped { alpha: 0.9, hard: true }),
@@ -234,7 +296,10 @@ fn a_configuration_chooses_among_all_of_them() {
     ] {
         assert_eq!(loss_of(class, text).classification, expected);
     }
-    let dice = loss_of(class, "weighted_dice_classification_loss { squared_normalization: true }");
+    let dice = loss_of(
+        class,
+        "weighted_dice_classification_loss { squared_normalization: true }",
+    );
     assert!(matches!(dice.classification, Classification::Dice(dice) if dice.squared_normalization));
     for (text, expected) in [
         ("weighted_l2 { }", Localization::L2),
@@ -246,14 +311,25 @@ fn a_configuration_chooses_among_all_of_them() {
     }
     let iou = "iou_similarity { }";
     assert_eq!(loss_of(iou, "ioa_similarity { }").assigner.similarity, Similarity::Ioa);
-    assert_eq!(loss_of(iou, "neg_sq_dist_similarity { }").assigner.similarity, Similarity::NegSqDist);
+    assert_eq!(
+        loss_of(iou, "neg_sq_dist_similarity { }").assigner.similarity,
+        Similarity::NegSqDist
+    );
     let thresholded = loss_of(iou, "thresholded_iou_similarity { iou_threshold: 0.25 }");
-    assert_eq!(thresholded.assigner.similarity, Similarity::ThresholdedIou { threshold: 0.25 });
-    let sampler = loss_of("localization_loss {", "random_example_sampler { positive_sample_fraction: 0.25 } localization_loss {");
+    assert_eq!(
+        thresholded.assigner.similarity,
+        Similarity::ThresholdedIou { threshold: 0.25 }
+    );
+    let sampler = loss_of(
+        "localization_loss {",
+        "random_example_sampler { positive_sample_fraction: 0.25 } localization_loss {",
+    );
     assert_eq!(sampler.sampler.unwrap().positive_fraction, 0.25);
     let mut bipartite = ssd(&[]);
     bipartite.matcher = Some(pb::Matcher {
-        matcher_oneof: Some(pb::matcher::MatcherOneof::BipartiteMatcher(pb::BipartiteMatcher::default())),
+        matcher_oneof: Some(pb::matcher::MatcherOneof::BipartiteMatcher(
+            pb::BipartiteMatcher::default(),
+        )),
     });
     assert_eq!(config::loss(&bipartite).unwrap().assigner.matcher, Matcher::Bipartite);
 }
@@ -268,8 +344,14 @@ fn suppression_and_calibration_come_from_the_configuration() {
     assert_eq!(combined.nms.scope, Scope::Combined);
     for (text, named) in [
         ("use_combined_nms: true", "change_coordinate_frame: false"),
-        ("use_combined_nms: true use_class_agnostic_nms: true", "use_class_agnostic_nms"),
-        ("use_class_agnostic_nms: true max_classes_per_detection: 2", "max_classes_per_detection"),
+        (
+            "use_combined_nms: true use_class_agnostic_nms: true",
+            "use_class_agnostic_nms",
+        ),
+        (
+            "use_class_agnostic_nms: true max_classes_per_detection: 2",
+            "max_classes_per_detection",
+        ),
         ("soft_nms_sigma: -1", "soft_nms_sigma"),
         ("soft_nms_sigma: 1 use_hard_nms: true", "use_hard_nms"),
     ] {
@@ -277,15 +359,26 @@ fn suppression_and_calibration_come_from_the_configuration() {
         assert!(error.contains(named), "{text}: {error}");
     }
     let converter = "score_converter: SIGMOID";
-    let post = |text: &str| config::post_processor(&ssd(&[(converter, &format!("{converter} calibration_config {{ {text} }}"))]));
+    let post = |text: &str| {
+        config::post_processor(&ssd(&[(
+            converter,
+            &format!("{converter} calibration_config {{ {text} }}"),
+        )]))
+    };
     let temperature = post("temperature_scaling_calibration { scaler: 2 }").unwrap();
     assert_eq!(temperature.calibration, Calibration::Temperature(2.0));
     let points = "x_y_pair { x: 0 y: 0 } x_y_pair { x: 1 y: 0.5 }";
     let curve = post(&format!("function_approximation {{ x_y_pairs {{ {points} }} }}")).unwrap();
     assert!(matches!(curve.calibration, Calibration::Curve(_)));
-    let text = format!("class_id_function_approximations {{ class_id_xy_pairs_map {{ key: 2 value {{ {points} }} }} }}");
+    let text =
+        format!("class_id_function_approximations {{ class_id_xy_pairs_map {{ key: 2 value {{ {points} }} }} }}");
     assert!(matches!(post(&text).unwrap().calibration, Calibration::Curves(curves) if curves.contains_key(&2)));
-    assert!(post("sigmoid_calibration { }").unwrap_err().to_string().contains("does not build it either"));
+    assert!(
+        post("sigmoid_calibration { }")
+            .unwrap_err()
+            .to_string()
+            .contains("does not build it either")
+    );
     assert!(post("").is_err());
 }
 
@@ -300,7 +393,13 @@ fn the_gradient_of_a_batch_is_its_slope_with_every_loss() {
         ..Groundtruth::default()
     }];
     // Some losses take codes for corners: the lower ones come first.
-    let code = |i: usize| if i % 4 < 2 { 0.13 + 0.051 * i as f32 } else { 0.9 + 0.07 * i as f32 };
+    let code = |i: usize| {
+        if i % 4 < 2 {
+            0.13 + 0.051 * i as f32
+        } else {
+            0.9 + 0.07 * i as f32
+        }
+    };
     let codes: Vec<f32> = (0..12).map(code).collect();
     let class = "weighted_sigmoid { }";
     let corners = "weighted_smooth_l1 { }";
@@ -338,13 +437,19 @@ fn the_gradient_of_a_batch_is_its_slope_with_every_loss() {
         };
         let found = of(&codes, &logits);
         // The overlap of codes taken for corners may be negative, as in the reference.
-        assert!(found.classification > 0.0 && found.localization != 0.0, "{to}: {found:?}");
+        assert!(
+            found.classification > 0.0 && found.localization != 0.0,
+            "{to}: {found:?}"
+        );
         for i in 0..logits.len() {
             let (mut up, mut down) = (logits.clone(), logits.clone());
             up[i] += 1e-2;
             down[i] -= 1e-2;
             let slope = (value(&codes, &up) - value(&codes, &down)) / 2e-2;
-            assert!((slope - f64::from(found.d_class_logits[i])).abs() < 3e-3, "{to}, logit {i}: {slope}");
+            assert!(
+                (slope - f64::from(found.d_class_logits[i])).abs() < 3e-3,
+                "{to}, logit {i}: {slope}"
+            );
         }
         for i in 0..codes.len() {
             let (mut up, mut down) = (codes.clone(), codes.clone());
@@ -352,7 +457,10 @@ fn the_gradient_of_a_batch_is_its_slope_with_every_loss() {
             down[i] -= 1e-3;
             let slope = (value(&up, &logits) - value(&down, &logits)) / 2e-3;
             let analytic = f64::from(found.d_box_encodings[i]);
-            assert!((slope - analytic).abs() < 2e-2 * (1.0 + analytic.abs()), "{to}, code {i}: {slope}, {analytic}");
+            assert!(
+                (slope - analytic).abs() < 2e-2 * (1.0 + analytic.abs()),
+                "{to}, code {i}: {slope}, {analytic}"
+            );
         }
     }
 }
@@ -364,7 +472,9 @@ fn drawn_examples_alone_train() {
     let mut ssd = ssd(&[("localization_loss {", sampler)]);
     ssd.loss.as_mut().unwrap().hard_example_miner = None;
     let config = config::loss(&ssd).unwrap();
-    let anchors: Vec<[f32; 4]> = (0..50).map(|i| [0.0, i as f32 / 50.0, 0.5, i as f32 / 50.0 + 0.02]).collect();
+    let anchors: Vec<[f32; 4]> = (0..50)
+        .map(|i| [0.0, i as f32 / 50.0, 0.5, i as f32 / 50.0 + 0.02])
+        .collect();
     let groundtruth = [Groundtruth {
         boxes: vec![anchors[7], anchors[21]],
         classes: vec![0, 1],
@@ -379,7 +489,11 @@ fn drawn_examples_alone_train() {
     };
     let found = loss(&anchors, predictions, &groundtruth, &config).unwrap();
     let trained: Vec<usize> = (0..50)
-        .filter(|anchor| found.d_class_logits[anchor * 4..anchor * 4 + 4].iter().any(|&slope| slope != 0.0))
+        .filter(|anchor| {
+            found.d_class_logits[anchor * 4..anchor * 4 + 4]
+                .iter()
+                .any(|&slope| slope != 0.0)
+        })
         .collect();
     assert_eq!(trained.len(), 4, "{trained:?}");
     assert!(trained.contains(&7) && trained.contains(&21), "{trained:?}");
@@ -393,7 +507,9 @@ fn a_detector_without_a_background_has_one_column_a_class() {
         ..Options::default()
     };
     let ssd = Ssd::new(&model, &options).unwrap();
-    let biases = ssd.variables().iter().find(|spec| spec.name == "BoxPredictor_0/ClassPredictor/biases");
+    let biases = ssd
+        .variables()
+        .iter()
+        .find(|spec| spec.name == "BoxPredictor_0/ClassPredictor/biases");
     assert_eq!(biases.unwrap().shape, [9]);
-
 }

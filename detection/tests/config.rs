@@ -120,7 +120,11 @@ fn what_is_not_built_is_refused_by_name() {
     let cases = [
         ("type: 'ssd_mobilenet_v1'", "type: 'ssd_nothing_v9'", "ssd_nothing_v9"),
         ("use_dropout: false", "", "use_dropout"),
-        ("weighted_sigmoid { }", "weighted_sigmoid_focal { }", "hard_example_miner"),
+        (
+            "weighted_sigmoid { }",
+            "weighted_sigmoid_focal { }",
+            "hard_example_miner",
+        ),
         (
             "faster_rcnn_box_coder { y_scale: 10.0 x_scale: 10.0 height_scale: 5.0 width_scale: 5.0 }",
             "square_box_coder { }",

@@ -73,7 +73,10 @@ fn what_was_held_goes_on_where_the_copy_in_its_place_has_no_values_yet() {
     let before = values(&store, &job(1));
     configured(&store, &job(2), true);
     let former = store.former().unwrap();
-    assert_eq!((former.job, former.version, former.copy), (Some(job(1)), Some(1), false));
+    assert_eq!(
+        (former.job, former.version, former.copy),
+        (Some(job(1)), Some(1), false)
+    );
     assert_eq!(store.status().version, None, "the copy has nothing yet");
     let refused = store.pull(&job(1), 0).unwrap_err();
     assert_eq!(refused.code, ErrorCode::StaleIncarnation, "nobody is served from it");

@@ -25,7 +25,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = Path::new(&url);
     let location = Location::parse(path)?;
     let endpoint = std::env::var("AWS_ENDPOINT_URL")?;
-    let address = endpoint.strip_prefix("http://").ok_or("AWS_ENDPOINT_URL must begin with http://")?;
+    let address = endpoint
+        .strip_prefix("http://")
+        .ok_or("AWS_ENDPOINT_URL must begin with http://")?;
     if !coati_storage::is_file(path) {
         let mut state = 1u64;
         let noise: Vec<u8> = std::iter::repeat_with(|| {
@@ -85,7 +87,10 @@ fn plain(address: &str, key: &str, bytes: u64) -> Result<u64, Box<dyn Error>> {
     let mut count = 0;
     while count < bytes {
         let last = (count + RANGE).min(bytes) - 1;
-        write!(writer, "GET {key} HTTP/1.1\r\nHost: {address}\r\nRange: bytes={count}-{last}\r\n\r\n")?;
+        write!(
+            writer,
+            "GET {key} HTTP/1.1\r\nHost: {address}\r\nRange: bytes={count}-{last}\r\n\r\n"
+        )?;
         let mut length = 0;
         let mut closes = false;
         loop {
@@ -116,6 +121,11 @@ fn plain(address: &str, key: &str, bytes: u64) -> Result<u64, Box<dyn Error>> {
 /// User and system time of this process.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat.split(' ').skip(13).take(2).filter_map(|field| field.parse().ok()).collect();
+    let fields: Vec<f64> = stat
+        .split(' ')
+        .skip(13)
+        .take(2)
+        .filter_map(|field| field.parse().ok())
+        .collect();
     fields.iter().sum::<f64>() / 100.0
 }

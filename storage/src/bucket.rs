@@ -153,7 +153,10 @@ impl Store for Buckets {
     fn stat(&self, path: &Path) -> io::Result<Stat> {
         let object = Object::at(path)?;
         if object.location.key.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("{}: a bucket, not an object", path.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{}: a bucket, not an object", path.display()),
+            ));
         }
         block(async move { object.stat().await })?
     }
@@ -177,7 +180,11 @@ impl Store for Buckets {
         let object = Object::at(folder)?;
         let listed = block(async move {
             let prefix = (!object.location.key.is_empty()).then_some(&object.key);
-            object.store().list_with_delimiter(prefix).await.map_err(object.error("list"))
+            object
+                .store()
+                .list_with_delimiter(prefix)
+                .await
+                .map_err(object.error("list"))
         })??;
         let name = |key: &Key| key.filename().unwrap_or_default().to_owned();
         let folders = listed.common_prefixes.iter().map(|key| Entry {
@@ -207,7 +214,12 @@ impl Store for Buckets {
         }
         let object = Object::at(path)?;
         let bytes = Bytes::copy_from_slice(bytes);
-        block(async move { object.put(bytes, PutMode::Overwrite).await.map_err(object.error("write")) })?
+        block(async move {
+            object
+                .put(bytes, PutMode::Overwrite)
+                .await
+                .map_err(object.error("write"))
+        })?
     }
 
     fn put_new(&self, path: &Path, bytes: &[u8]) -> io::Result<bool> {
@@ -231,16 +243,26 @@ impl Store for Buckets {
     }
 
     fn read_many(&self, paths: &[PathBuf]) -> io::Result<Vec<Vec<u8>>> {
-        let objects = paths.iter().map(|path| Object::at(path)).collect::<io::Result<Vec<_>>>()?;
+        let objects = paths
+            .iter()
+            .map(|path| Object::at(path))
+            .collect::<io::Result<Vec<_>>>()?;
         block(async move {
-            let reading = objects.into_iter().map(|object| async move { object.read().await.map(Vec::from) });
+            let reading = objects
+                .into_iter()
+                .map(|object| async move { object.read().await.map(Vec::from) });
             futures::stream::iter(reading).buffered(AT_ONCE).try_collect().await
         })?
     }
 
     fn remove_many(&self, paths: &[PathBuf]) -> io::Result<()> {
-        let objects = paths.iter().map(|path| Object::at(path)).collect::<io::Result<Vec<_>>>()?;
-        let Some(first) = objects.first().cloned() else { return Ok(()) };
+        let objects = paths
+            .iter()
+            .map(|path| Object::at(path))
+            .collect::<io::Result<Vec<_>>>()?;
+        let Some(first) = objects.first().cloned() else {
+            return Ok(());
+        };
         block(async move {
             let keys: Vec<_> = objects.into_iter().map(|object| Ok(object.key)).collect();
             let mut removing = first.store().delete_stream(futures::stream::iter(keys).boxed());
@@ -277,7 +299,10 @@ mod tests {
     fn parts_cover_a_range_without_gaps() {
         let size = PART_BYTES as u64;
         assert_eq!(parts(5..7), [5..7]);
-        assert_eq!(parts(1..2 * size + 3), [1..1 + size, 1 + size..1 + 2 * size, 1 + 2 * size..2 * size + 3]);
+        assert_eq!(
+            parts(1..2 * size + 3),
+            [1..1 + size, 1 + size..1 + 2 * size, 1 + 2 * size..2 * size + 3]
+        );
         assert!(parts(4..4).is_empty());
     }
 }

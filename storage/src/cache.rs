@@ -98,7 +98,10 @@ impl Cache {
         digest.update([0]);
         digest.update(stat.modified_ns.to_le_bytes());
         digest.update(stat.bytes.to_le_bytes());
-        let name: String = digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let name: String = digest.finalize()[..16]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         self.folder.join(format!("{name}-{number}.{ENDING}"))
     }
 
@@ -197,6 +200,9 @@ mod tests {
         let there: Vec<bool> = (0..4).map(|number| path(number).exists()).collect();
         assert_eq!(there, [true, false, true, true], "the first one was used just now");
         assert_eq!(cache.held.load(Ordering::Relaxed), 90);
-        assert_eq!(Cache::new(folder.path().to_owned(), 100).held.load(Ordering::Relaxed), 90);
+        assert_eq!(
+            Cache::new(folder.path().to_owned(), 100).held.load(Ordering::Relaxed),
+            90
+        );
     }
 }

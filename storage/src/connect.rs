@@ -71,7 +71,8 @@ impl World<'_> {
     }
 
     fn is_true(&self, name: &str) -> bool {
-        self.variable(name).is_some_and(|value| matches!(value.to_lowercase().as_str(), "1" | "true" | "yes"))
+        self.variable(name)
+            .is_some_and(|value| matches!(value.to_lowercase().as_str(), "1" | "true" | "yes"))
     }
 
     fn home(&self, below: &str) -> PathBuf {
@@ -80,9 +81,9 @@ impl World<'_> {
 
     /// Whether the machine says that it is this cloud's.
     fn machine_is(&self, name: &str) -> bool {
-        ["sys_vendor", "product_name", "bios_vendor"].iter().any(|file| {
-            (self.file)(&Path::new("/sys/class/dmi/id").join(file)).is_some_and(|text| text.contains(name))
-        })
+        ["sys_vendor", "product_name", "bios_vendor"]
+            .iter()
+            .any(|file| (self.file)(&Path::new("/sys/class/dmi/id").join(file)).is_some_and(|text| text.contains(name)))
     }
 }
 
@@ -124,7 +125,9 @@ struct S3Plan {
 }
 
 fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
-    let name = world.variable("AWS_PROFILE").or_else(|| world.variable("AWS_DEFAULT_PROFILE"));
+    let name = world
+        .variable("AWS_PROFILE")
+        .or_else(|| world.variable("AWS_DEFAULT_PROFILE"));
     let read = |variable: &str, file: &str| {
         let path = world.variable(variable).map_or_else(|| world.home(file), PathBuf::from);
         (world.file)(&path).unwrap_or_default()
@@ -158,7 +161,9 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
         region,
     };
     let explicit = name.is_some();
-    let from_profile = profile.get("aws_access_key_id").zip(profile.get("aws_secret_access_key"));
+    let from_profile = profile
+        .get("aws_access_key_id")
+        .zip(profile.get("aws_secret_access_key"));
     let shown = name.as_deref().unwrap_or("default");
     if world.is_true("AWS_SKIP_SIGNATURE") {
         plan.credentials = "no credentials (AWS_SKIP_SIGNATURE)".to_owned();
@@ -182,7 +187,11 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
         plan.credentials = format!("the AWS profile `{shown}`");
         plan.keys.push((S3Key::AccessKeyId, id.clone()));
         plan.keys.push((S3Key::SecretAccessKey, secret.clone()));
-        plan.keys.extend(profile.get("aws_session_token").map(|token| (S3Key::Token, token.clone())));
+        plan.keys.extend(
+            profile
+                .get("aws_session_token")
+                .map(|token| (S3Key::Token, token.clone())),
+        );
     } else if world.is_set("AWS_WEB_IDENTITY_TOKEN_FILE") && world.is_set("AWS_ROLE_ARN") {
         plan.credentials = "the web identity of AWS_ROLE_ARN".to_owned();
     } else if world.is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
@@ -195,7 +204,9 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
     {
         return Err((
             format!("the AWS profile `{shown}` has no keys of its own, but a way to get some that Coati does not know"),
-            format!("eval \"$(aws configure export-credentials --profile {shown} --format env)\" puts them into the environment"),
+            format!(
+                "eval \"$(aws configure export-credentials --profile {shown} --format env)\" puts them into the environment"
+            ),
         ));
     } else if world.is_set("AWS_METADATA_ENDPOINT") || world.machine_is("Amazon EC2") {
         plan.credentials = "the instance's role".to_owned();
@@ -278,7 +289,10 @@ fn plan_gs(world: &World<'_>) -> (Gs, String) {
     }
     for name in ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"] {
         if let Some(path) = world.variable(name) {
-            return (Gs::ServiceAccount(path.into()), format!("the service account in {name}"));
+            return (
+                Gs::ServiceAccount(path.into()),
+                format!("the service account in {name}"),
+            );
         }
     }
     if let Some(key) = world.variable("GOOGLE_SERVICE_ACCOUNT_KEY") {
@@ -290,7 +304,10 @@ fn plan_gs(world: &World<'_>) -> (Gs, String) {
         return (Gs::Default(path.into()), words);
     }
     if (world.file)(&default).is_some() {
-        return (Gs::Default(default), "gcloud's application default credentials".to_owned());
+        return (
+            Gs::Default(default),
+            "gcloud's application default credentials".to_owned(),
+        );
     }
     let there = ["GCE_METADATA_HOST", "K_SERVICE", "KUBERNETES_SERVICE_HOST"];
     if there.iter().any(|name| world.is_set(name)) || world.machine_is("Google") {
@@ -303,7 +320,11 @@ fn plan_gs(world: &World<'_>) -> (Gs, String) {
 fn gs(name: &str, world: &World<'_>) -> Result<Bucket, Refusal> {
     let (plan, credentials) = plan_gs(world);
     let endpoint = world.variable("STORAGE_EMULATOR_HOST").map(|host| {
-        let url = if host.contains("://") { host } else { format!("http://{host}") };
+        let url = if host.contains("://") {
+            host
+        } else {
+            format!("http://{host}")
+        };
         url.trim_end_matches('/').to_owned()
     });
     let mut builder = GoogleCloudStorageBuilder::new()
@@ -357,13 +378,27 @@ mod tests {
     #[test]
     fn s3_credentials_are_taken_in_the_order_of_awss_tools() {
         let environment = [("AWS_ACCESS_KEY_ID", "E"), ("AWS_SECRET_ACCESS_KEY", "S")];
-        assert!(s3_of(&environment, &[KEYS]).unwrap().credentials.contains("environment"));
+        assert!(
+            s3_of(&environment, &[KEYS])
+                .unwrap()
+                .credentials
+                .contains("environment")
+        );
         let plan = s3_of(&[], &[KEYS]).unwrap();
-        assert_eq!((plan.credentials.as_str(), plan.keys[0].1.as_str()), ("the AWS profile `default`", "D"));
+        assert_eq!(
+            (plan.credentials.as_str(), plan.keys[0].1.as_str()),
+            ("the AWS profile `default`", "D")
+        );
         let plan = s3_of(&[("AWS_PROFILE", "work"), environment[0], environment[1]], &[KEYS]).unwrap();
-        assert_eq!((plan.keys[0].1.as_str(), plan.region.as_deref()), ("W", Some("eu-north-1")));
+        assert_eq!(
+            (plan.keys[0].1.as_str(), plan.region.as_deref()),
+            ("W", Some("eu-north-1"))
+        );
         let plan = s3_of(&[], &[("/sys/class/dmi/id/sys_vendor", "Amazon EC2\n")]).unwrap();
-        assert_eq!((plan.credentials.as_str(), plan.anonymous), ("the instance's role", false));
+        assert_eq!(
+            (plan.credentials.as_str(), plan.anonymous),
+            ("the instance's role", false)
+        );
         let plan = s3_of(&[], &[]).unwrap();
         assert!(plan.anonymous && plan.credentials.starts_with("no credentials"));
         assert!(s3_of(&[("AWS_SKIP_SIGNATURE", "true")], &[KEYS]).unwrap().anonymous);
@@ -393,7 +428,9 @@ mod tests {
             plan_gs(&World {
                 variable: &|name| {
                     let found = variables.iter().find(|(key, _)| *key == name);
-                    found.map(|(_, value)| (*value).to_owned()).or_else(|| (name == "HOME").then(|| "/h".to_owned()))
+                    found
+                        .map(|(_, value)| (*value).to_owned())
+                        .or_else(|| (name == "HOME").then(|| "/h".to_owned()))
                 },
                 file: &|path| files.contains(&path.to_str().unwrap()).then(|| "Google".to_owned()),
             })
@@ -401,8 +438,14 @@ mod tests {
         };
         let file = "/h/.config/gcloud/application_default_credentials.json";
         assert_eq!(of(&[], &[file]), Gs::Default(file.into()));
-        assert_eq!(of(&[("GOOGLE_APPLICATION_CREDENTIALS", "/k")], &[file]), Gs::Default("/k".into()));
-        assert_eq!(of(&[("GOOGLE_SERVICE_ACCOUNT", "/s")], &[file]), Gs::ServiceAccount("/s".into()));
+        assert_eq!(
+            of(&[("GOOGLE_APPLICATION_CREDENTIALS", "/k")], &[file]),
+            Gs::Default("/k".into())
+        );
+        assert_eq!(
+            of(&[("GOOGLE_SERVICE_ACCOUNT", "/s")], &[file]),
+            Gs::ServiceAccount("/s".into())
+        );
         assert_eq!(of(&[], &["/sys/class/dmi/id/product_name"]), Gs::Instance);
         assert_eq!(of(&[], &[]), Gs::Anonymous);
     }

@@ -159,7 +159,10 @@ fn hint(location: &Location, status: Option<u16>, text: &str, credentials: &str,
         Scheme::Gs => "STORAGE_EMULATOR_HOST",
     };
     if text.contains("NoSuchBucket") {
-        return format!("there is no bucket `{}`; check its name, and {region} if they are set", location.bucket);
+        return format!(
+            "there is no bucket `{}`; check its name, and {region} if they are set",
+            location.bucket
+        );
     }
     if text.contains("RequestTimeTooSkewed") {
         return "this machine's clock is wrong; set it".to_owned();
@@ -215,7 +218,12 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
-        let slow = explain("read", &location, "", &generic("Server returned non-2xx status code: 503 Slow Down"));
+        let slow = explain(
+            "read",
+            &location,
+            "",
+            &generic("Server returned non-2xx status code: 503 Slow Down"),
+        );
         assert_eq!(slow.status, Some(503));
         assert!(slow.hint.contains("fewer workers"));
         let error = io::Error::from(slow);

@@ -160,7 +160,10 @@ impl Remote {
         }
         let range = offset..offset.saturating_add(buffer.len() as u64);
         if range.end > self.stat.bytes {
-            let text = format!("{}: it has {} bytes, not {}", self.object.location, self.stat.bytes, range.end);
+            let text = format!(
+                "{}: it has {} bytes, not {}",
+                self.object.location, self.stat.bytes, range.end
+            );
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
         }
         if let Some(pending) = self.take(&range) {

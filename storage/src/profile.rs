@@ -8,7 +8,9 @@ pub(crate) type Profile = BTreeMap<String, String>;
 /// What `credentials` and `config` say of a profile; none where neither names it. The first counts where both say something.
 pub(crate) fn find(name: &str, credentials: &str, config: &str) -> Option<Profile> {
     let in_config = if name == "default" {
-        sections(config).remove("default").or_else(|| sections(config).remove("profile default"))
+        sections(config)
+            .remove("default")
+            .or_else(|| sections(config).remove("profile default"))
     } else {
         sections(config).remove(&format!("profile {name}"))
     };
@@ -48,7 +50,8 @@ fn sections(text: &str) -> BTreeMap<String, Profile> {
 mod tests {
     use super::*;
 
-    const CREDENTIALS: &str = "[default]\naws_access_key_id = A\naws_secret_access_key=B = C\n# x\n[work]\naws_access_key_id=W\n";
+    const CREDENTIALS: &str =
+        "[default]\naws_access_key_id = A\naws_secret_access_key=B = C\n# x\n[work]\naws_access_key_id=W\n";
     const CONFIG: &str = "[default]\nregion = eu-west-1\n[profile  work]\nregion=us-east-2\nendpoint_url = http://s\ns3 =\n  endpoint_url = http://nested\n";
 
     #[test]
@@ -57,7 +60,10 @@ mod tests {
         assert_eq!(found["aws_secret_access_key"], "B = C");
         assert_eq!(found["region"], "eu-west-1");
         let work = find("work", CREDENTIALS, CONFIG).unwrap();
-        assert_eq!((work["aws_access_key_id"].as_str(), work["endpoint_url"].as_str()), ("W", "http://s"));
+        assert_eq!(
+            (work["aws_access_key_id"].as_str(), work["endpoint_url"].as_str()),
+            ("W", "http://s")
+        );
         assert_eq!(find("other", CREDENTIALS, CONFIG), None);
         assert_eq!(find("default", "", ""), None);
     }

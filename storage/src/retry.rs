@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
+use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
     ReqwestConnector,
 };
-use object_store::ClientOptions;
 use rand::Rng as _;
 
 use crate::error::said;
@@ -119,7 +119,15 @@ impl HttpService for Retrying {
                 let seconds = limit.as_secs();
                 tracing::warn!(host, path, "{what}; trying again for up to {seconds} s");
             }
-            tracing::debug!(host, path, status, what, attempts, pause_ms = pause.as_millis() as u64, "trying again");
+            tracing::debug!(
+                host,
+                path,
+                status,
+                what,
+                attempts,
+                pause_ms = pause.as_millis() as u64,
+                "trying again"
+            );
             tokio::time::sleep(pause).await;
         }
     }
@@ -219,7 +227,9 @@ fn passes(status: StatusCode, method: &Method, body: &[u8]) -> bool {
 
 /// `chance` from 0 to 1: half of the pause is left to it, so that those who failed together do not come back together.
 fn pause(attempts: u32, asked: Option<Duration>, chance: f64) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_PAUSE);
+    let whole = FIRST_PAUSE
+        .saturating_mul(1 << attempts.saturating_sub(1).min(16))
+        .min(LONGEST_PAUSE);
     let pause = whole.mul_f64(0.5 + 0.5 * chance);
     asked.map_or(pause, |asked| asked.min(LONGEST_ASKED) + pause)
 }

@@ -40,7 +40,11 @@ pub(crate) fn start<T: Send + 'static>(future: impl Future<Output = T> + Send + 
 
 /// Waits for a request. A thread that also serves others (a task's) tells its runtime, which puts another in its place.
 pub(crate) fn wait<T: Send>(pending: &Pending<T>) -> io::Result<T> {
-    let receive = || pending.recv().map_err(|_| io::Error::other("a storage request ended without a result"));
+    let receive = || {
+        pending
+            .recv()
+            .map_err(|_| io::Error::other("a storage request ended without a result"))
+    };
     match Handle::try_current().map(|handle| handle.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(receive),
         _ => receive(),

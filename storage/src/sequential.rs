@@ -89,7 +89,8 @@ impl Stream {
             self.next = range.end;
             self.request = (self.request * 2).min(PART_BYTES as u64);
             let (object, tag, wanted) = (Arc::clone(&self.object), self.tag.clone(), range.clone());
-            self.pending.push_back((range, start(async move { object.get(wanted, tag).await })?));
+            self.pending
+                .push_back((range, start(async move { object.get(wanted, tag).await })?));
         }
         Ok(())
     }
@@ -100,8 +101,12 @@ impl Stream {
             return Err(io::Error::other("reading failed before"));
         }
         self.fill()?;
-        let Some((_, pending)) = self.pending.pop_front() else { return Ok(false) };
-        self.current = wait(&pending).and_then(|read| read).inspect_err(|_| self.failed = true)?;
+        let Some((_, pending)) = self.pending.pop_front() else {
+            return Ok(false);
+        };
+        self.current = wait(&pending)
+            .and_then(|read| read)
+            .inspect_err(|_| self.failed = true)?;
         self.fill()?;
         Ok(true)
     }

@@ -33,10 +33,15 @@ impl Settings {
             retry_for: Duration::from_secs(number(variable, "COATI_STORAGE_RETRY_SECONDS", 120)),
             concurrency: number(variable, "COATI_STORAGE_CONCURRENCY", 64).clamp(1, 1024),
             conditional_put: variable("COATI_CONDITIONAL_PUT").as_deref() != Some("off"),
-            cache: variable("COATI_CACHE_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from),
+            cache: variable("COATI_CACHE_DIR")
+                .filter(|folder| !folder.is_empty())
+                .map(PathBuf::from),
             cache_bytes: variable("COATI_CACHE_BYTES").map_or(10 << 30, |text| {
                 bytes(&text).unwrap_or_else(|| {
-                    tracing::warn!(value = text, "COATI_CACHE_BYTES is no number of bytes such as 20G; 10G is used");
+                    tracing::warn!(
+                        value = text,
+                        "COATI_CACHE_BYTES is no number of bytes such as 20G; 10G is used"
+                    );
                     10 << 30
                 })
             }),
@@ -76,7 +81,16 @@ mod tests {
     #[test]
     fn sizes_are_as_people_write_them() {
         let found = ["20G", "20GiB", "512 M", "7", "1tb", "", "x", "G"].map(bytes);
-        let right = [Some(20 << 30), Some(20 << 30), Some(512 << 20), Some(7), Some(1 << 40), None, None, None];
+        let right = [
+            Some(20 << 30),
+            Some(20 << 30),
+            Some(512 << 20),
+            Some(7),
+            Some(1 << 40),
+            None,
+            None,
+            None,
+        ];
         assert_eq!(found, right);
     }
 
@@ -88,6 +102,9 @@ mod tests {
             _ => None,
         };
         let found = Settings::read(&read);
-        assert_eq!((found.concurrency, found.conditional_put, found.cache), (64, false, None));
+        assert_eq!(
+            (found.concurrency, found.conditional_put, found.cache),
+            (64, false, None)
+        );
     }
 }

@@ -23,10 +23,18 @@ pub fn local_side(folder: &Path) -> PathBuf {
 fn name(folder: &Path) -> String {
     let text = folder.to_string_lossy();
     let text = text.trim_end_matches('/');
-    let hash: String = Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(text)
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let last = text.rsplit('/').next().unwrap_or_default();
     // Sockets have short names.
-    let last: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(32).collect();
+    let last: String = last
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
+        .take(32)
+        .collect();
     format!("{last}-{hash}")
 }
 
@@ -40,7 +48,10 @@ mod tests {
         let found = local_side(Path::new("s3://b/out/model"));
         assert!(found.is_absolute() && found.parent().unwrap().ends_with("coati"));
         assert!(name(Path::new("s3://b/out/model")).starts_with("model-"));
-        assert_eq!(name(Path::new("s3://b/out/model/")), name(Path::new("s3://b/out/model")));
+        assert_eq!(
+            name(Path::new("s3://b/out/model/")),
+            name(Path::new("s3://b/out/model"))
+        );
         assert_ne!(name(Path::new("gs://b/out/model")), name(Path::new("s3://b/out/model")));
     }
 }

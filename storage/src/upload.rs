@@ -83,7 +83,9 @@ impl Upload {
         while !self.in_flight.is_empty() {
             self.await_part()?;
         }
-        let Some(mut upload) = self.multipart.take() else { return Ok(()) };
+        let Some(mut upload) = self.multipart.take() else {
+            return Ok(());
+        };
         let (upload, done) = block(async move {
             let done = upload.complete().await;
             (upload, done)

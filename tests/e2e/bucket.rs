@@ -39,12 +39,20 @@ fn whole_files(folder: &Path) {
         .map(|entry| (entry.name, entry.is_file, entry.bytes))
         .collect();
     assert_eq!(names, [("a.txt".to_owned(), true, 3)]);
-    assert!(storage::list(folder).unwrap().iter().any(|entry| entry.name == "sub" && !entry.is_file));
+    assert!(
+        storage::list(folder)
+            .unwrap()
+            .iter()
+            .any(|entry| entry.name == "sub" && !entry.is_file)
+    );
     assert!(storage::is_dir(folder) && storage::is_file(&file) && !storage::is_file(folder));
     let many = [file.clone(), folder.join("sub/b.txt")];
     assert_eq!(storage::read_many(&many).unwrap(), [b"two".to_vec(), Vec::new()]);
     let stat = storage::stat(&file).unwrap();
-    assert!(stat.bytes == 3 && stat.modified_ns > 1_600_000_000_000_000_000, "{stat:?}");
+    assert!(
+        stat.bytes == 3 && stat.modified_ns > 1_600_000_000_000_000_000,
+        "{stat:?}"
+    );
     storage::remove_many(&many).unwrap();
     assert!(!storage::is_file(&many[0]) && !storage::is_file(&many[1]));
     storage::remove_many(&many).unwrap();
@@ -66,7 +74,10 @@ fn ranges(folder: &Path) {
     for part in content.chunks(1_234_567) {
         writer.write_all(part).unwrap();
     }
-    assert!(!storage::is_remote(&path) || !storage::is_file(&path), "it appears when it is finished");
+    assert!(
+        !storage::is_remote(&path) || !storage::is_file(&path),
+        "it appears when it is finished"
+    );
     writer.finish().unwrap();
     drop(storage::create(&folder.join("given-up")).map(|mut writer| writer.write_all(&content)));
     assert!(!storage::is_remote(&path) || !storage::is_file(&folder.join("given-up")));
@@ -105,7 +116,10 @@ fn patterns(folder: &Path) {
     let found = |pattern: &str| expand(&[folder.join(pattern).to_str().unwrap()]).map(|files| files.len());
     assert_eq!(found("t.record@2").unwrap(), 2);
     assert_eq!(found("t.record-*").unwrap(), 2);
-    assert_eq!(found("../patterns/*.record").ok(), (!storage::is_remote(folder)).then_some(1));
+    assert_eq!(
+        found("../patterns/*.record").ok(),
+        (!storage::is_remote(folder)).then_some(1)
+    );
     assert_eq!(found("v.record").unwrap(), 1);
     assert!(found("t.record@3").unwrap_err().to_string().contains("-00000-of-00003"));
     assert!(found("x*").unwrap_err().to_string().contains("no file matches"));
@@ -140,7 +154,10 @@ fn what_passes_is_ridden_out() {
     let Some(server) = Server::start() else { return };
     for (scheme, environment) in [("s3", s3_at as fn(_) -> _), ("gs", gs_at)] {
         let proxy = Proxy::start(&server, Faults::OneOf(4));
-        run_suite(&format!("{scheme}://coati/faulty-{scheme}"), &environment(proxy.address()));
+        run_suite(
+            &format!("{scheme}://coati/faulty-{scheme}"),
+            &environment(proxy.address()),
+        );
         assert!(proxy.faulty() >= 10, "{} faults", proxy.faulty());
     }
 }
@@ -246,8 +263,7 @@ fn a_cluster_trains_in_a_bucket_loses_its_master_goes_on_and_evaluates() {
     helper("upload", &job.path(""), &environment);
 
     let mut train = job.coati(
-        "train --pipeline_config_path s3://coati/data/pipeline.config --model_dir s3://coati/out --no_eval"
-            .split(' '),
+        "train --pipeline_config_path s3://coati/data/pipeline.config --model_dir s3://coati/out --no_eval".split(' '),
     );
     for (name, value) in &environment {
         train = train.env(name, value);
@@ -262,7 +278,9 @@ fn a_cluster_trains_in_a_bucket_loses_its_master_goes_on_and_evaluates() {
     let running = train(STEPS).start();
     running.wait_for("checkpoint s3://coati/out/model.ckpt-10");
     let shown = job.coati("status --model_dir s3://coati/out --format json".split(' '));
-    let shown = environment.iter().fold(shown, |command, (name, value)| command.env(name, value));
+    let shown = environment
+        .iter()
+        .fold(shown, |command, (name, value)| command.env(name, value));
     let shown = shown.run().exits(0).json();
     let tasks = shown["tasks"].as_array().unwrap();
     let master = tasks.iter().find(|task| task["task"] == "master").unwrap();
@@ -278,7 +296,10 @@ fn a_cluster_trains_in_a_bucket_loses_its_master_goes_on_and_evaluates() {
     assert!(proxy.faulty() >= 5, "{} faults", proxy.faulty());
 
     // The same on a disk.
-    let calm = job.train("calm", STEPS).with("--save_checkpoints_steps 10").cluster(cluster);
+    let calm = job
+        .train("calm", STEPS)
+        .with("--save_checkpoints_steps 10")
+        .cluster(cluster);
     let _ = calm.run().exits(0);
     helper("download", &job.path("fetched"), &environment);
     let [calm, fetched] = ["calm", "fetched"].map(|folder| tensors::read(&job.path(folder), STEPS));
@@ -299,7 +320,9 @@ fn a_cluster_trains_in_a_bucket_loses_its_master_goes_on_and_evaluates() {
     let eval = "eval --pipeline_config_path s3://coati/data/pipeline.config --run_once --format json --checkpoint_dir s3://coati/out";
     let eval = environment
         .iter()
-        .fold(job.coati(eval.split(' ')), |command, (name, value)| command.env(name, value));
+        .fold(job.coati(eval.split(' ')), |command, (name, value)| {
+            command.env(name, value)
+        });
     let found: Value = eval.run().exits(0).json();
     assert_eq!(found["global_step"], STEPS + 4);
 }

@@ -67,9 +67,9 @@ fn what_is_not_built_is_refused_by_name() {
     let job = Job::light();
     for (change, said) in [
         (
-            ("\"ssd_mobilenet_v1\"", "\"ssd_inception_v2\""),
+            ("\"ssd_mobilenet_v1\"", "\"ssd_mobiledet_cpu\""),
             &[
-                "model.ssd.feature_extractor.type: \"ssd_inception_v2\"",
+                "model.ssd.feature_extractor.type: \"ssd_mobiledet_cpu\"",
                 "\"ssd_mobilenet_v1\"",
             ][..],
         ),

@@ -28,7 +28,9 @@ fn prefix_of(golden: &Path) -> String {
 }
 
 fn slots(name: &str) -> bool {
-    ["Momentum", "ExponentialMovingAverage", "global_step"].iter().any(|slot| name.contains(slot))
+    ["Momentum", "ExponentialMovingAverage", "global_step"]
+        .iter()
+        .any(|slot| name.contains(slot))
 }
 
 fn moving(name: &str) -> bool {
@@ -42,11 +44,22 @@ fn reference(golden: &Path) -> Tensors {
 
 #[test]
 fn the_references_trained_detector_trains_on() {
-    let Some(golden) = shared("golden/ssd_bccd") else { return };
+    let Some(golden) = shared("golden/ssd_bccd") else {
+        return;
+    };
     let job = Job::new();
     let checkpoint = format!("fine_tune_checkpoint: '{}'", prefix_of(&golden));
-    from_golden(&job, "full.config", &golden, &format!("{checkpoint} fine_tune_checkpoint_type: 'full'"));
-    let done = job.train("full", 1).with("--pipeline_config_path full.config").run().exits(0);
+    from_golden(
+        &job,
+        "full.config",
+        &golden,
+        &format!("{checkpoint} fine_tune_checkpoint_type: 'full'"),
+    );
+    let done = job
+        .train("full", 1)
+        .with("--pipeline_config_path full.config")
+        .run()
+        .exits(0);
     let done = done.says(&["fine-tuning: ", " variables from ", "model.ckpt-3200 (full)"]);
     let (ours, theirs) = (tensors::read(&job.path("full"), 1), reference(&golden));
     let mut compared = 0;
@@ -62,22 +75,34 @@ fn the_references_trained_detector_trains_on() {
     // A job that goes on is its own, and needs the other checkpoint no more.
     let gone = job.read("full.config").replace("model.ckpt-3200", "model.ckpt-gone");
     job.write("full.config", gone);
-    let done = job.train("full", 2).with("--pipeline_config_path full.config").run().exits(0);
+    let done = job
+        .train("full", 2)
+        .with("--pipeline_config_path full.config")
+        .run()
+        .exits(0);
     assert!(!done.stderr.contains("fine-tuning: "), "{done}");
     assert!(done.stderr.contains("resuming from step 1"), "{done}");
 }
 
 #[test]
 fn box_predictors_begin_anew_unless_they_are_asked_for() {
-    let Some(golden) = shared("golden/ssd_bccd") else { return };
+    let Some(golden) = shared("golden/ssd_bccd") else {
+        return;
+    };
     let job = Job::new();
-    let text = format!("fine_tune_checkpoint: '{}' from_detection_checkpoint: true", prefix_of(&golden));
+    let text = format!(
+        "fine_tune_checkpoint: '{}' from_detection_checkpoint: true",
+        prefix_of(&golden)
+    );
     from_golden(&job, "pipeline.config", &golden, &text);
     let cluster = job.cluster("cluster.yaml", &Cluster::new());
     let done = job.train("model", 1).cluster(cluster).run().exits(0);
     let _ = done.says(&["fine-tuning: ", "(detection)", "BoxPredictor_0", "not asked for"]);
     let (ours, theirs) = (tensors::read(&job.path("model"), 1), reference(&golden));
-    for (name, tensor) in theirs.iter().filter(|(name, _)| name.ends_with("/weights") && !slots(name)) {
+    for (name, tensor) in theirs
+        .iter()
+        .filter(|(name, _)| name.ends_with("/weights") && !slots(name))
+    {
         let same = name.starts_with("FeatureExtractor/");
         assert_eq!(ours[name] == *tensor, same, "{name}");
     }
@@ -85,13 +110,22 @@ fn box_predictors_begin_anew_unless_they_are_asked_for() {
 
 #[test]
 fn tensorflow_writes_a_classifier_and_reads_what_was_made_of_it() {
-    let Some(golden) = shared("golden/ssd_bccd") else { return };
+    let Some(golden) = shared("golden/ssd_bccd") else {
+        return;
+    };
     let job = Job::new();
     let prefix = PathBuf::from(prefix_of(&golden));
     let classifier = job.path("classifier.ckpt");
-    let Some(taken) = judge("write_classifier.py", &[&prefix, &classifier]) else { return };
+    let Some(taken) = judge("write_classifier.py", &[&prefix, &classifier]) else {
+        return;
+    };
     let taken: BTreeSet<String> = serde_json::from_value(taken).unwrap();
-    from_golden(&job, "pipeline.config", &golden, "fine_tune_checkpoint: 'classifier.ckpt'");
+    from_golden(
+        &job,
+        "pipeline.config",
+        &golden,
+        "fine_tune_checkpoint: 'classifier.ckpt'",
+    );
     let done = job.train("model", 1).run().exits(0);
     let _ = done.says(&[
         "classifier.ckpt (classification)",
@@ -105,9 +139,16 @@ fn tensorflow_writes_a_classifier_and_reads_what_was_made_of_it() {
         .map(|line| line.split('\t').nth(2).unwrap().to_owned())
         .collect();
     assert_eq!(restored, taken);
-    assert!(table.contains("-\t-\tMobilenetV1/Logits/Conv2d_1c_1x1/biases\tnot used\n"), "{table}");
+    assert!(
+        table.contains("-\t-\tMobilenetV1/Logits/Conv2d_1c_1x1/biases\tnot used\n"),
+        "{table}"
+    );
     let (ours, theirs) = (tensors::read(&job.path("model"), 1), reference(&golden));
-    for name in taken.iter().map(|name| format!("FeatureExtractor/{name}")).filter(|name| !moving(name)) {
+    for name in taken
+        .iter()
+        .map(|name| format!("FeatureExtractor/{name}"))
+        .filter(|name| !moving(name))
+    {
         assert!(ours[&name] == theirs[&name], "{name} differs");
     }
 
@@ -115,18 +156,31 @@ fn tensorflow_writes_a_classifier_and_reads_what_was_made_of_it() {
     let own = tensors::prefix(&job.path("model"), 1);
     let back = judge("restore_by_name.py", &[&own, &prefix]).unwrap();
     assert_eq!(back["restored"].as_u64().unwrap() as usize, theirs.len(), "{back}");
-    assert_eq!(back["further"].as_array().unwrap().len(), 0, "{back}");
+    // The reference's was saved without slots.
+    let further = back["further"].as_array().unwrap();
+    assert!(
+        further.iter().all(|name| name.as_str().unwrap().ends_with("/Momentum")),
+        "{back}"
+    );
+    let all = theirs.len() + further.len();
 
     let file = job.path("model.safetensors");
     let convert = ["checkpoint", "convert", "model/model.ckpt-1", "model.safetensors"];
     let _ = job.coati(convert).run().exits(0);
     let read = judge("read_safetensors.py", &[&file, &own]).unwrap();
-    assert_eq!(read["tensors"].as_u64().unwrap() as usize, theirs.len());
-    let _ = job.coati(convert).run().exits(2).says(&["is there already", "--overwrite"]);
-    let _ = job.coati(["checkpoint", "convert", "model.safetensors", "back.ckpt"]).run().exits(0);
+    assert_eq!(read["tensors"].as_u64().unwrap() as usize, all);
+    let _ = job
+        .coati(convert)
+        .run()
+        .exits(2)
+        .says(&["is there already", "--overwrite"]);
+    let _ = job
+        .coati(["checkpoint", "convert", "model.safetensors", "back.ckpt"])
+        .run()
+        .exits(0);
     let diff = "checkpoint diff model/model.ckpt-1 back.ckpt --format json";
     let found = job.coati(diff.split(' ')).run().exits(0).json();
-    assert_eq!(found["equal"].as_u64().unwrap() as usize, theirs.len());
+    assert_eq!(found["equal"].as_u64().unwrap() as usize, all);
     assert_eq!(found["rows"], Value::Array(Vec::new()));
     let back = judge("restore_by_name.py", &[&job.path("back.ckpt"), &prefix]).unwrap();
     assert_eq!(back["restored"].as_u64().unwrap() as usize, theirs.len());
@@ -136,7 +190,9 @@ fn tensorflow_writes_a_classifier_and_reads_what_was_made_of_it() {
 fn second_job(job: &Job, path: &str, further: &str) -> coati_tests::Finished {
     let text = format!("num_steps: 100 fine_tune_checkpoint: '{path}' {further}");
     job.configure("second.config", &[("num_steps: 100", &text)]);
-    job.train("second", 1).with("--pipeline_config_path second.config").run()
+    job.train("second", 1)
+        .with("--pipeline_config_path second.config")
+        .run()
 }
 
 #[test]
@@ -145,28 +201,49 @@ fn the_usual_mistakes_are_named_before_anything_starts() {
     let _ = job.train("model", 1).run().exits(0);
     for (path, words) in [
         ("model/model.ckpt-1.index", "have in common: model/model.ckpt-1"),
-        ("model/model.ckpt-1.data-00000-of-00001", "have in common: model/model.ckpt-1"),
+        (
+            "model/model.ckpt-1.data-00000-of-00001",
+            "have in common: model/model.ckpt-1",
+        ),
         ("model", "this is a folder; its newest checkpoint is model/model.ckpt-1"),
         ("model/model.ckpt", "in this folder there is model/model.ckpt-1"),
     ] {
-        let _ = second_job(&job, path, "").exits(2).says(&["train_config.fine_tune_checkpoint: ", words]);
+        let _ = second_job(&job, path, "")
+            .exits(2)
+            .says(&["train_config.fine_tune_checkpoint: ", words]);
     }
-    let _ = second_job(&job, "model/model.ckpt-1", "")
-        .exits(2)
-        .says(&["none of its ", "MobilenetV1/Conv2d_0/weights", "fine_tune_checkpoint_type: \"detection\" would restore "]);
+    let _ = second_job(&job, "model/model.ckpt-1", "").exits(2).says(&[
+        "none of its ",
+        "MobilenetV1/Conv2d_0/weights",
+        "fine_tune_checkpoint_type: \"detection\" would restore ",
+    ]);
     let _ = second_job(&job, "model/model.ckpt-1", "fine_tune_checkpoint_version: V2")
         .exits(2)
         .says(&["V2 is a TF2 checkpoint"]);
     let check = "check --pipeline_config_path second.config --format json";
     let _ = second_job(&job, "model/model.ckpt-1.index", "");
     let report = job.coati(check.split(' ')).run().exits(2).json();
-    assert!(report["problems"][0].as_str().unwrap().contains("have in common"), "{report}");
-    fs::rename(job.path("model/model.ckpt-1.data-00000-of-00001"), job.path("elsewhere")).unwrap();
+    assert!(
+        report["problems"][0].as_str().unwrap().contains("have in common"),
+        "{report}"
+    );
+    fs::rename(
+        job.path("model/model.ckpt-1.data-00000-of-00001"),
+        job.path("elsewhere"),
+    )
+    .unwrap();
     let _ = second_job(&job, "model/model.ckpt-1", "from_detection_checkpoint: true")
         .exits(2)
-        .says(&["index is there, but model/model.ckpt-1.data-00000-of-00001 is not", "hint: copy model.ckpt-1.data"]);
+        .says(&[
+            "index is there, but model/model.ckpt-1.data-00000-of-00001 is not",
+            "hint: copy model.ckpt-1.data",
+        ]);
     assert!(!job.path("second").exists(), "a refused job has left a folder");
-    fs::rename(job.path("elsewhere"), job.path("model/model.ckpt-1.data-00000-of-00001")).unwrap();
+    fs::rename(
+        job.path("elsewhere"),
+        job.path("model/model.ckpt-1.data-00000-of-00001"),
+    )
+    .unwrap();
     let _ = second_job(&job, "model/model.ckpt-1", "from_detection_checkpoint: true").exits(0);
     let report = job.coati(check.split(' ')).run().exits(0).json();
     assert_eq!(report["fine_tune"]["type"], "detection", "{report}");
@@ -181,13 +258,24 @@ fn a_checkpoint_is_listed_with_figures() {
     let tensors = listed["tensors"].as_array().unwrap();
     let of = |name: &str| tensors.iter().find(|tensor| tensor["name"] == name).unwrap();
     assert_eq!(of("global_step")["statistics"]["mean"], 2.0);
-    let weights = of("FeatureExtractor/MobilenetV1/Conv2d_0/weights");
-    assert_eq!((&weights["kind"], &weights["dtype"]), (&"variable".into(), &"float32".into()));
+    // Two steps have not moved it far from its initialiser's 0.03, of which truncation leaves 0.88.
+    let weights = of("BoxPredictor_0/BoxEncodingPredictor/weights");
+    assert_eq!(
+        (&weights["kind"], &weights["dtype"]),
+        (&"variable".into(), &"float32".into())
+    );
     let stddev = weights["statistics"]["stddev"].as_f64().unwrap();
-    assert!((0.05..0.13).contains(&stddev), "{weights}");
+    assert!((0.024..0.029).contains(&stddev), "{weights}");
     let kinds: BTreeSet<&str> = tensors.iter().map(|tensor| tensor["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["average", "slot", "statistic", "step", "variable"].into());
     let text = job.coati(list.split(' ')).run().exits(0).stdout;
-    assert!(text.lines().count() == tensors.len() + 2 && text.starts_with("name "), "{text}");
-    let _ = job.coati(["checkpoint", "list", "model"]).run().exits(2).says(&["its newest checkpoint is model/model.ckpt-2"]);
+    assert!(
+        text.lines().count() == tensors.len() + 2 && text.starts_with("name "),
+        "{text}"
+    );
+    let _ = job
+        .coati(["checkpoint", "list", "model"])
+        .run()
+        .exits(2)
+        .says(&["its newest checkpoint is model/model.ckpt-2"]);
 }

@@ -41,7 +41,14 @@ impl Server {
         let address = or_panic(free.local_addr(), "no free port");
         drop(free);
         let child = Command::new(python)
-            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .args([
+                "-m",
+                "moto.server",
+                "-H",
+                "127.0.0.1",
+                "-p",
+                &address.port().to_string(),
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
@@ -50,7 +57,10 @@ impl Server {
             address,
         };
         server.await_listening();
-        let made = exchange(address, b"PUT /coati HTTP/1.1\r\nHost: s3\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let made = exchange(
+            address,
+            b"PUT /coati HTTP/1.1\r\nHost: s3\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
         let made = or_panic(made, "cannot make a bucket");
         assert!(made.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&made));
         Some(server)
@@ -60,7 +70,10 @@ impl Server {
         let deadline = Instant::now() + STARTS;
         while TcpStream::connect(self.address).is_err() {
             let ended = or_panic(self.child.try_wait(), "moto");
-            assert!(ended.is_none() && Instant::now() < deadline, "moto does not listen: {ended:?}");
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "moto does not listen: {ended:?}"
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -100,7 +113,10 @@ pub fn gs_at(address: SocketAddr) -> Vec<(String, String)> {
     let endpoint = format!("http://{address}");
     named(&[
         ("STORAGE_EMULATOR_HOST", &endpoint),
-        ("GOOGLE_OAUTH_ACCESS_TOKEN", "Credential=test/20260101/us-east-1/s3/aws4_request"),
+        (
+            "GOOGLE_OAUTH_ACCESS_TOKEN",
+            "Credential=test/20260101/us-east-1/s3/aws4_request",
+        ),
     ])
 }
 
@@ -248,7 +264,10 @@ impl Shared {
             Fate::Status(status) => {
                 let body = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
                 let length = body.len();
-                write!(client, "HTTP/1.1 {status} Slow Down\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+                write!(
+                    client,
+                    "HTTP/1.1 {status} Slow Down\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                )
             }
             fate => {
                 let answer = exchange(self.upstream, &request)?;

@@ -176,7 +176,10 @@ impl Source {
         } else {
             match Plan::better_kind(variables, &self.reader.entries().collect::<Vec<_>>(), self.kind) {
                 Some((kind, count)) => {
-                    format!("fine_tune_checkpoint_type: \"{}\" would restore {count} variables", kind.name())
+                    format!(
+                        "fine_tune_checkpoint_type: \"{}\" would restore {count} variables",
+                        kind.name()
+                    )
                 }
                 None => "it is the checkpoint of another model; `coati checkpoint list` shows what it holds".to_owned(),
             }

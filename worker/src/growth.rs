@@ -44,7 +44,10 @@ mod tests {
             assert_eq!(growth.look(step, loss, 0.1), None, "{step}");
         }
         let text = growth.look(5, 20_000.0, 0.1).unwrap();
-        assert!(text.contains("at step 5, 2000 times the 10.0000 of step 2\nhint: lower the learning rate (now 0.1)"), "{text}");
+        assert!(
+            text.contains("at step 5, 2000 times the 10.0000 of step 2\nhint: lower the learning rate (now 0.1)"),
+            "{text}"
+        );
         assert_eq!(growth.look(6, 1e9, 0.1), None);
     }
 }

@@ -148,7 +148,11 @@ fn open_either(config: &PipelineConfig, which: Which, index: Option<&Path>) -> R
         reader: which.name(),
     })?;
     let labels = LabelMap::load(&config.resolve_path(map))?;
-    let unused = || (which == Which::Train).then(|| unused_classes(config, &labels)).flatten();
+    let unused = || {
+        (which == Which::Train)
+            .then(|| unused_classes(config, &labels))
+            .flatten()
+    };
     if let Some(problem) = label_map_problem(config, &labels).or_else(unused) {
         return Err(Error::Classes(problem));
     }

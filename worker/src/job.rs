@@ -34,7 +34,13 @@ struct Record {
 #[non_exhaustive]
 pub enum Error {
     /// The folder or a file in it cannot be read or written.
-    #[error("{path}: {source}{}", coati_storage::hint_or(source, "\nhint: --model_dir must be a folder that can be written, on a disk with room"))]
+    #[error(
+        "{path}: {source}{}",
+        coati_storage::hint_or(
+            source,
+            "\nhint: --model_dir must be a folder that can be written, on a disk with room"
+        )
+    )]
     Io {
         /// Which file.
         path: PathBuf,

@@ -195,7 +195,10 @@ fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbos
     let mut launch = launcher::Options::new(plan, binary, args);
     let job_dir = coati_storage::local_side(&options.model_dir);
     if job_dir != options.model_dir {
-        say(&format!("logs, sockets and keys of this machine: {}", job_dir.display()));
+        say(&format!(
+            "logs, sockets and keys of this machine: {}",
+            job_dir.display()
+        ));
     }
     launch.job_dir = Some(job_dir);
     let since = options

@@ -109,8 +109,12 @@ impl Object {
     }
 
     fn await_sent(&mut self) -> io::Result<()> {
-        let Some(sending) = self.sending.take() else { return Ok(()) };
-        let sent = sending.join().unwrap_or_else(|_| Err(io::Error::other("the sending thread panicked")));
+        let Some(sending) = self.sending.take() else {
+            return Ok(());
+        };
+        let sent = sending
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the sending thread panicked")));
         // What was not sent is sent the next time, with what follows.
         sent.inspect_err(|_| self.sent = 0)
     }

@@ -174,8 +174,10 @@ impl IndexedFile {
     /// Says that record `index` will be read soon: in a bucket it is on its way then.
     pub fn prefetch(&self, index: usize) {
         if let Some(span) = self.spans.get(index) {
-            self.file
-                .prefetch(span.offset.saturating_add(HEADER_BYTES), span.length.saturating_add(FOOTER_BYTES));
+            self.file.prefetch(
+                span.offset.saturating_add(HEADER_BYTES),
+                span.length.saturating_add(FOOTER_BYTES),
+            );
         }
     }
 }

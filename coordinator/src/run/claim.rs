@@ -29,7 +29,11 @@ fn make(folder: &Path, number: u64) -> io::Result<bool> {
     // For people who wonder, and for whoever asks a bucket whether it was itself that made this.
     let host = nix::unistd::gethostname().unwrap_or_default();
     let once = std::hash::RandomState::new().build_hasher().finish();
-    let by = format!("process {} on {}, {once:016x}\n", std::process::id(), host.to_string_lossy());
+    let by = format!(
+        "process {} on {}, {once:016x}\n",
+        std::process::id(),
+        host.to_string_lossy()
+    );
     if !coati_storage::put_new(&file(folder, number), by.as_bytes())? {
         return Ok(false);
     }

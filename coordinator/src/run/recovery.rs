@@ -118,7 +118,12 @@ impl Run {
             // Who was there takes part again. An incarnation that did not form has seen only some of those it waited for.
             let members = inner.membership.members();
             let present = inner.membership.present_until_lately(Instant::now()).into_iter();
-            let present = present.map(|task| (task.to_owned(), members.get(task).map_or(0, |member| member.process.pid)));
+            let present = present.map(|task| {
+                (
+                    task.to_owned(),
+                    members.get(task).map_or(0, |member| member.process.pid),
+                )
+            });
             let awaited = match inner.plan {
                 Some(_) => Some(present.collect()),
                 None => ended.awaited.clone(),
@@ -169,17 +174,16 @@ impl Run {
 
     /// Takes the servers over from an earlier incarnation of this job, if they and its log agree; finishes the step that it
     /// decided last, and goes on with the log. False when they do not. `lost` says what ended that incarnation, if it was not the coordinator's own end.
-    pub(super) async fn adopt(
-        &self,
-        servers: &PsGroup,
-        log: &Log,
-        lost: Option<&Lost>,
-    ) -> Result<bool, Trouble> {
+    pub(super) async fn adopt(&self, servers: &PsGroup, log: &Log, lost: Option<&Lost>) -> Result<bool, Trouble> {
         let limit = self.options.limits.commit;
         let states = try_join_all(servers.clients().iter().map(|client| client.status(limit)))
             .await
             .map_err(coati_param_server::client::Error::from)?;
-        if !states.iter().enumerate().all(|(index, state)| fitting(log, state, index)) {
+        if !states
+            .iter()
+            .enumerate()
+            .all(|(index, state)| fitting(log, state, index))
+        {
             let newest = states
                 .iter()
                 .filter(|server| server.state == "serving")
@@ -218,7 +222,13 @@ impl Run {
             let drop_others = self.options.synchronous;
             let behind = versions.iter().map(|version| *version < end);
             servers
-                .complete(&behind.collect::<Vec<_>>(), step.version, &step.contributors(), drop_others, limit)
+                .complete(
+                    &behind.collect::<Vec<_>>(),
+                    step.version,
+                    &step.contributors(),
+                    drop_others,
+                    limit,
+                )
                 .await?;
         }
         let mut inner = self.state.lock();

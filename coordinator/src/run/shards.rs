@@ -39,9 +39,7 @@ pub(super) fn fitting(log: &Log, answer: &PsStatusReply, index: usize) -> bool {
 /// come home; nothing when some are in none.
 pub(super) fn place(log: &Log, answers: &Answers) -> Option<Vec<usize>> {
     let count = answers.len();
-    let holds = |process: usize, index: usize| {
-        fitting(log, answers.get(process)?.as_ref()?, index).then_some(process)
-    };
+    let holds = |process: usize, index: usize| fitting(log, answers.get(process)?.as_ref()?, index).then_some(process);
     (0..count)
         .map(|index| (0..count).find_map(|next| holds((index + next) % count, index)))
         .collect()
@@ -49,7 +47,10 @@ pub(super) fn place(log: &Log, answers: &Answers) -> Option<Vec<usize>> {
 
 /// What a process says of one server's variables; also what an earlier incarnation left, while a copy is made in its place.
 fn shards_of(answer: &PsStatusReply, index: usize) -> impl Iterator<Item = &ShardStatus> {
-    answer.shards.iter().filter(move |shard| shard.ps_index as usize == index)
+    answer
+        .shards
+        .iter()
+        .filter(move |shard| shard.ps_index as usize == index)
 }
 
 /// What is left to do until every server's variables have a copy, and lie at home.
@@ -298,7 +299,10 @@ mod tests {
         let mut made = whole.clone();
         made[1] = process(vec![copied(1, 2, "seeding"), shard(0, "copy", 11)]);
         let made = ask(&[0, 1, 2], &made);
-        assert_eq!((made.copies.len(), &made.without[..], made.under_way), (0, &[1][..], true));
+        assert_eq!(
+            (made.copies.len(), &made.without[..], made.under_way),
+            (0, &[1][..], true)
+        );
         // One that was started again holds no copy, whatever the original still believes.
         let mut again = whole.clone();
         again[1] = process(vec![copied(1, 2, "following")]);
@@ -310,7 +314,10 @@ mod tests {
         let mut slow = whole;
         slow[1] = None;
         let slow = ask(&[0, 1, 2], &slow);
-        assert_eq!((slow.copies.len(), &slow.without[..], slow.under_way), (0, &[0, 1][..], false));
+        assert_eq!(
+            (slow.copies.len(), &slow.without[..], slow.under_way),
+            (0, &[0, 1][..], false)
+        );
     }
 
     #[test]
@@ -356,13 +363,13 @@ mod tests {
         };
         let left = before(0, "copy", 10, &[10]);
         let loading = process(vec![shard(1, "serving", 11), shard(0, "loading", 0), left.clone()]);
-        let chain = Log {
-            since: 3,
-            ..log(&[10])
-        };
+        let chain = Log { since: 3, ..log(&[10]) };
         let answers = vec![None, loading, process(vec![before(1, "copy", 11, &[])])];
         assert!(fitting(&chain, answers[1].as_ref().unwrap(), 0));
-        assert!(!fitting(&log(&[10]), answers[1].as_ref().unwrap(), 0), "variables were loaded since");
+        assert!(
+            !fitting(&log(&[10]), answers[1].as_ref().unwrap(), 0),
+            "variables were loaded since"
+        );
         let whole = vec![
             process(vec![copied(0, 1, "following")]),
             process(vec![copied(1, 0, "following"), shard(0, "copy", 11)]),

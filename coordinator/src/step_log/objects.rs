@@ -62,7 +62,10 @@ fn numbers(folder: &Path) -> io::Result<Vec<(u64, u64)>> {
 fn newest(numbers: &[(u64, u64)]) -> Option<(u64, u64)> {
     let (generation, _) = *numbers.iter().rev().find(|(_, number)| *number == 0)?;
     let own = numbers.iter().filter(|(of, _)| *of == generation);
-    let count = own.enumerate().take_while(|(at, (_, number))| *at as u64 == *number).count();
+    let count = own
+        .enumerate()
+        .take_while(|(at, (_, number))| *at as u64 == *number)
+        .count();
     Some((generation, count as u64))
 }
 
@@ -147,7 +150,10 @@ impl Objects {
 
     /// Appends one record, to last when this returns.
     pub(super) fn put(&mut self, record: Record) -> io::Result<()> {
-        make(&object(&self.folder, self.generation, self.next), &encode([Some(record)])?)?;
+        make(
+            &object(&self.folder, self.generation, self.next),
+            &encode([Some(record)])?,
+        )?;
         self.next += 1;
         Ok(())
     }
@@ -164,7 +170,10 @@ pub(super) fn clear(job: &Path) {
 /// What stays is older than the log that counts, and goes the next time. The beginnings go last, so that no log is left without its
 /// first steps.
 fn remove(folder: &Path, numbers: &[(u64, u64)]) {
-    let paths = numbers.iter().rev().map(|&(generation, number)| object(folder, generation, number));
+    let paths = numbers
+        .iter()
+        .rev()
+        .map(|&(generation, number)| object(folder, generation, number));
     if let Err(error) = coati_storage::remove_many(&paths.collect::<Vec<_>>()) {
         tracing::debug!(%error, "objects of an older log stay");
     }
@@ -179,7 +188,11 @@ mod tests {
         assert_eq!(newest(&[]), None);
         assert_eq!(newest(&[(1, 0), (1, 1), (1, 3)]), Some((1, 2)));
         assert_eq!(newest(&[(1, 0), (1, 1), (2, 0)]), Some((2, 1)));
-        assert_eq!(newest(&[(1, 0), (2, 1)]), Some((1, 1)), "the second one is being removed");
+        assert_eq!(
+            newest(&[(1, 0), (2, 1)]),
+            Some((1, 1)),
+            "the second one is being removed"
+        );
         assert_eq!(parse("0000000002-0000000013"), Some((2, 13)));
         assert_eq!(parse("x"), None);
     }

@@ -1,8 +1,8 @@
 //! From the paths in `input_path` to the files that they mean.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Component, Path, PathBuf};
 use std::io;
+use std::path::{Component, Path, PathBuf};
 
 use coati_storage::{is_dir, is_file, is_remote};
 
@@ -151,7 +151,12 @@ fn numbered(written: &str, base: &str, count: &str) -> Result<Vec<PathBuf>, Erro
     let files: Vec<_> = (0..total).map(|index| shard_path(base, index, total)).collect();
     let there = present(&files);
     let present = there.iter().filter(|there| **there).count();
-    match files.iter().zip(&there).find(|(_, there)| !**there).map(|(file, _)| file) {
+    match files
+        .iter()
+        .zip(&there)
+        .find(|(_, there)| !**there)
+        .map(|(file, _)| file)
+    {
         Some(missing) => Err(Error::IncompleteSet {
             missing: missing.clone(),
             present,
@@ -170,7 +175,11 @@ fn is_plain(path: &str) -> bool {
 
 /// Which of these files, all of one folder, are there: in a bucket a list of the folder tells of all at once.
 fn present(files: &[PathBuf]) -> Vec<bool> {
-    let Some(folder) = files.first().filter(|file| is_remote(file)).and_then(|file| file.parent()) else {
+    let Some(folder) = files
+        .first()
+        .filter(|file| is_remote(file))
+        .and_then(|file| file.parent())
+    else {
         return files.iter().map(|file| file.is_file()).collect();
     };
     let names: HashSet<String> = coati_storage::list(folder)
@@ -287,7 +296,10 @@ fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
         found = next;
     }
     // In a bucket, what a list tells of is there; only a plain name below a pattern has to be asked for.
-    let listed = pattern.rsplit('/').next().is_some_and(|name| name.contains(['*', '?', '[']));
+    let listed = pattern
+        .rsplit('/')
+        .next()
+        .is_some_and(|name| name.contains(['*', '?', '[']));
     if start.is_empty() || !listed {
         found.retain(|path| is_file(path));
     }

@@ -125,7 +125,10 @@ mod tests {
             let mut code = vec![0.0; coder.code_size()];
             coder.encode([0.2, 0.2, 0.4, 0.4], anchor, &mut code);
             let back = coder.decode(&code, anchor);
-            assert!(back.iter().zip([0.2, 0.2, 0.4, 0.4]).all(|(a, b)| (a - b).abs() < 1e-6), "{coder:?}: {back:?}");
+            assert!(
+                back.iter().zip([0.2, 0.2, 0.4, 0.4]).all(|(a, b)| (a - b).abs() < 1e-6),
+                "{coder:?}: {back:?}"
+            );
             coder.encode([0.2, 0.2, 0.4, 0.4], anchor, &mut code[..1]);
         }
     }

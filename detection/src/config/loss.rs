@@ -68,7 +68,12 @@ fn classification(loss: &pb::Loss) -> Result<Classification, Error> {
         },
         ClassificationLoss::BootstrappedSigmoid(bootstrapped) => {
             let alpha = bootstrapped.alpha();
-            require((0.0..=1.0).contains(&alpha), "bootstrapped_sigmoid.alpha", alpha, "0 to 1")?;
+            require(
+                (0.0..=1.0).contains(&alpha),
+                "bootstrapped_sigmoid.alpha",
+                alpha,
+                "0 to 1",
+            )?;
             Classification::Bootstrapped(Bootstrapped {
                 alpha,
                 hard: bootstrapped.hard_bootstrap(),
@@ -150,9 +155,9 @@ fn refuse(ssd: &pb::Ssd, loss: &pb::Loss, classification: Classification) -> Res
             loss.expected_loss_weights.unwrap_or(0) != 0,
         ),
     ];
-    switches.into_iter().try_for_each(|(field, set)| {
-        require(!set, field, "set", "this is not supported; leave it out")
-    })
+    switches
+        .into_iter()
+        .try_for_each(|(field, set)| require(!set, field, "set", "this is not supported; leave it out"))
 }
 
 /// The reference weighs the two losses for mining as it does for training.

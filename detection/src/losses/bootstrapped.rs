@@ -33,7 +33,11 @@ impl Bootstrapped {
         } else {
             let slope = p * (1.0 - p);
             // A logit far out moves nothing any more.
-            if slope == 0.0 { 0.0 } else { logit * (1.0 - self.alpha) * slope }
+            if slope == 0.0 {
+                0.0
+            } else {
+                logit * (1.0 - self.alpha) * slope
+            }
         };
         p - self.target(p, target) - moved
     }

@@ -50,7 +50,8 @@ impl Classification {
     pub fn loss<T: Fn(usize) -> f32, W: Fn(usize) -> f32>(&self, row: &Row<'_, T, W>) -> f32 {
         let sum = |entry: &dyn Fn(f32, f32) -> f32| {
             let all = row.logits.iter().enumerate();
-            all.map(|(i, &logit)| (row.weight)(i) * entry(logit, (row.target)(i))).sum()
+            all.map(|(i, &logit)| (row.weight)(i) * entry(logit, (row.target)(i)))
+                .sum()
         };
         match self {
             Self::Sigmoid => sum(&sigmoid::entry),
@@ -140,7 +141,10 @@ mod tests {
                     up[i] += 5e-3;
                     down[i] -= 5e-3;
                     let slope = (value(&up) - value(&down)) / 1e-2;
-                    assert!((slope - f64::from(gradient[i])).abs() < 2e-3, "{loss:?} {column:?} {i}: {slope}, {gradient:?}");
+                    assert!(
+                        (slope - f64::from(gradient[i])).abs() < 2e-3,
+                        "{loss:?} {column:?} {i}: {slope}, {gradient:?}"
+                    );
                 }
             }
         }
@@ -157,7 +161,10 @@ mod tests {
                 };
                 let mut gradient = [0.0; 2];
                 loss.gradient(&row, 1.0, &mut gradient);
-                assert!(loss.loss(&row).is_finite() && gradient.iter().all(|value| value.is_finite()), "{loss:?} {gradient:?}");
+                assert!(
+                    loss.loss(&row).is_finite() && gradient.iter().all(|value| value.is_finite()),
+                    "{loss:?} {gradient:?}"
+                );
             }
             let row = Row {
                 logits: &[f32::NAN, 0.0],

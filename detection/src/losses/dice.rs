@@ -38,14 +38,21 @@ impl Dice {
         let at = |anchor: usize, column: usize| image.predictions[anchor * columns + column];
         let target = |anchor, column| {
             let target = (image.target)(anchor, column);
-            if self.squared_normalization { target * target } else { target }
+            if self.squared_normalization {
+                target * target
+            } else {
+                target
+            }
         };
         (0..columns)
             .map(|column| {
                 let (mut area, mut shared) = (0.0_f64, 0.0_f64);
                 for anchor in 0..anchors {
                     let weight = f64::from((image.weight)(anchor, column));
-                    let (p, t) = (f64::from(self.probability(at(anchor, column)).0), f64::from(target(anchor, column)));
+                    let (p, t) = (
+                        f64::from(self.probability(at(anchor, column)).0),
+                        f64::from(target(anchor, column)),
+                    );
                     area += (p + t) * weight;
                     shared += p * weight * t * weight;
                 }
@@ -74,7 +81,11 @@ impl Dice {
             let p = sigmoid(prediction);
             (p, p * (1.0 - p))
         };
-        if self.squared_normalization { (p * p, 2.0 * p * slope) } else { (p, slope) }
+        if self.squared_normalization {
+            (p * p, 2.0 * p * slope)
+        } else {
+            (p, slope)
+        }
     }
 }
 
@@ -110,7 +121,10 @@ mod tests {
                 down[i] -= 5e-3;
                 let sum = |predictions: &[f32]| loss(dice, predictions, &mut [0.0; 6]).iter().sum::<f32>();
                 let slope = (sum(&up) - sum(&down)) / 1e-2;
-                assert!((slope - gradient[i]).abs() < 1e-3, "{dice:?} {i}: {slope}, {gradient:?}");
+                assert!(
+                    (slope - gradient[i]).abs() < 1e-3,
+                    "{dice:?} {i}: {slope}, {gradient:?}"
+                );
             }
         }
     }

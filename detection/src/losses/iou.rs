@@ -6,7 +6,11 @@ use crate::Corners;
 /// `weight * (1 - intersection over union)`: the reference's `WeightedIOULocalizationLoss`.
 pub fn loss(prediction: Corners, target: Corners, weight: f32) -> f32 {
     let over = Overlap::of(prediction, target);
-    let iou = if over.intersection == 0.0 { 0.0 } else { over.intersection / over.union };
+    let iou = if over.intersection == 0.0 {
+        0.0
+    } else {
+        over.intersection / over.union
+    };
     weight * (1.0 - iou)
 }
 
@@ -22,15 +26,27 @@ pub fn gradient(prediction: Corners, target: Corners, weight: f32) -> Corners {
 /// `weight * (1 - generalised intersection over union)` (arXiv:1902.09630): the reference's `WeightedGIOULocalizationLoss`.
 pub fn generalised_loss(prediction: Corners, target: Corners, weight: f32) -> f32 {
     let over = Overlap::of(prediction, target);
-    let iou = if over.union == 0.0 { 0.0 } else { over.intersection / over.union };
-    let outside = if over.hull > 0.0 { (over.hull - over.union) / over.hull } else { iou };
+    let iou = if over.union == 0.0 {
+        0.0
+    } else {
+        over.intersection / over.union
+    };
+    let outside = if over.hull > 0.0 {
+        (over.hull - over.union) / over.hull
+    } else {
+        iou
+    };
     weight * (1.0 - (iou - outside))
 }
 
 /// The gradient of [`generalised_loss`] with respect to the prediction.
 pub fn generalised_gradient(prediction: Corners, target: Corners, weight: f32) -> Corners {
     let over = Overlap::of(prediction, target);
-    let iou = if over.union == 0.0 { [0.0; 4] } else { over.iou_slope(prediction) };
+    let iou = if over.union == 0.0 {
+        [0.0; 4]
+    } else {
+        over.iou_slope(prediction)
+    };
     if over.hull.is_nan() || over.hull <= 0.0 {
         // The reference takes away what it has added.
         return [0.0 * over.hull; 4];
@@ -58,7 +74,10 @@ struct Overlap {
 impl Overlap {
     fn of(p: Corners, t: Corners) -> Self {
         let area = |[ymin, xmin, ymax, xmax]: Corners| (ymax - ymin) * (xmax - xmin);
-        let (height, width) = (larger(0.0, smaller(p[2], t[2]) - larger(p[0], t[0])), larger(0.0, smaller(p[3], t[3]) - larger(p[1], t[1])));
+        let (height, width) = (
+            larger(0.0, smaller(p[2], t[2]) - larger(p[0], t[0])),
+            larger(0.0, smaller(p[3], t[3]) - larger(p[1], t[1])),
+        );
         let intersection = height * width;
         let hull = (larger(p[2], t[2]) - smaller(p[0], t[0])) * (larger(p[3], t[3]) - smaller(p[1], t[1]));
         Self {
@@ -92,9 +111,7 @@ impl Overlap {
 
     fn iou_slope(&self, prediction: Corners) -> Corners {
         let (shared, union) = (self.intersection_slope(), self.union_slope(prediction));
-        std::array::from_fn(|i| {
-            (shared[i] - self.intersection / self.union * union[i]) / self.union
-        })
+        std::array::from_fn(|i| (shared[i] - self.intersection / self.union * union[i]) / self.union)
     }
 
     fn hull_slope(&self, p: Corners, t: Corners) -> Corners {
@@ -126,7 +143,12 @@ mod tests {
     #[test]
     fn gradients_are_the_slopes_of_the_values() {
         let target = [0.2, 0.1, 0.7, 0.8];
-        for prediction in [[0.1, 0.2, 0.5, 0.6], [0.3, 0.3, 0.4, 0.5], [0.8, 0.9, 1.2, 1.4], [0.0, 0.0, 1.0, 1.0]] {
+        for prediction in [
+            [0.1, 0.2, 0.5, 0.6],
+            [0.3, 0.3, 0.4, 0.5],
+            [0.8, 0.9, 1.2, 1.4],
+            [0.0, 0.0, 1.0, 1.0],
+        ] {
             type Pair = (fn(Corners, Corners, f32) -> f32, fn(Corners, Corners, f32) -> Corners);
             let both: [Pair; 2] = [(loss, gradient), (generalised_loss, generalised_gradient)];
             for (value, gradient) in both {
@@ -136,7 +158,10 @@ mod tests {
                     up[i] += 1e-3;
                     down[i] -= 1e-3;
                     let slope = (value(up, target, 2.0) - value(down, target, 2.0)) / 2e-3;
-                    assert!((slope - found[i]).abs() < 5e-3, "{prediction:?} {i}: {slope}, {found:?}");
+                    assert!(
+                        (slope - found[i]).abs() < 5e-3,
+                        "{prediction:?} {i}: {slope}, {found:?}"
+                    );
                 }
             }
         }

@@ -76,7 +76,11 @@ mod tests {
     #[test]
     fn targets_that_are_nan_cost_nothing_and_predictions_that_are_show() {
         let nan = f32::NAN;
-        for loss in [Localization::SmoothL1 { delta: 1.0 }, Localization::L2, Localization::L1] {
+        for loss in [
+            Localization::SmoothL1 { delta: 1.0 },
+            Localization::L2,
+            Localization::L1,
+        ] {
             assert_eq!(loss.loss(&[3.0, 1.0], &[nan, 1.0], 2.0), 0.0, "{loss:?}");
             let mut to = [9.0; 2];
             loss.gradient(&[3.0, 1.0], &[nan, 1.0], 2.0, 1.0, &mut to);
@@ -84,8 +88,15 @@ mod tests {
             assert!(loss.loss(&[nan, 1.0], &[0.0, 1.0], 1.0).is_nan(), "{loss:?}");
         }
         for loss in [Localization::Iou, Localization::Giou] {
-            assert!(loss.loss(&[nan, 0.0, 1.0, 1.0], &[0.0, 0.0, 1.0, 1.0], 1.0).is_nan(), "{loss:?}");
-            assert_eq!(loss.loss(&[0.0, 0.0, 1.0, 1.0], &[nan, 0.0, 1.0, 1.0], 1.0), 0.0, "{loss:?}");
+            assert!(
+                loss.loss(&[nan, 0.0, 1.0, 1.0], &[0.0, 0.0, 1.0, 1.0], 1.0).is_nan(),
+                "{loss:?}"
+            );
+            assert_eq!(
+                loss.loss(&[0.0, 0.0, 1.0, 1.0], &[nan, 0.0, 1.0, 1.0], 1.0),
+                0.0,
+                "{loss:?}"
+            );
         }
     }
 

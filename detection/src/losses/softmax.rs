@@ -32,7 +32,9 @@ pub fn soft_targets(columns: usize, scale: f32, target: impl Fn(usize) -> f32) -
 }
 
 fn log_sum(logits: &[f32], scale: f32) -> f32 {
-    let most = logits.iter().fold(f32::NEG_INFINITY, |most, &logit| most.max(logit / scale));
+    let most = logits
+        .iter()
+        .fold(f32::NEG_INFINITY, |most, &logit| most.max(logit / scale));
     let sum: f32 = logits.iter().map(|logit| (logit / scale - most).exp()).sum();
     most + sum.ln()
 }

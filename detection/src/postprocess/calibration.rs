@@ -70,7 +70,11 @@ impl Curve {
         // The reference looks for the last point that is not right of x, and where that is none or the very last it takes the first
         // interval: beyond the right end its curve starts again.
         let after = self.x.partition_point(|&point| point <= x);
-        let at = if after == self.x.len() { 0 } else { after.saturating_sub(1) };
+        let at = if after == self.x.len() {
+            0
+        } else {
+            after.saturating_sub(1)
+        };
         let alpha = (x - self.x[at]) / (self.x[at + 1] - self.x[at]);
         (1.0 - alpha) * self.y[at] + alpha * self.y[at + 1]
     }
@@ -86,7 +90,17 @@ mod tests {
 
     #[test]
     fn straight_lines_between_points() {
-        for (x, y) in [(0.0, 0.1), (0.25, 0.2), (0.5, 0.3), (0.75, 0.6), (1.0, 0.9), (-0.5, 0.1), (-7.0, 0.1), (1.5, 0.9), (2.5, 0.1)] {
+        for (x, y) in [
+            (0.0, 0.1),
+            (0.25, 0.2),
+            (0.5, 0.3),
+            (0.75, 0.6),
+            (1.0, 0.9),
+            (-0.5, 0.1),
+            (-7.0, 0.1),
+            (1.5, 0.9),
+            (2.5, 0.1),
+        ] {
             assert!((curve().at(x) - y).abs() < 1e-6, "{x}: {}", curve().at(x));
         }
         assert!(curve().at(f32::NAN).is_nan());

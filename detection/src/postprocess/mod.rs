@@ -108,7 +108,8 @@ impl PostProcessor {
     fn scores(&self, logits: &[f32], columns: usize, first: usize) -> Vec<f32> {
         let scale = self.logit_scale * self.calibration.temperature();
         let mut scores = self.score_converter.scores(logits, columns, first, scale);
-        self.calibration.correct(&mut scores, columns.saturating_sub(first), first);
+        self.calibration
+            .correct(&mut scores, columns.saturating_sub(first), first);
         scores
     }
 }

@@ -105,10 +105,14 @@ impl MulticlassNms {
         }
         if self.scope == Scope::All {
             let found = self.best_classes(candidates);
-            found.into_iter().all(|survivor| self.add(&mut detections, &survivor, window));
+            found
+                .into_iter()
+                .all(|survivor| self.add(&mut detections, &survivor, window));
         } else if self.soft_nms_sigma > 0.0 {
             let found = self.sunk(candidates);
-            found.into_iter().all(|survivor| self.add(&mut detections, &survivor, window));
+            found
+                .into_iter()
+                .all(|survivor| self.add(&mut detections, &survivor, window));
         } else {
             self.hard(candidates, |survivor| self.add(&mut detections, &survivor, window));
         }
@@ -121,10 +125,14 @@ impl MulticlassNms {
         let anchors = candidates.anchors();
         let mut kept = vec![nms::Kept::new(self.iou_threshold); candidates.classes];
         let mut counts = vec![0; candidates.classes];
-        let numbered = candidates.scores.chunks_exact(candidates.classes).enumerate().flat_map(|(anchor, scores)| {
-            let numbered = scores.iter().enumerate();
-            numbered.map(move |(class, &score)| (class * anchors + anchor, score))
-        });
+        let numbered = candidates
+            .scores
+            .chunks_exact(candidates.classes)
+            .enumerate()
+            .flat_map(|(anchor, scores)| {
+                let numbered = scores.iter().enumerate();
+                numbered.map(move |(class, &score)| (class * anchors + anchor, score))
+            });
         nms::each_ranked(numbered, self.score_threshold, |number| {
             let (class, anchor) = (number / anchors, number % anchors);
             let corners = candidates.corners(anchor, class);
@@ -166,13 +174,23 @@ impl MulticlassNms {
     fn best_classes(&self, candidates: Candidates) -> Vec<Survivor> {
         let best = |anchor| {
             (0..candidates.classes).fold(0, |best, class| {
-                if candidates.score(anchor, class) > candidates.score(anchor, best) { class } else { best }
+                if candidates.score(anchor, class) > candidates.score(anchor, best) {
+                    class
+                } else {
+                    best
+                }
             })
         };
         let classes: Vec<usize> = (0..candidates.anchors()).map(best).collect();
         let of = |at: usize| (at, classes[at]);
-        let scores: Vec<f32> = (0..classes.len()).map(of).map(|(at, class)| candidates.score(at, class)).collect();
-        let boxes: Vec<Corners> = (0..classes.len()).map(of).map(|(at, class)| candidates.corners(at, class)).collect();
+        let scores: Vec<f32> = (0..classes.len())
+            .map(of)
+            .map(|(at, class)| candidates.score(at, class))
+            .collect();
+        let boxes: Vec<Corners> = (0..classes.len())
+            .map(of)
+            .map(|(at, class)| candidates.corners(at, class))
+            .collect();
         let options = self.options(self.max_total_detections);
         let kept = if self.soft_nms_sigma > 0.0 {
             nms::soft(&boxes, &scores, options, self.soft_nms_sigma)

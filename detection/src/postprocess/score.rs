@@ -43,7 +43,10 @@ mod tests {
     #[test]
     fn the_background_column_goes() {
         let logits = [9.0, 0.0, 2.0, 0.0, -1.0, 4.0];
-        assert_eq!(ScoreConverter::Identity.scores(&logits, 3, 1, 2.0), [0.0, 1.0, -0.5, 2.0]);
+        assert_eq!(
+            ScoreConverter::Identity.scores(&logits, 3, 1, 2.0),
+            [0.0, 1.0, -0.5, 2.0]
+        );
         assert_eq!(
             ScoreConverter::Sigmoid.scores(&logits[..3], 3, 1, 1.0),
             [0.5, 1.0 / (1.0 + (-2.0_f32).exp())]

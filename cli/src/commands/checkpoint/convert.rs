@@ -13,9 +13,16 @@ const ENDING: &str = "safetensors";
 pub(super) fn run(args: &CheckpointConvertArgs) -> anyhow::Result<()> {
     let CheckpointConvertArgs { from, to, overwrite } = args;
     let is_tensors = |path: &Path| path.extension().is_some_and(|ending| ending == ENDING);
-    let there = if is_tensors(to) { to.clone() } else { bundle::index_path(to) };
+    let there = if is_tensors(to) {
+        to.clone()
+    } else {
+        bundle::index_path(to)
+    };
     if there.exists() && !overwrite {
-        let text = format!("{} is there already\nhint: choose another name, or give --overwrite", there.display());
+        let text = format!(
+            "{} is there already\nhint: choose another name, or give --overwrite",
+            there.display()
+        );
         return Err(Failure::user(text).into());
     }
     let converted = match (is_tensors(from), is_tensors(to)) {
@@ -23,12 +30,15 @@ pub(super) fn run(args: &CheckpointConvertArgs) -> anyhow::Result<()> {
         (true, false) => safetensors::read(from, to)?,
         (both, _) => {
             let what = if both { "both names end" } else { "neither name ends" };
-            let text = format!("{what} in .{ENDING}\nhint: one side is a checkpoint's prefix, the other a file NAME.{ENDING}");
+            let text =
+                format!("{what} in .{ENDING}\nhint: one side is a checkpoint's prefix, the other a file NAME.{ENDING}");
             return Err(Failure::user(text).into());
         }
     };
     for name in &converted.left_out {
-        say(&format!("warning: {name} is left out: its type has no place in a .{ENDING} file"));
+        say(&format!(
+            "warning: {name} is left out: its type has no place in a .{ENDING} file"
+        ));
     }
     say(&format!(
         "{}: {} tensors, {:.1} MB",

@@ -11,7 +11,9 @@ use crate::console::report;
 pub(super) fn run(args: &CheckpointListArgs) -> anyhow::Result<()> {
     let reader = locate::open(&args.prefix)?;
     let tensors = contents::list(&reader, !args.no_statistics)?;
-    let elements = tensors.iter().fold(0u64, |sum, tensor| sum.saturating_add(tensor.elements));
+    let elements = tensors
+        .iter()
+        .fold(0u64, |sum, tensor| sum.saturating_add(tensor.elements));
     if args.format == Format::Json {
         let all = json!({"prefix": args.prefix, "tensors": tensors, "elements": elements});
         report(&serde_json::to_string(&all).context("the list")?);
@@ -115,6 +117,9 @@ mod tests {
         );
         let statistics = Statistics::of([1.0, f64::NAN].into_iter());
         let lines = table(&[Tensor { statistics, ..tensor }]);
-        assert!(lines[0].ends_with("max") && lines[1].ends_with("1 not finite"), "{lines:?}");
+        assert!(
+            lines[0].ends_with("max") && lines[1].ends_with("1 not finite"),
+            "{lines:?}"
+        );
     }
 }

@@ -29,9 +29,12 @@ pub(super) struct MatchUp {
 impl MatchUp {
     pub(super) fn new(path: &Path) -> anyhow::Result<Self> {
         let config = PipelineConfig::load(path)?;
-        let ssd = config
-            .ssd()
-            .ok_or_else(|| Failure::user(format!("{}: no model with anchors\nhint: give a pipeline.config of an SSD", path.display())))?;
+        let ssd = config.ssd().ok_or_else(|| {
+            Failure::user(format!(
+                "{}: no model with anchors\nhint: give a pipeline.config of an SSD",
+                path.display()
+            ))
+        })?;
         let (threshold, forced) = match coati_detection::config::matcher(ssd)? {
             Matcher::ArgMax(matcher) => (
                 matcher.thresholds.map_or(0.0, |thresholds| thresholds.matched),
@@ -63,7 +66,8 @@ impl MatchUp {
             if best < self.threshold {
                 entry.1 += 1;
                 if self.listed.len() < LISTED {
-                    self.listed.push((format!("{place}: object {index}"), class, *bounds, best));
+                    self.listed
+                        .push((format!("{place}: object {index}"), class, *bounds, best));
                 }
             }
         }
@@ -76,7 +80,10 @@ impl MatchUp {
 
     /// The anchors' least and largest root of the area.
     fn range(&self) -> (f32, f32) {
-        let roots = self.anchors.iter().map(|[ymin, xmin, ymax, xmax]| ((ymax - ymin) * (xmax - xmin)).sqrt());
+        let roots = self
+            .anchors
+            .iter()
+            .map(|[ymin, xmin, ymax, xmax]| ((ymax - ymin) * (xmax - xmin)).sqrt());
         roots.fold((f32::MAX, 0.0), |(least, most), root| (least.min(root), most.max(root)))
     }
 
@@ -88,7 +95,10 @@ impl MatchUp {
             .iter()
             .map(|(&class, &(boxes, unmatched, sum))| {
                 let mean = sum / boxes.max(1) as f64;
-                (named(class), json!({"boxes": boxes, "unmatched": unmatched, "mean_best_iou": mean}))
+                (
+                    named(class),
+                    json!({"boxes": boxes, "unmatched": unmatched, "mean_best_iou": mean}),
+                )
             })
             .collect();
         let listed: Vec<_> = self
@@ -109,11 +119,18 @@ impl MatchUp {
             self.config,
             self.anchors.len(),
             self.threshold,
-            if self.forced { ": only the one best anchor is trained on each of these" } else { ": no anchor is trained on them" }
+            if self.forced {
+                ": only the one best anchor is trained on each of these"
+            } else {
+                ": no anchor is trained on them"
+            }
         )];
         for (&class, &(boxes, unmatched, sum)) in &self.classes {
             let mean = sum / boxes.max(1) as f64;
-            lines.push(format!("{unmatched:>8} of {boxes} {}, mean of the best overlaps {mean:.2}", named(class)));
+            lines.push(format!(
+                "{unmatched:>8} of {boxes} {}, mean of the best overlaps {mean:.2}",
+                named(class)
+            ));
         }
         for (place, class, [ymin, xmin, ymax, xmax], best) in &self.listed {
             lines.push(format!(

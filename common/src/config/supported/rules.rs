@@ -294,7 +294,10 @@ pub(super) const ONLY: &[(&str, &[&str])] = &[
 pub(super) const IGNORED: &[(&str, &str)] = &[
     ("Ssd", "inplace_batchnorm_update implicit_example_weight"),
     // Read by the reference and used nowhere in it; the same for the settings of losses that nothing chooses.
-    ("Loss", "equalization_loss min_num_negative_samples desired_negative_sampling_ratio"),
+    (
+        "Loss",
+        "equalization_loss min_num_negative_samples desired_negative_sampling_ratio",
+    ),
     ("BipartiteMatcher", "use_matmul_gather"),
     ("WeightedL2LocalizationLoss", "anchorwise_output"),
     ("SigmoidFocalClassificationLoss", "anchorwise_output"),
@@ -443,7 +446,11 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("WeightedSmoothL1LocalizationLoss.delta", POSITIVE, ANY),
     ("SigmoidFocalClassificationLoss.gamma", 0.0, ANY),
     ("WeightedSoftmaxClassificationLoss.logit_scale", POSITIVE, ANY),
-    ("WeightedSoftmaxClassificationAgainstLogitsLoss.logit_scale", POSITIVE, ANY),
+    (
+        "WeightedSoftmaxClassificationAgainstLogitsLoss.logit_scale",
+        POSITIVE,
+        ANY,
+    ),
     ("BootstrappedSigmoidClassificationLoss.alpha", 0.0, 1.0),
     ("RandomExampleSampler.positive_sample_fraction", POSITIVE, 1.0),
     ("MeanStddevBoxCoder.stddev", POSITIVE, ANY),

@@ -66,10 +66,17 @@ fn other_extractors_resizers_and_losses_are_named() {
     // Every augmentation and input option that the data pipeline knows is let through.
     let step = "random_pad_image { min_image_height: 10 min_image_width: 10 pad_color: [1, 2, 3] }";
     assert_eq!(refused(&[("ssd_random_crop { }", step)]), [""; 0]);
-    assert_eq!(refused(&[("width: 300 }", "width: 300 resize_method: AREA }")]), [""; 0]);
-    assert!(refusal("faster_rcnn_box_coder { y_scale: 10.0 x_scale: 10.0 height_scale: 5.0 width_scale: 5.0 }", "square_box_coder { }").contains(
-        "model.ssd.box_coder.square_box_coder: not supported yet\nhint: its codes have three numbers"
-    ));
+    assert_eq!(
+        refused(&[("width: 300 }", "width: 300 resize_method: AREA }")]),
+        [""; 0]
+    );
+    assert!(
+        refusal(
+            "faster_rcnn_box_coder { y_scale: 10.0 x_scale: 10.0 height_scale: 5.0 width_scale: 5.0 }",
+            "square_box_coder { }"
+        )
+        .contains("model.ssd.box_coder.square_box_coder: not supported yet\nhint: its codes have three numbers")
+    );
 }
 
 #[test]
@@ -132,7 +139,12 @@ fn values_that_are_not_built() {
 
 #[test]
 fn what_checkpoints_are_started_from_and_what_comes_later() {
-    let from = |rest: &str| refused(&[("num_steps: 3200", &format!("fine_tune_checkpoint: \"a/model.ckpt\" {rest}"))]);
+    let from = |rest: &str| {
+        refused(&[(
+            "num_steps: 3200",
+            &format!("fine_tune_checkpoint: \"a/model.ckpt\" {rest}"),
+        )])
+    };
     assert!(from("").is_empty());
     assert!(from("fine_tune_checkpoint_type: \"full\" load_all_detection_checkpoint_vars: true").is_empty());
     let text = &from("fine_tune_checkpoint_type: \"detections\"")[0];
@@ -141,7 +153,10 @@ fn what_checkpoints_are_started_from_and_what_comes_later() {
         "{text}"
     );
     let text = &from("fine_tune_checkpoint_version: V2")[0];
-    assert!(text.contains("V2 is a TF2 checkpoint") && text.contains("hint: use V1"), "{text}");
+    assert!(
+        text.contains("V2 is a TF2 checkpoint") && text.contains("hint: use V1"),
+        "{text}"
+    );
     assert!(
         refused(&[(
             "num_steps: 3200",

@@ -133,9 +133,12 @@ impl Lease {
                 }
                 Next::Wait => {
                     if since.elapsed() < LOOK {
-                        let holder = first.map_or_else(|| "somebody".to_owned(), |record| record.holder.describe(now()));
+                        let holder =
+                            first.map_or_else(|| "somebody".to_owned(), |record| record.holder.describe(now()));
                         let seconds = SILENCE.as_secs();
-                        tracing::warn!("this job is held by {holder}; it is taken over if that is silent for {seconds} s");
+                        tracing::warn!(
+                            "this job is held by {holder}; it is taken over if that is silent for {seconds} s"
+                        );
                     }
                     std::thread::sleep(LOOK);
                 }
@@ -164,7 +167,9 @@ impl Lease {
                 let newest = newest(&folder).ok().flatten().map_or(number, |(newest, _)| newest);
                 if newest > number {
                     if !std::mem::replace(&mut was_lost, true) {
-                        tracing::error!("another coordinator has taken this job over; this one was silent for too long");
+                        tracing::error!(
+                            "another coordinator has taken this job over; this one was silent for too long"
+                        );
                     }
                 } else if let Err(error) = serde_json::to_vec(&record)
                     .map_err(std::io::Error::from)
@@ -187,7 +192,10 @@ impl Lease {
 fn remove_older(folder: &Path, number: u64) {
     let older = coati_storage::list(&folder.join(FILE)).unwrap_or_default();
     let older = older.iter().filter_map(|entry| entry.name.parse::<u64>().ok());
-    let paths: Vec<PathBuf> = older.filter(|older| *older < number).map(|older| object(folder, older)).collect();
+    let paths: Vec<PathBuf> = older
+        .filter(|older| *older < number)
+        .map(|older| object(folder, older))
+        .collect();
     // They count for nothing; the next one removes what stays.
     let _ = coati_storage::remove_many(&paths);
 }
@@ -244,8 +252,14 @@ mod tests {
             nonce: 2,
             ..record(0)
         };
-        let before = Record { nonce: 1, ..own.clone() };
-        assert!(is_gone(&before, &own), "the same number in a container that started again");
+        let before = Record {
+            nonce: 1,
+            ..own.clone()
+        };
+        assert!(
+            is_gone(&before, &own),
+            "the same number in a container that started again"
+        );
         let mut other = record(0);
         other.holder.pid = 1;
         assert!(!is_gone(&other, &own), "process 1 always lives");
