@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Look at checkpoints.
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
+    /// Compute metrics from files of groundtruth and detections, without a model.
+    #[command(subcommand)]
+    Metrics(crate::commands::metrics::Command),
     /// Benchmarks (`scripts/bench` runs them beside their peers).
     #[command(subcommand, hide = true)]
     Bench(BenchCommand),
@@ -293,6 +296,8 @@ pub(crate) enum BenchCommand {
     Placement(BenchPlacementArgs),
     /// What the control plane costs as the number of replicas grows.
     Scale(BenchScaleArgs),
+    /// COCO box metrics of a large set.
+    Eval(crate::commands::bench::eval::BenchEvalArgs),
     /// Internal: a process of `ps`.
     #[command(hide = true)]
     Task(BenchTaskArgs),

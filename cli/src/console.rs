@@ -109,21 +109,16 @@ impl Observer for Console {
     }
 
     fn evaluated(&mut self, report: &EvalReport) {
-        let metric = |name: &str| {
-            report
-                .metrics
-                .get(name)
-                .and_then(serde_json::Value::as_f64)
-                .unwrap_or(f64::NAN)
-        };
         self.line(&format!(
-            "evaluation at step {}: AP {:.3}, AP50 {:.3} on {} images ({:.1} s)",
+            "evaluation at step {}: {} on {} images ({:.1} s)",
             report.global_step,
-            metric("DetectionBoxes_Precision/mAP"),
-            metric("DetectionBoxes_Precision/mAP@.50IOU"),
+            headline(report),
             report.images,
             report.seconds
         ));
+        for note in &report.notes {
+            self.warning(note);
+        }
     }
 
     fn note(&mut self, text: &str) {
@@ -156,6 +151,26 @@ impl Observer for Console {
             }
         }
     }
+}
+
+/// The overall figure of each metric: `AP 0.434, AP50 0.812, PascalBoxes mAP@0.5IOU 0.805`.
+fn headline(report: &EvalReport) -> String {
+    let value = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN);
+    let figures = report.metrics.iter().filter_map(|(name, figure)| {
+        let short = match name.as_str() {
+            "DetectionBoxes_Precision/mAP" => "AP".to_owned(),
+            "DetectionBoxes_Precision/mAP@.50IOU" => "AP50".to_owned(),
+            other => {
+                let (family, rest) = other.split_once("_Precision/mAP@")?;
+                if family == "DetectionBoxes" {
+                    return None;
+                }
+                format!("{family} mAP@{rest}")
+            }
+        };
+        Some(format!("{short} {:.3}", value(figure)))
+    });
+    figures.collect::<Vec<_>>().join(", ")
 }
 
 /// `loss 5.31 (classification 3.90, localization 1.21, regularization 0.20)  lr 0.00400  48.1 images/s  1:32 left`

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Check(args) => commands::check::run(&args),
         Command::Data(command) => commands::data::run(command),
         Command::Checkpoint(command) => commands::checkpoint::run(&command),
+        Command::Metrics(command) => commands::metrics::run(&command),
         Command::Bench(command) => commands::bench::run(&command),
     };
     match outcome {

@@ -1,19 +1,21 @@
-//! The twelve COCO box metrics under the reference's names (`CocoDetectionEvaluator`).
+//! The twelve COCO metrics of boxes and of masks under the reference's names (`CocoDetectionEvaluator`, `CocoMaskEvaluator`).
 //!
 //! Matching and averaging are hotcoco's, whose numbers equal pycocotools'; what is ours is the way in (pixels, label-map
-//! ids, checks) and the names out.
+//! ids, checks), the figures of each class and the names out.
 
 mod files;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
-use hotcoco::{Annotation, COCO, COCOeval, Dataset, Image, params::IouType};
+use hotcoco::{Annotation, COCO, COCOeval, Dataset, Image, Segmentation, params::IouType};
 use serde::Serialize;
 
+pub use crate::error::Error;
 pub use files::groundtruth_path;
 
-use crate::sample::{Category, ImageDetections, ImageGroundtruth};
+use crate::evaluator::{self, Metric};
+use crate::mask::Mask;
+use crate::sample::{Category, ImageDetections, ImageGroundtruth, Sample, xywh};
 
 /// The reference's metric names, in the order of COCO's summary.
 pub const METRIC_NAMES: [&str; 12] = [
@@ -31,74 +33,6 @@ pub const METRIC_NAMES: [&str; 12] = [
     "DetectionBoxes_Recall/AR@100 (large)",
 ];
 
-/// What cannot be evaluated.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The same image was added before.
-    #[error(
-        "image `{0}` was added twice\nhint: each image needs an id of its own (`image/source_id`); is a record in two shards?"
-    )]
-    DuplicateImage(String),
-    /// Detections for an image without groundtruth entry.
-    #[error("detections for image `{0}`, whose groundtruth was not added")]
-    UnknownImage(String),
-    /// Parallel lists of different lengths.
-    #[error("image `{image}`: {boxes} boxes but {other} {what}")]
-    Lengths {
-        /// Which image.
-        image: String,
-        /// Number of boxes.
-        boxes: usize,
-        /// Which list.
-        what: &'static str,
-        /// Its length.
-        other: usize,
-    },
-    /// A box that is not one.
-    #[error(
-        "image `{image}`: box {index} is {value:?}; four finite pixel coordinates [ymin, xmin, ymax, xmax] are needed"
-    )]
-    BadBox {
-        /// Which image.
-        image: String,
-        /// Index of the box in its list.
-        index: usize,
-        /// Its coordinates.
-        value: [f32; 4],
-    },
-    /// A score that is not a number.
-    #[error("image `{image}`: score {index} is not a number")]
-    BadScore {
-        /// Which image.
-        image: String,
-        /// Index in the list.
-        index: usize,
-    },
-    /// A class that the label map does not have.
-    #[error("image `{image}`: class {class} is not in the label map")]
-    UnknownClass {
-        /// Which image.
-        image: String,
-        /// The class id.
-        class: u32,
-    },
-    /// Nothing was added.
-    #[error("no image was evaluated\nhint: is the evaluation set empty?")]
-    Empty,
-    /// A file could not be written.
-    #[error("cannot write {path}: {message}")]
-    File {
-        /// Which file or folder.
-        path: PathBuf,
-        /// Why.
-        message: String,
-    },
-    /// From the metrics library.
-    #[error("COCO metrics: {0}")]
-    Library(#[from] hotcoco::Error),
-}
-
 /// COCO's summary of a detection run; -1 where no groundtruth of that size exists.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Metrics {
@@ -107,6 +41,29 @@ pub struct Metrics {
     pub values: [f64; 12],
     /// AP (`IoU` 0.50 to 0.95) of each category that has groundtruth, by name.
     pub ap_by_category: Vec<(String, f64)>,
+    /// All twelve of each category, by ascending id; -1 where no groundtruth of that size exists.
+    #[serde(skip)]
+    pub by_category: Vec<(String, [f64; 12])>,
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `coco_detection_metrics`.
+    Boxes,
+    /// `coco_mask_metrics`.
+    Masks,
+}
+
+/// What else is reported, and of which detections.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Detail {
+    /// mAP of each class.
+    pub per_category: bool,
+    /// All twelve figures of each class, if `per_category`.
+    pub all_per_category: bool,
+    /// Leave out detections of classes that were not verified in their image, where it says which were.
+    pub skip_unlabelled: bool,
 }
 
 impl Metrics {
@@ -129,6 +86,8 @@ impl Metrics {
 /// Collects groundtruth and detections image by image.
 #[derive(Debug)]
 pub struct Evaluator {
+    shape: Shape,
+    detail: Detail,
     categories: Vec<Category>,
     ids: HashMap<String, u64>,
     names: Vec<String>,
@@ -138,9 +97,16 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// An empty evaluation over these classes.
+    /// An empty evaluation of boxes over these classes.
     pub fn new(categories: Vec<Category>) -> Self {
+        Self::with(Shape::Boxes, categories, Detail::default())
+    }
+
+    /// An empty evaluation over these classes.
+    pub fn with(shape: Shape, categories: Vec<Category>, detail: Detail) -> Self {
         Self {
+            shape,
+            detail,
             categories,
             ids: HashMap::new(),
             names: Vec::new(),
@@ -260,7 +226,11 @@ impl Evaluator {
         };
         let groundtruth = COCO::from_dataset(dataset);
         let detections = groundtruth.load_res_anns(self.detections.clone())?;
-        let mut evaluation = COCOeval::new(groundtruth, detections, IouType::Bbox);
+        let kind = match self.shape {
+            Shape::Boxes => IouType::Bbox,
+            Shape::Masks => IouType::Segm,
+        };
+        let mut evaluation = COCOeval::new(groundtruth, detections, kind);
         evaluation.evaluate()?;
         evaluation.accumulate();
         // Not `run()` or `summarize()`: they print.
@@ -269,36 +239,68 @@ impl Evaluator {
         for (value, &stat) in values.iter_mut().zip(evaluation.stats().unwrap_or_default()) {
             *value = stat;
         }
+        let by_category = self.by_category(&evaluation);
         Ok(Metrics {
             values,
-            ap_by_category: self.by_category(&evaluation),
+            ap_by_category: by_category
+                .iter()
+                .filter(|(_, values)| values[0] > -1.0)
+                .map(|(name, values)| (name.clone(), values[0]))
+                .collect(),
+            by_category,
         })
     }
 
-    fn by_category(&self, evaluation: &COCOeval) -> Vec<(String, f64)> {
+    /// What `summarize` does over all classes, for each (the reference's `category_stats`).
+    fn by_category(&self, evaluation: &COCOeval) -> Vec<(String, [f64; 12])> {
         let Some(accumulated) = evaluation.accumulated() else {
             return Vec::new();
         };
         let shape = &accumulated.shape;
-        let mut result = Vec::new();
-        for (k, category) in self.categories.iter().enumerate().take(shape.k) {
-            let mut sum = 0.0;
-            let mut count = 0_usize;
-            for t in 0..shape.t {
-                for r in 0..shape.r {
-                    // Area range 0 is "all"; the last limit is 100 detections an image.
-                    let precision = accumulated.precision[accumulated.precision_idx(t, r, k, 0, shape.m - 1)];
-                    if precision > -1.0 {
-                        sum += precision;
-                        count += 1;
-                    }
-                }
+        // Area ranges are all, small, medium, large; limits are 1, 10 and 100 detections an image.
+        let mean = |values: &mut dyn Iterator<Item = f64>| {
+            let (mut sum, mut count) = (0.0, 0_usize);
+            for value in values.filter(|&value| value > -1.0) {
+                sum += value;
+                count += 1;
             }
-            if count > 0 {
-                result.push((category.name.clone(), sum / count as f64));
-            }
-        }
-        result
+            if count == 0 { -1.0 } else { sum / count as f64 }
+        };
+        let of = |k: usize| {
+            let precision = |thresholds: std::ops::Range<usize>, a: usize| {
+                mean(
+                    &mut thresholds
+                        .flat_map(|t| (0..shape.r).map(move |r| (t, r)))
+                        .map(|(t, r)| accumulated.precision[accumulated.precision_idx(t, r, k, a, shape.m - 1)]),
+                )
+            };
+            let recall = |a: usize, m: usize| {
+                mean(&mut (0..shape.t).map(|t| accumulated.recall[accumulated.recall_idx(t, k, a, m)]))
+            };
+            let last = shape.m - 1;
+            [
+                precision(0..shape.t, 0),
+                precision(0..1, 0),
+                precision(5..6, 0),
+                precision(0..shape.t, 1),
+                precision(0..shape.t, 2),
+                precision(0..shape.t, 3),
+                recall(0, 0),
+                recall(0, 1),
+                recall(0, last),
+                recall(1, last),
+                recall(2, last),
+                recall(3, last),
+            ]
+        };
+        let name = |id: u64| self.categories.iter().find(|category| u64::from(category.id) == id);
+        accumulated
+            .cat_ids
+            .iter()
+            .enumerate()
+            .take(shape.k)
+            .filter_map(|(k, &id)| name(id).map(|category| (category.name.clone(), of(k))))
+            .collect()
     }
 
     /// COCO's `[x, y, width, height]` of a box.
@@ -307,7 +309,7 @@ impl Evaluator {
             return Err(Error::BadBox {
                 image: image.to_owned(),
                 index,
-                value,
+                value: value.map(f64::from),
             });
         }
         if !self.categories.iter().any(|category| category.id == class) {
@@ -316,8 +318,104 @@ impl Evaluator {
                 class,
             });
         }
-        let [ymin, xmin, ymax, xmax] = value.map(f64::from);
-        Ok([xmin, ymin, xmax - xmin, ymax - ymin])
+        Ok(xywh(value.map(f64::from)))
+    }
+}
+
+impl evaluator::Evaluator for Evaluator {
+    fn name(&self) -> &'static str {
+        match self.shape {
+            Shape::Boxes => "coco_detection_metrics",
+            Shape::Masks => "coco_mask_metrics",
+        }
+    }
+
+    fn add(&mut self, sample: &Sample) -> Result<(), Error> {
+        let (truth, found) = (&sample.groundtruth, &sample.detections);
+        let masks = self.shape == Shape::Masks;
+        for (what, boxes, given) in [
+            ("groundtruth", truth.boxes.len(), truth.masks.len()),
+            ("detection", found.boxes.len(), found.masks.len()),
+        ] {
+            if masks && boxes != given {
+                return Err(Error::NoMasks {
+                    image: sample.image.clone(),
+                    what,
+                    boxes,
+                    metric: self.name(),
+                });
+            }
+        }
+        let image_id = self.names.len() as u64 + 1;
+        for (index, &corners) in truth.boxes.iter().enumerate() {
+            let bbox = truth.xywh.get(index).copied().unwrap_or_else(|| xywh(corners));
+            // As in the reference, also for masks: without an area the box's counts.
+            let area = truth.area.get(index).copied().filter(|&area| area > 0.0);
+            self.groundtruth.push(Annotation {
+                id: self.groundtruth.len() as u64 + 1,
+                image_id,
+                category_id: u64::from(truth.classes[index]),
+                bbox: Some(bbox),
+                area: Some(area.unwrap_or(bbox[2] * bbox[3])),
+                iscrowd: truth.is_crowd.get(index).copied().unwrap_or(false),
+                segmentation: truth.masks.get(index).filter(|_| masks).map(segmentation),
+                ..Annotation::default()
+            });
+        }
+        let verified = truth.image_classes.as_ref().filter(|_| self.detail.skip_unlabelled);
+        for (index, &corners) in found.boxes.iter().enumerate() {
+            let class = found.classes[index];
+            if verified.is_some_and(|classes| !classes.contains(&class)) {
+                continue;
+            }
+            self.detections.push(Annotation {
+                image_id,
+                category_id: u64::from(class),
+                bbox: (!masks).then(|| found.xywh.get(index).copied().unwrap_or_else(|| xywh(corners))),
+                segmentation: found.masks.get(index).filter(|_| masks).map(segmentation),
+                score: Some(found.scores[index]),
+                ..Annotation::default()
+            });
+        }
+        self.ids.insert(sample.image.clone(), image_id);
+        self.names.push(sample.image.clone());
+        self.has_detections.push(true);
+        Ok(())
+    }
+
+    fn evaluate(&self) -> Result<Vec<Metric>, Error> {
+        let metrics = Evaluator::evaluate(self)?;
+        let prefix = match self.shape {
+            Shape::Boxes => "DetectionBoxes_",
+            Shape::Masks => "DetectionMasks_",
+        };
+        let short = METRIC_NAMES.map(|name| name.trim_start_matches("DetectionBoxes_"));
+        let mut named: Vec<Metric> = short
+            .iter()
+            .zip(metrics.values)
+            .map(|(name, value)| (format!("{prefix}{name}"), value))
+            .collect();
+        for (category, values) in &metrics.by_category {
+            if self.detail.per_category {
+                named.push((format!("{prefix}PerformanceByCategory/mAP/{category}"), values[0]));
+            }
+            if self.detail.per_category && self.detail.all_per_category {
+                named.extend(
+                    short
+                        .iter()
+                        .zip(values)
+                        .map(|(name, &value)| (format!("{prefix}{name} ByCategory/{category}"), value)),
+                );
+            }
+        }
+        Ok(named)
+    }
+}
+
+fn segmentation(mask: &Mask) -> Segmentation {
+    Segmentation::UncompressedRle {
+        size: mask.size(),
+        counts: mask.counts().to_vec(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Evaluation of variables on the evaluation set: detections, COCO metrics, pictures.
+//! Evaluation of variables on the evaluation set: detections, the metrics of `metrics_set`, pictures.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,15 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use coati_common::config::PipelineConfig;
+use coati_common::config::supported::METRICS;
 use coati_dataset::eval::{Example, Examples};
 use coati_detection::Detections;
 use coati_detection::model::{Ssd, StepLosses};
 use coati_evaluation::coco::{self, Evaluator};
 use coati_evaluation::draw::{Label, beside, draw_boxes};
 use coati_evaluation::floor::{self, Floor};
-use coati_evaluation::{Category, ImageDetections, ImageGroundtruth};
+use coati_evaluation::{self as evaluation, Category, Evaluation, ImageDetections, ImageGroundtruth, Sample};
+use coati_proto::object_detection::protos::EvalConfig;
 
 use crate::input::{self, Input};
 use crate::model;
@@ -28,6 +30,14 @@ pub enum Error {
     /// Detections and groundtruth do not go together.
     #[error(transparent)]
     Metrics(#[from] coco::Error),
+    /// A record's detections or groundtruth cannot be evaluated.
+    #[error("{place}: {source}")]
+    Record {
+        /// Which record of which file.
+        place: coati_dataset::shards::Location,
+        /// What is wrong.
+        source: evaluation::Error,
+    },
     /// Too many records cannot be used.
     #[error(transparent)]
     Input(#[from] coati_dataset::bad::TooMany),
@@ -77,15 +87,20 @@ pub fn evaluate(
     let begun = Instant::now();
     let settings = config.eval_config();
     let categories = input::categories(&input.labels);
-    let mut evaluator = Evaluator::new(categories.clone());
+    let mut metrics = Evaluation::new(&names(settings), &categories, &metric_options(settings))?;
+    let mut collected = options
+        .detections_path
+        .as_ref()
+        .map(|_| Evaluator::new(categories.clone()));
     let examples = Examples::new(
         input.source.clone(),
         input::eval_options(config, input, model.input_size()),
     );
+    let total = examples.total();
     // As in the reference, 0 means all; more than there are is all, too.
     let wanted = match u64::from(settings.num_examples()) {
-        0 => examples.total(),
-        n => n.min(examples.total()),
+        0 => total,
+        n => n.min(total),
     };
     let mut pictures = Pictures {
         settings: options,
@@ -96,7 +111,7 @@ pub fn evaluate(
     let mut sized = Vec::new();
     let (mut model_seconds, mut done) = (0.0, 0);
     let mut losses = Losses::default();
-    let mut names = HashSet::new();
+    let (mut ids, mut shared) = (HashSet::new(), Vec::new());
 
     let (batches, bad) = ahead(examples, wanted);
     for batch in &batches {
@@ -110,10 +125,21 @@ pub fn evaluate(
         losses.add(&found);
         model_seconds += started.elapsed().as_secs_f64();
         for (example, found) in batch.iter().zip(&detections) {
-            let id = unique(&mut names, example);
-            let groundtruth = groundtruth(example);
-            evaluator.add_groundtruth(&id, &groundtruth)?;
-            evaluator.add_detections(&id, &absolute(example, found))?;
+            let id = unique(&mut ids, example);
+            if id != example.source_id && !example.source_id.is_empty() {
+                shared.push(input.source.location(example.record).to_string());
+            }
+            let (groundtruth, found_px) = (groundtruth(example), absolute(example, found));
+            metrics
+                .add(&sample(&id, example, &groundtruth, &found_px))
+                .map_err(|source| Error::Record {
+                    place: input.source.location(example.record),
+                    source,
+                })?;
+            if let Some(collected) = &mut collected {
+                collected.add_groundtruth(&id, &groundtruth)?;
+                collected.add_detections(&id, &found_px)?;
+            }
             pictures.draw(example, found, settings)?;
             if options.constant_box {
                 sized.push((
@@ -126,28 +152,32 @@ pub fn evaluate(
         }
         progress(done, wanted);
     }
-    if let Some(path) = &options.detections_path {
-        evaluator.write_files(path)?;
+    if let (Some(path), Some(collected)) = (&options.detections_path, &collected) {
+        collected.write_files(path)?;
     }
-    let metrics = evaluator.evaluate()?;
+    let figures = metrics.evaluate()?;
     let floor = options
         .constant_box
         .then(|| floor::best_constant_box(&categories, &sized))
         .transpose()?;
-    let mut named: serde_json::Map<String, serde_json::Value> = metrics
-        .named()
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .collect();
-    if settings.include_metrics_per_category() {
-        for (category, ap) in &metrics.ap_by_category {
-            named.insert(
-                format!("DetectionBoxes_PerformanceByCategory/mAP/{category}"),
-                (*ap).into(),
-            );
-        }
-    }
+    // NaN, which JSON does not have, is null: a class without groundtruth has no AP.
+    let mut named: serde_json::Map<String, serde_json::Value> =
+        figures.into_iter().map(|(name, value)| (name, value.into())).collect();
     losses.report(done, &mut named);
     let bad_records = bad.recv().unwrap_or_default();
+    let mut notes = metrics.notes();
+    if let Some(first) = shared.first() {
+        notes.push(format!(
+            "{} images have the id (image/source_id) of another one, the first is {first}; they are told apart by their records' numbers",
+            shared.len()
+        ));
+    }
+    if u64::from(settings.num_examples()) > total {
+        notes.push(format!(
+            "eval_config.num_examples is {}, but the set has {total} images; all of them are evaluated",
+            settings.num_examples()
+        ));
+    }
     let report = EvalReport {
         global_step,
         images: done,
@@ -155,9 +185,42 @@ pub fn evaluate(
         seconds: begun.elapsed().as_secs_f64(),
         model_seconds,
         bad_records,
+        notes,
         pictures: pictures.written,
     };
     Ok(Outcome { report, floor })
+}
+
+/// What `metrics_set` asks for and this model can give: masks are for models that predict them, and checking the configuration has warned.
+fn names(settings: &EvalConfig) -> Vec<&str> {
+    let names = settings.metrics_set.iter().map(String::as_str);
+    names.filter(|name| METRICS.contains(name)).collect()
+}
+
+fn metric_options(settings: &EvalConfig) -> evaluation::Options {
+    evaluation::Options {
+        include_metrics_per_category: settings.include_metrics_per_category(),
+        all_metrics_per_category: settings.all_metrics_per_category(),
+        recall_bounds: [
+            f64::from(settings.recall_lower_bound()),
+            f64::from(settings.recall_upper_bound()),
+        ],
+        ..evaluation::Options::default()
+    }
+}
+
+/// One image with the flags that metrics other than COCO's ask for.
+fn sample(id: &str, example: &Example, groundtruth: &ImageGroundtruth, found: &ImageDetections) -> Sample {
+    Sample {
+        image: id.to_owned(),
+        size: Some([example.image.height as f64, example.image.width as f64]),
+        groundtruth: evaluation::Groundtruth {
+            difficult: example.groundtruth.difficult.clone(),
+            group_of: example.groundtruth.group_of.clone(),
+            ..groundtruth.into()
+        },
+        detections: found.into(),
+    }
 }
 
 /// Sums of the losses of single images; the reference reports their means beside the metrics.
@@ -258,12 +321,7 @@ struct Pictures<'a> {
 
 impl Pictures<'_> {
     /// Detections on the left, groundtruth on the right.
-    fn draw(
-        &mut self,
-        example: &Example,
-        found: &Detections,
-        settings: &coati_proto::object_detection::protos::EvalConfig,
-    ) -> Result<(), Error> {
+    fn draw(&mut self, example: &Example, found: &Detections, settings: &EvalConfig) -> Result<(), Error> {
         let Some(folder) = self
             .settings
             .pictures_dir

@@ -87,6 +87,8 @@ pub struct EvalReport {
     pub model_seconds: f64,
     /// Records that could not be used, in words.
     pub bad_records: Vec<String>,
+    /// What is allowed and may still be a mistake, in words: classes without groundtruth, boxes outside of their images.
+    pub notes: Vec<String>,
     /// Pictures written.
     pub pictures: Vec<PathBuf>,
 }

@@ -167,7 +167,7 @@ fn print(outcome: &Outcome) {
             metrics.ap50()
         ));
     }
-    for record in &result.bad_records {
+    for record in result.notes.iter().chain(&result.bad_records) {
         say(&format!("warning: {record}"));
     }
     if let Some(first) = result.pictures.first() {

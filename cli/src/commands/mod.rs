@@ -6,6 +6,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+pub(crate) mod metrics;
 pub(crate) mod scale;
 pub(crate) mod status;
 pub(crate) mod train;

@@ -12,6 +12,8 @@ use std::fmt;
 
 use super::{Error, PipelineConfig};
 
+pub use rules::METRICS;
+
 /// Which parts of a configuration matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {

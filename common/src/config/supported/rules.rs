@@ -119,7 +119,8 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     (
         "EvalConfig",
         "metrics_set num_examples eval_interval_secs max_evals num_visualizations min_score_threshold \
-         max_num_boxes_to_visualize use_moving_averages include_metrics_per_category",
+         max_num_boxes_to_visualize use_moving_averages include_metrics_per_category all_metrics_per_category \
+         recall_lower_bound recall_upper_bound",
     ),
 ];
 
@@ -167,27 +168,31 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
 /// Accepted; what they ask for is not done, and the job says so.
 pub(super) const WARNED: &[(&str, &str)] = &[(
     "EvalConfig",
-    "visualization_export_dir export_path all_metrics_per_category super_categories \
-     parameterized_metric",
+    "visualization_export_dir export_path super_categories parameterized_metric",
 )];
 
-/// Values of repeated names that are built; others are known and warned about.
-pub(super) const METRICS: &[&str] = &["coco_detection_metrics"];
+/// Values of repeated names that are built; others are known and warned about. The last two are older names of the reference.
+pub const METRICS: &[&str] = &[
+    "coco_detection_metrics",
+    "pascal_voc_detection_metrics",
+    "weighted_pascal_voc_detection_metrics",
+    "oid_V2_detection_metrics",
+    "oid_challenge_detection_metrics",
+    "precision_at_recall_detection_metrics",
+    "open_images_V2_detection_metrics",
+    "oid_challenge_object_detection_metrics",
+];
 
-/// Names of metrics in the reference (`eval_util.EVAL_METRICS_CLASS_DICT`) that are not built.
+/// Names of metrics in the reference (`eval_util.EVAL_METRICS_CLASS_DICT`) that no model here can be measured by: they ask for masks or
+/// keypoints.
 pub(super) const OTHER_METRICS: &[&str] = &[
     "coco_keypoint_metrics",
     "coco_mask_metrics",
     "coco_panoptic_metrics",
     "lvis_mask_metrics",
-    "oid_challenge_detection_metrics",
     "oid_challenge_segmentation_metrics",
-    "pascal_voc_detection_metrics",
-    "weighted_pascal_voc_detection_metrics",
-    "precision_at_recall_detection_metrics",
     "pascal_voc_instance_segmentation_metrics",
     "weighted_pascal_voc_instance_segmentation_metrics",
-    "oid_V2_detection_metrics",
 ];
 
 /// Fields and oneofs that a message cannot do without.
@@ -283,6 +288,8 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("TrainConfig.bias_grad_multiplier", 0.0, ANY),
     ("TrainConfig.replicas_to_aggregate", 0.0, ANY),
     ("EvalConfig.batch_size", 1.0, 65536.0),
+    ("EvalConfig.recall_lower_bound", 0.0, 1.0),
+    ("EvalConfig.recall_upper_bound", 0.0, 1.0),
 ];
 
 /// Files that are opened; only local ones so far.

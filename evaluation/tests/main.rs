@@ -1,0 +1,5 @@
+//! Metrics beside the reference's figures.
+
+mod bad_input;
+mod files;
+mod golden;
