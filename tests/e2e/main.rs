@@ -12,6 +12,7 @@ mod data;
 mod evaluation;
 mod faults;
 mod hostile;
+mod inference;
 mod judges;
 mod partition;
 mod preflight;

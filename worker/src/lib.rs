@@ -11,8 +11,11 @@ pub mod cluster;
     reason = "a test that cannot go on has failed"
 )]
 mod conformance;
+pub mod detect;
 pub mod evaluate;
 pub mod exchange;
+pub mod gallery;
+pub mod infer;
 pub mod input;
 pub mod job;
 mod local;

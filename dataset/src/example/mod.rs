@@ -1,6 +1,7 @@
 //! `tf.Example` records in the Object Detection API's schema (`TfExampleDecoder`).
 
 mod classes;
+pub mod rewrite;
 pub mod wire;
 
 use crate::groundtruth::Groundtruth;

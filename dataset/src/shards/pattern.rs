@@ -224,8 +224,8 @@ fn similar(path: &Path) -> String {
     }
 }
 
-/// The files that a pattern matches, sorted.
-fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
+/// The files that a pattern (`*`, `?`, `[…]`) matches, sorted; none is no error.
+pub fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
     let mut found = vec![PathBuf::new()];
     for component in Path::new(pattern).components() {
         let Component::Normal(part) = component else {
