@@ -205,18 +205,20 @@ fn picture(kind: &str, bytes: &[u8], what: &str) -> String {
 }
 
 fn table(class: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let line = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-        let cells: String = cells.map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
-        format!("<tr>{cells}</tr>\n")
-    };
     let mut text = format!("<table class=\"{class}\">\n");
     if !head.is_empty() {
-        text += &line("th", &mut head.iter().copied());
+        text += &line("th", head.iter().copied());
     }
     for row in rows {
-        text += &line("td", &mut row.iter().map(String::as_str));
+        text += &line("td", row.iter().map(String::as_str));
     }
     text + "</table>\n"
+}
+
+/// A line of a table.
+fn line<'a>(tag: &str, cells: impl Iterator<Item = &'a str>) -> String {
+    let cells: String = cells.map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
+    format!("<tr>{cells}</tr>\n")
 }
 
 /// `-` for what cannot be measured: NaN, or COCO's -1.

@@ -14,8 +14,7 @@ use coati_detection::Detections;
 use serde::Serialize;
 
 use crate::detect::{self, Detector};
-pub use shard::State;
-use shard::{Claimed, Shard};
+use shard::{Claimed, Shard, State};
 
 /// Records that cannot be used, named one by one; the others are counted.
 const NAMED: usize = 20;

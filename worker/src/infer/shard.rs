@@ -34,7 +34,7 @@ struct Note {
 
 /// What there is of an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub(super) enum State {
     /// Nothing, or what is incomplete.
     Missing,
     /// All of it.
