@@ -71,8 +71,9 @@ fn page(args: &EvalArgs, config: &PipelineConfig, checkpoint: &Path, outcome: &O
         ));
     }
     let metrics = result.metrics.iter();
+    let file = Path::new(config.name()).file_name().unwrap_or_default().to_string_lossy();
     Page {
-        title: format!("Evaluation of {} at step {}", config.name(), result.global_step),
+        title: format!("{file} at step {}", result.global_step),
         facts,
         metrics: metrics
             .map(|(name, value)| (name.clone(), value.as_f64().unwrap_or(f64::NAN)))

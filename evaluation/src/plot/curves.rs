@@ -104,18 +104,36 @@ fn axes(picture: &mut RgbImage) {
 
 /// A curve as steps; it begins at recall 0 and ends on the axis, since no score finds more.
 fn trace(picture: &mut RgbImage, points: &[(f64, f64)], width: f64, colour: Rgb<u8>) {
-    let Some(&(_, first)) = points.first() else { return };
-    let mut at = (x_of(0.0), y_of(first));
-    let last = points.last().map_or(0.0, |point| point.0);
-    for &(recall, precision) in points.iter().chain(&[(last, 0.0)]) {
-        let next = (x_of(recall), y_of(precision));
-        // Thousands of detections fall on one pixel.
-        if (next.0 - at.0).abs() + (next.1 - at.1).abs() >= 1.0 {
-            line(picture, at, (at.0.max(next.0), at.1), width, colour);
-            line(picture, (next.0, at.1), next, width, colour);
-            at = next;
-        }
+    for pair in corners(points).windows(2) {
+        line(picture, pair[0], pair[1], width, colour);
     }
+}
+
+/// Where the steps turn, on whole pixels: lines that begin and end within a pixel of each other would show as dots.
+fn corners(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let Some(&(_, first)) = points.first() else {
+        return Vec::new();
+    };
+    let last = points.last().map_or(0.0, |point| point.0);
+    let mut found = vec![(x_of(0.0).round(), y_of(first).round())];
+    let mut add = |next: (f64, f64)| {
+        if let [.., before, at] = found.as_slice()
+            && ((before.0 == at.0 && at.0 == next.0) || (before.1 == at.1 && at.1 == next.1))
+        {
+            found.pop();
+        }
+        if found.last() != Some(&next) {
+            found.push(next);
+        }
+    };
+    let mut level = y_of(first).round();
+    for &(recall, precision) in points.iter().chain(&[(last, 0.0)]) {
+        let (x, y) = (x_of(recall).round(), y_of(precision).round());
+        add((x, level));
+        add((x, y));
+        level = y;
+    }
+    found
 }
 
 #[cfg(test)]
@@ -141,6 +159,19 @@ mod tests {
         assert_eq!(at(0.55, 1.0), Rgb(COLOURS[0]));
         assert_eq!(at(1.0, 0.45), Rgb(COLOURS[0]));
         assert_eq!(at(0.55, 0.55), WHITE);
+    }
+
+    #[test]
+    fn steps_turn_only_where_precision_changes() {
+        let thousands: Vec<(f64, f64)> = (0..=4000).map(|n| (f64::from(n) / 4000.0, 1.0)).collect();
+        let (left, right, top, bottom) = (x_of(0.0), x_of(1.0), y_of(1.0), y_of(0.0));
+        assert_eq!(corners(&thousands), [(left, top), (right, top), (right, bottom)]);
+        let (half, low) = (x_of(0.5), y_of(0.25));
+        assert_eq!(
+            corners(&[(0.5, 1.0), (0.5, 0.25), (1.0, 0.25)]),
+            [(left, top), (half, top), (half, low), (right, low), (right, bottom)]
+        );
+        assert_eq!(corners(&[]), []);
     }
 
     #[test]
