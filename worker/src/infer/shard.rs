@@ -131,10 +131,11 @@ impl Shard {
             }
         }
         loop {
-            if self.state()? == State::Complete {
+            let state = self.state()?;
+            if state == State::Complete {
                 return Ok(Claimed::Complete);
             }
-            let again = self.partial.exists() || self.output.exists();
+            let again = state == State::Missing && (self.partial.exists() || self.output.exists());
             let mut open = OpenOptions::new();
             let file = open.read(true).write(true).create(true).truncate(false);
             let file = file.open(&self.partial).map_err(failed(&self.partial, "write"))?;
