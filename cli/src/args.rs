@@ -31,6 +31,10 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Evaluate checkpoints as they appear, or the newest one with --run_once.
     Eval(EvalArgs),
+    /// Find objects in pictures: draws boxes, lists them as JSON and CSV.
+    Detect(crate::commands::detect::DetectArgs),
+    /// Find objects in all images of a data set: TFRecords in, TFRecords with detections out.
+    Infer(crate::commands::infer::InferArgs),
     /// Show a cluster job that runs: where its tasks are and how far it has come.
     Status(StatusArgs),
     /// Give a cluster job that runs more workers or fewer.
@@ -125,6 +129,9 @@ pub(crate) struct EvalArgs {
     /// Also report what the best constant box would score.
     #[arg(long)]
     pub constant_box: bool,
+    /// Write a page with metrics, curves, the worst images and the configuration here (HTML that needs no network); its plots go beside it as PNG.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Give up after this many seconds without a new checkpoint (without --run_once).
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub eval_timeout_secs: u64,

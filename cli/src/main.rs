@@ -21,6 +21,8 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Train(args) => commands::train::run(&args, cli.verbose),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Detect(args) => commands::detect::run(&args),
+        Command::Infer(args) => commands::infer::run(&args),
         Command::Status(args) => commands::status::run(&args),
         Command::Scale(args) => commands::scale::run(&args),
         Command::Check(args) => commands::check::run(&args),

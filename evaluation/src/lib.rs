@@ -1,4 +1,4 @@
-//! Detection metrics, the constant-box floor that they are compared with, and pictures of detections.
+//! Detection metrics, the constant-box floor that they are compared with, pictures of detections, and reports.
 
 pub mod average_precision;
 pub mod coco;
@@ -11,11 +11,16 @@ pub mod floor;
 pub mod mask;
 pub mod open_images;
 mod overlap;
+pub mod palette;
 pub mod pascal;
 mod per_image;
+pub mod plot;
 pub mod precision_at_recall;
+pub mod report;
+pub mod review;
 pub mod sample;
 pub mod set;
+pub mod text;
 pub mod vrd;
 
 pub use error::Error;

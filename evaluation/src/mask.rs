@@ -118,7 +118,7 @@ impl Mask {
     }
 
     /// Runs of the instance's pixels: first, and one behind the last.
-    fn foreground(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    pub(crate) fn foreground(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut at = 0_u64;
         self.0.counts.iter().enumerate().filter_map(move |(index, &count)| {
             let from = at;

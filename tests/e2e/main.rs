@@ -15,6 +15,7 @@ mod faults;
 mod fine_tuning;
 mod hostile;
 mod importers;
+mod inference;
 mod judges;
 mod partition;
 mod preflight;

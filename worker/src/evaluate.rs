@@ -1,7 +1,7 @@
 //! Evaluation of variables on the evaluation set: detections, the metrics of `metrics_set`, pictures.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -11,17 +11,20 @@ use coati_dataset::eval::{Example, Examples};
 use coati_detection::Detections;
 use coati_detection::model::{Ssd, StepLosses};
 use coati_evaluation::coco::{self, Evaluator};
-use coati_evaluation::draw::{Label, beside, draw_boxes};
 use coati_evaluation::floor::{self, Floor};
-use coati_evaluation::{self as evaluation, Category, Evaluation, ImageDetections, ImageGroundtruth, Sample};
+use coati_evaluation::review::{self, Review};
+use coati_evaluation::{self as evaluation, Evaluation, ImageDetections, ImageGroundtruth, Sample, plot, report};
 use coati_proto::object_detection::protos::EvalConfig;
 
+use crate::gallery::{Gallery, Shown};
 use crate::input::{self, Input};
 use crate::model;
 use crate::observe::EvalReport;
 
 /// Images that go through the network together.
 const BATCH: usize = 8;
+/// Width of a report's pictures in pixels.
+const THUMBNAIL: u32 = 1000;
 
 /// What evaluation can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,8 @@ pub struct Options {
     pub constant_box: bool,
     /// Write the detections here and the groundtruth beside them, as COCO's tools read them.
     pub detections_path: Option<PathBuf>,
+    /// Keep pictures of so many of the worst images for the report.
+    pub worst_images: usize,
 }
 
 /// Metrics and, if asked for, the floor.
@@ -75,6 +80,8 @@ pub struct Outcome {
     pub report: EvalReport,
     /// The best constant box.
     pub floor: Option<Floor>,
+    /// Curves, confusion and, if asked for, the worst images.
+    pub review: Review,
 }
 
 /// Evaluates `variables` (flat vector) of step `global_step`. `progress` hears of done and total images.
@@ -105,12 +112,20 @@ pub fn evaluate(
         0 => total,
         n => n.min(total),
     };
-    let mut pictures = Pictures {
-        settings: options,
-        count: settings.num_visualizations() as usize,
-        categories: &categories,
-        written: Vec::new(),
-    };
+    let export = settings.visualization_export_dir.as_deref().filter(|folder| !folder.is_empty());
+    let mut gallery = Gallery::new(
+        options.pictures_dir.as_deref(),
+        export.map(PathBuf::from),
+        settings,
+        &categories,
+    );
+    let mut review = Review::new(
+        categories.clone(),
+        review::Options {
+            score_threshold: settings.min_score_threshold().into(),
+            worst_images: options.worst_images,
+        },
+    );
     let mut sized = Vec::new();
     let (mut model_seconds, mut done) = (0.0, 0);
     let mut losses = Losses::default();
@@ -133,8 +148,9 @@ pub fn evaluate(
                 shared.push(input.source.location(example.record).to_string());
             }
             let (groundtruth, found_px) = (groundtruth(example), absolute(example, found));
+            let sample = sample(&id, example, &groundtruth, &found_px);
             metrics
-                .add(&sample(&id, example, &groundtruth, &found_px))
+                .add(&sample)
                 .map_err(|source| Error::Record {
                     place: input.source.location(example.record),
                     source,
@@ -143,7 +159,9 @@ pub fn evaluate(
                 collected.add_groundtruth(&id, &groundtruth)?;
                 collected.add_detections(&id, &found_px)?;
             }
-            pictures.draw(example, found, settings)?;
+            gallery.add(example, found)?;
+            let name = if example.filename.is_empty() { &id } else { &example.filename };
+            review.add(&sample, name, &mut || thumbnail(&gallery, example, found));
             if options.constant_box {
                 sized.push((
                     id,
@@ -181,6 +199,10 @@ pub fn evaluate(
             settings.num_examples()
         ));
     }
+    let (mut shown, pictures) = gallery.finish();
+    if !shown.is_empty() {
+        shown.extend(plots(&review)?);
+    }
     let report = EvalReport {
         global_step,
         images: done,
@@ -189,9 +211,32 @@ pub fn evaluate(
         model_seconds,
         bad_records,
         notes,
-        pictures: pictures.written,
+        pictures,
+        shown,
     };
-    Ok(Outcome { report, floor })
+    Ok(Outcome { report, floor, review })
+}
+
+/// For the report. A picture that cannot be made is left out there.
+fn thumbnail(gallery: &Gallery, example: &Example, found: &Detections) -> Vec<u8> {
+    gallery
+        .picture(example, found)
+        .and_then(|picture| report::thumbnail(&picture, THUMBNAIL).ok())
+        .unwrap_or_default()
+}
+
+/// What TensorBoard shows beside the images.
+fn plots(review: &Review) -> Result<[Shown; 2], Error> {
+    let curves = review.curves();
+    let names: Vec<String> = curves.iter().map(|curve| curve.class.clone()).collect();
+    let failed = |error: image::ImageError| Error::Picture {
+        path: PathBuf::new(),
+        message: error.to_string(),
+    };
+    Ok([
+        Shown::new("PrecisionRecall", &plot::precision_recall(&curves)).map_err(failed)?,
+        Shown::new("ConfusionMatrix", &plot::confusion(&names, review.confusion())).map_err(failed)?,
+    ])
 }
 
 /// What `metrics_set` asks for and this model can give: masks are for models that predict them, and checking the configuration has warned.
@@ -312,78 +357,5 @@ fn absolute(example: &Example, found: &Detections) -> ImageDetections {
             .collect(),
         scores: found.scores.clone(),
         classes: found.classes.iter().map(|class| (class + 1) as u32).collect(),
-    }
-}
-
-struct Pictures<'a> {
-    settings: &'a Options,
-    count: usize,
-    categories: &'a [Category],
-    written: Vec<PathBuf>,
-}
-
-impl Pictures<'_> {
-    /// Detections on the left, groundtruth on the right.
-    fn draw(&mut self, example: &Example, found: &Detections, settings: &EvalConfig) -> Result<(), Error> {
-        let Some(folder) = self
-            .settings
-            .pictures_dir
-            .as_deref()
-            .filter(|_| self.written.len() < self.count)
-        else {
-            return Ok(());
-        };
-        let (height, width) = (example.image.height, example.image.width);
-        let Some(original) = image::RgbImage::from_raw(width as u32, height as u32, example.image.pixels.clone())
-        else {
-            return Ok(());
-        };
-        let name = |class: i64| {
-            let id = class + 1;
-            self.categories
-                .iter()
-                .find(|category| i64::from(category.id) == id)
-                .map_or_else(|| id.to_string(), |category| category.name.clone())
-        };
-        let threshold = settings.min_score_threshold();
-        let most = settings.max_num_boxes_to_visualize() as usize;
-        let absolute = absolute(example, found);
-        let mut labels: Vec<Label> = (0..found.scores.len())
-            .filter(|&i| found.scores[i] >= threshold)
-            .take(most)
-            .map(|i| Label {
-                box_px: absolute.boxes_px[i],
-                text: format!("{} {:.0}%", name(found.classes[i] as i64), found.scores[i] * 100.0),
-                colour: found.classes[i],
-            })
-            .collect();
-        labels.reverse(); // the surest on top
-        let truth: Vec<Label> = example
-            .boxes_px
-            .iter()
-            .zip(&example.groundtruth.classes)
-            .map(|(&box_px, &class)| Label {
-                box_px,
-                text: name(class),
-                colour: class as usize,
-            })
-            .collect();
-        let (mut left, mut right) = (original.clone(), original);
-        draw_boxes(&mut left, &labels);
-        draw_boxes(&mut right, &truth);
-        let stem = Path::new(&example.filename)
-            .file_stem()
-            .map_or_else(|| "image".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        let path = folder.join(format!("{:05}_{stem}.png", example.record));
-        let failed = |message: String| Error::Picture {
-            path: path.clone(),
-            message,
-        };
-        std::fs::create_dir_all(folder).map_err(|error| failed(error.to_string()))?;
-        beside(&left, &right)
-            .save(&path)
-            .map_err(|error| failed(error.to_string()))?;
-        self.written.push(path);
-        Ok(())
     }
 }

@@ -11,10 +11,13 @@ pub mod cluster;
     reason = "a test that cannot go on has failed"
 )]
 mod conformance;
+pub mod detect;
 pub mod evaluate;
 pub mod exchange;
 pub mod fine_tune;
+pub mod gallery;
 mod growth;
+pub mod infer;
 pub mod input;
 pub mod job;
 mod local;

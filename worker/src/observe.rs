@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::gallery::Shown;
+
 /// A committed step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepRecord {
@@ -91,6 +93,9 @@ pub struct EvalReport {
     pub notes: Vec<String>,
     /// Pictures written.
     pub pictures: Vec<PathBuf>,
+    /// Pictures for TensorBoard.
+    #[serde(skip)]
+    pub shown: Vec<Shown>,
 }
 
 /// After the last step.

@@ -94,7 +94,7 @@ impl Observer for Curves {
     }
 }
 
-/// Writes an evaluation's metrics into `folder` (the reference's `eval_0`).
+/// Writes an evaluation's metrics and pictures into `folder` (the reference's `eval_0`).
 pub fn write_evaluation(folder: &Path, report: &EvalReport) -> Result<(), events::Error> {
     let mut writer = EventWriter::create(folder, "")?;
     let scalars: Vec<(&str, f32)> = report
@@ -103,6 +103,10 @@ pub fn write_evaluation(folder: &Path, report: &EvalReport) -> Result<(), events
         .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()? as f32)))
         .collect();
     writer.scalars(report.global_step, &scalars)?;
+    for shown in &report.shown {
+        let (tag, png) = (&shown.tag, shown.png.clone());
+        writer.image_png(tag, report.global_step, shown.width, shown.height, png)?;
+    }
     writer.finish()
 }
 

@@ -14,6 +14,7 @@ use coati_worker::input::{self, Input, Which};
 use coati_worker::{model, tensorboard};
 use serde_json::json;
 
+use super::eval_report;
 use crate::args::{EvalArgs, Format};
 use crate::console::{report, say};
 use crate::failure::Failure;
@@ -42,6 +43,9 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
             Some(latest) if evaluated != Some(latest.step) => {
                 let outcome = one(args, &config, &input, &mut model, &latest)?;
                 tensorboard::write_evaluation(&events, &outcome.report)?;
+                if let Some(path) = &args.report {
+                    eval_report::write(path, args, &config, &latest.prefix, &outcome)?;
+                }
                 if args.format == Format::Text {
                     print(&outcome);
                 }
@@ -122,6 +126,7 @@ fn one(
         pictures_dir: args.pictures_dir.clone(),
         constant_box: args.constant_box,
         detections_path: args.detections_path.clone(),
+        worst_images: args.report.as_ref().map_or(0, |_| eval_report::WORST_IMAGES),
     };
     let outcome = evaluate::evaluate(
         model,

@@ -205,7 +205,7 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
             .map(|(box_px, &class)| Label {
                 box_px,
                 text: name(class),
-                colour: class as usize,
+                colour: class as usize + 1,
             })
             .collect();
         draw_boxes(&mut picture, &labels);

@@ -2,6 +2,7 @@
 
 mod classes;
 mod extra;
+pub mod rewrite;
 pub mod wire;
 
 use crate::groundtruth::Groundtruth;

@@ -214,7 +214,7 @@ fn kind_name(kind: u32) -> &'static str {
     }
 }
 
-enum Value<'a> {
+pub(super) enum Value<'a> {
     Varint(u64),
     Fixed32(u32),
     Bytes(&'a [u8]),
@@ -222,10 +222,10 @@ enum Value<'a> {
 }
 
 /// The fields of one message, from the front.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
-    fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, Error> {
+    pub(super) fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, Error> {
         if self.0.is_empty() {
             return Ok(None);
         }

@@ -268,8 +268,8 @@ fn similar(path: &Path) -> String {
     }
 }
 
-/// The files that a pattern matches, sorted.
-fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
+/// The files that a pattern (`*`, `?`, `[…]`) matches, sorted; none is no error.
+pub fn glob(pattern: &str) -> Result<Vec<PathBuf>, Error> {
     // What a path takes for a folder and a bucket's name is neither, and has no wildcards.
     let start = bucket_of(pattern);
     let mut found = vec![PathBuf::from(start)];

@@ -258,7 +258,8 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "EvalConfig",
         "metrics_set num_examples eval_interval_secs max_evals num_visualizations min_score_threshold \
          max_num_boxes_to_visualize use_moving_averages include_metrics_per_category all_metrics_per_category \
-         recall_lower_bound recall_upper_bound",
+         recall_lower_bound recall_upper_bound visualization_export_dir keep_image_id_for_visualization_export skip_scores skip_labels \
+         visualize_groundtruth_boxes groundtruth_box_visualization_color retain_original_images",
     ),
 ];
 
@@ -328,15 +329,14 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ),
     (
         "EvalConfig",
-        "batch_size save_graph eval_master skip_scores skip_labels visualize_groundtruth_boxes groundtruth_box_visualization_color \
-         keep_image_id_for_visualization_export retain_original_images use_dummy_loss_in_eval",
+        "batch_size save_graph eval_master use_dummy_loss_in_eval",
     ),
 ];
 
 /// Accepted; what they ask for is not done, and the job says so.
 pub(super) const WARNED: &[(&str, &str)] = &[(
     "EvalConfig",
-    "visualization_export_dir export_path super_categories parameterized_metric",
+    "export_path super_categories parameterized_metric",
 )];
 
 /// Values of repeated names that are built; others are known and warned about. The last two are older names of the reference.

@@ -1,0 +1,247 @@
+//! A trained detector for images that have no groundtruth.
+
+mod ahead;
+
+use std::path::{Path, PathBuf};
+
+use coati_checkpoint::bundle;
+use coati_checkpoint::state;
+use coati_common::config::supported::{self, Mode, Unsupported};
+use coati_common::config::{self, PipelineConfig};
+use coati_common::label_map::LabelMap;
+use coati_dataset::decode::Image;
+use coati_detection::Detections;
+use coati_detection::model::Ssd;
+use coati_evaluation::Category;
+use sha2::{Digest as _, Sha256};
+
+use crate::{input, model};
+
+pub(crate) use ahead::{Ahead, ahead};
+pub use ahead::{Prepared, Preparer};
+
+/// Why there is no detector, or why it found nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The model is not built.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// No configuration was given, and none lies beside the checkpoint.
+    #[error("{}: no such file\nhint: --pipeline_config_path names the configuration that the model was trained with", .0.display())]
+    NoConfig(PathBuf),
+    /// There is no checkpoint.
+    #[error("{}: no complete checkpoint\nhint: --model_dir is the folder of a job that has saved, or a prefix such as …/model.ckpt-2000", .0.display())]
+    NoCheckpoint(PathBuf),
+    /// The folder cannot be searched.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The model or its variables.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// The label map given is missing or wrong.
+    #[error(transparent)]
+    LabelMap(#[from] coati_common::label_map::Error),
+    /// The label map has more classes than the model.
+    #[error("{0}")]
+    Classes(String),
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The model refused.
+    #[error("{0}")]
+    Detect(String),
+}
+
+/// Where a detector comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// A job's folder, or a checkpoint's prefix.
+    pub model_dir: PathBuf,
+    /// `pipeline.config` in the folder where absent.
+    pub pipeline_config_path: Option<PathBuf>,
+    /// The configuration's where absent.
+    pub label_map_path: Option<PathBuf>,
+}
+
+/// A model with its variables.
+#[derive(Debug)]
+pub struct Detector {
+    model: Ssd,
+    variables: Vec<f32>,
+    config: PipelineConfig,
+    categories: Vec<Category>,
+    checkpoint: PathBuf,
+    step: u64,
+    warnings: Vec<String>,
+}
+
+impl Detector {
+    /// Reads the newest complete checkpoint of a folder, or the one named.
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        let folder = folder_of(&options.model_dir);
+        let path = options
+            .pipeline_config_path
+            .clone()
+            .unwrap_or_else(|| folder.join("pipeline.config"));
+        if options.pipeline_config_path.is_none() && !path.exists() {
+            return Err(Error::NoConfig(path));
+        }
+        let config = PipelineConfig::load(&path)?;
+        // How it was trained and evaluated does not matter here.
+        let survey = supported::survey(&config, Mode::Eval)?;
+        let of_model = |path: &str| path == "model" || path.starts_with("model.");
+        let refused: Vec<_> = survey.refused.into_iter().filter(|refusal| of_model(&refusal.path)).collect();
+        if !refused.is_empty() {
+            return Err(Unsupported(refused).into());
+        }
+        let mut warnings = Vec::new();
+        let categories = categories(options, &config, &mut warnings)?;
+        let (checkpoint, step) = newest(&options.model_dir)?;
+        let model = model::build(&config, None)?;
+        let variables = model::read_variables(&model, &checkpoint, config.eval_config().use_moving_averages())?;
+        Ok(Self {
+            model,
+            variables,
+            config,
+            categories,
+            checkpoint,
+            step,
+            warnings,
+        })
+    }
+
+    /// The classes; empty where no label map is known.
+    pub fn categories(&self) -> &[Category] {
+        &self.categories
+    }
+
+    /// The prefix that the variables were read from.
+    pub fn checkpoint(&self) -> &Path {
+        &self.checkpoint
+    }
+
+    /// Of the checkpoint.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// What the user should know.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Tells detectors apart: SHA-256 (hex) of the configuration and of the checkpoint's index, which holds a checksum of every tensor.
+    pub fn digest(&self) -> Result<String, Error> {
+        let path = bundle::index_path(&self.checkpoint);
+        let index = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let mut digest = Sha256::new();
+        digest.update(self.config.digest());
+        digest.update(index);
+        Ok(coati_common::hex(&digest.finalize()))
+    }
+
+    /// Height and width of the network's input.
+    pub fn input_size(&self) -> (usize, usize) {
+        self.model.input_size()
+    }
+
+    /// Detections in images that a [`Preparer`] of [`Self::input_size`] made, best first, one entry an image.
+    pub fn detect<'a>(&mut self, inputs: impl IntoIterator<Item = &'a [f32]>) -> Result<Vec<Detections>, Error> {
+        let images: Vec<f32> = inputs.into_iter().flatten().copied().collect();
+        self.model
+            .detect(&self.variables, &images)
+            .map_err(|error| Error::Detect(error.to_string()))
+    }
+
+    /// Reads, decodes and resizes `items` on threads of their own, gives the images to the network `batch` at a time, and hands out each item with its
+    /// image and detections, or with what was wrong, in order.
+    pub fn run<T: Send, E: From<Error>>(
+        &mut self,
+        items: impl Iterator<Item = T> + Send,
+        batch: usize,
+        read: impl Fn(&T) -> Result<Vec<u8>, String> + Sync,
+        take: &mut dyn FnMut(T, Result<(Image, Detections), String>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let options = Ahead {
+            batch: batch.max(1),
+            size: self.input_size(),
+        };
+        let prepare = |item: T, preparer: &mut Preparer| {
+            let prepared = read(&item).and_then(|bytes| preparer.prepare(&bytes));
+            (item, prepared)
+        };
+        ahead(items, options, prepare, &mut |items: Vec<(T, Result<Prepared, String>)>| {
+            let good = items.iter().filter_map(|(_, prepared)| prepared.as_ref().ok());
+            let mut found = self.detect(good.map(|prepared| prepared.input.as_slice()))?.into_iter();
+            for (item, prepared) in items {
+                let outcome = prepared.map(|prepared| (prepared.image, found.next().unwrap_or_default()));
+                take(item, outcome)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn folder_of(model_dir: &Path) -> PathBuf {
+    if model_dir.is_dir() {
+        model_dir.to_owned()
+    } else {
+        model_dir.parent().unwrap_or(Path::new("")).to_owned()
+    }
+}
+
+/// A folder's newest checkpoint, or the one with this prefix.
+fn newest(path: &Path) -> Result<(PathBuf, u64), Error> {
+    if path.is_dir() {
+        let latest = state::latest(path)?;
+        return latest
+            .map(|latest| (latest.prefix, latest.step))
+            .ok_or_else(|| Error::NoCheckpoint(path.to_owned()));
+    }
+    if !bundle::index_path(path).exists() {
+        return Err(Error::NoCheckpoint(path.to_owned()));
+    }
+    // A checkpoint that was exported need not know its step.
+    Ok((path.to_owned(), model::step_of(path).unwrap_or(0)))
+}
+
+/// The classes of the label map: the one given must be right, the configuration's may be missing.
+fn categories(
+    options: &Options,
+    config: &PipelineConfig,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Category>, Error> {
+    let labels = if let Some(path) = &options.label_map_path {
+        LabelMap::load(path)?
+    } else {
+        let readers = [config.eval_input_reader(), config.train_input_reader()];
+        let named = readers.into_iter().filter_map(|reader| reader.label_map_path.as_deref());
+        let Some(path) = named.into_iter().find(|path| !path.is_empty()) else {
+            warnings.push(format!(
+                "{}: no label_map_path; classes are numbers (--label_map_path names them)",
+                config.name()
+            ));
+            return Ok(Vec::new());
+        };
+        match LabelMap::load(&config.resolve_path(path)) {
+            Ok(labels) => labels,
+            Err(error) => {
+                warnings.push(format!("{error}; classes are numbers (--label_map_path names them)"));
+                return Ok(Vec::new());
+            }
+        }
+    };
+    match input::label_map_problem(config, &labels) {
+        Some(problem) => Err(Error::Classes(problem)),
+        None => Ok(input::categories(&labels)),
+    }
+}
