@@ -74,7 +74,7 @@ impl Service {
     }
 
     /// Notes a request of a process whose place another one has taken while the cluster forms: both are there, so it is no
-    /// restart but a mistake in somebody's TF_CONFIG.
+    /// restart but a mistake in somebody's `TF_CONFIG`.
     fn rivals(inner: &mut Inner, job: Option<&v1::JobRef>, task: &str, generation: u32) -> bool {
         if !matches!(inner.phase, Phase::Forming(_)) || job != Some(&inner.job) {
             return false;

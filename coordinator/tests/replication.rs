@@ -194,7 +194,7 @@ async fn a_coordinator_that_is_started_again_finds_variables_that_moved() {
     let mut again = replicated(folder.path());
     again.job.incarnation = 9;
     job.coordinator_again(again).await;
-    job.warned(&format!("the parameter servers still hold step")).await;
+    job.warned("the parameter servers still hold step").await;
     let ended = job.end().await;
     nothing_lost(&ended);
     let first = ended.events.iter().find_map(|event| match event {

@@ -238,7 +238,7 @@ fn stretch(row: &[u8], columns: &[Column], output: &mut [f32]) {
 #[inline]
 fn four(row: &[u8], offset: usize) -> [u8; 4] {
     let rest = row.get(offset..).unwrap_or_default();
-    rest.first_chunk::<4>().copied().unwrap_or_else(|| match *rest {
+    rest.first_chunk::<4>().copied().unwrap_or(match *rest {
         [r, g, b, ..] => [r, g, b, 0],
         _ => [0; 4],
     })

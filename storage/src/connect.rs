@@ -166,10 +166,10 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
         .zip(profile.get("aws_secret_access_key"));
     let shown = name.as_deref().unwrap_or("default");
     if world.is_true("AWS_SKIP_SIGNATURE") {
-        plan.credentials = "no credentials (AWS_SKIP_SIGNATURE)".to_owned();
+        "no credentials (AWS_SKIP_SIGNATURE)".clone_into(&mut plan.credentials);
         plan.anonymous = true;
     } else if world.is_set("AWS_ACCESS_KEY_ID") && (!explicit || from_profile.is_none()) {
-        plan.credentials = "AWS_ACCESS_KEY_ID of the environment".to_owned();
+        "AWS_ACCESS_KEY_ID of the environment".clone_into(&mut plan.credentials);
         for (key, name) in [
             (S3Key::AccessKeyId, "AWS_ACCESS_KEY_ID"),
             (S3Key::SecretAccessKey, "AWS_SECRET_ACCESS_KEY"),
@@ -193,11 +193,11 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
                 .map(|token| (S3Key::Token, token.clone())),
         );
     } else if world.is_set("AWS_WEB_IDENTITY_TOKEN_FILE") && world.is_set("AWS_ROLE_ARN") {
-        plan.credentials = "the web identity of AWS_ROLE_ARN".to_owned();
+        "the web identity of AWS_ROLE_ARN".clone_into(&mut plan.credentials);
     } else if world.is_set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
         || world.is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
     {
-        plan.credentials = "the container's role".to_owned();
+        "the container's role".clone_into(&mut plan.credentials);
     } else if ["sso_session", "sso_start_url", "role_arn", "credential_process"]
         .iter()
         .any(|key| profile.contains_key(*key))
@@ -209,9 +209,9 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
             ),
         ));
     } else if world.is_set("AWS_METADATA_ENDPOINT") || world.machine_is("Amazon EC2") {
-        plan.credentials = "the instance's role".to_owned();
+        "the instance's role".clone_into(&mut plan.credentials);
     } else {
-        plan.credentials = "no credentials (none in the environment, no AWS profile, no role)".to_owned();
+        "no credentials (none in the environment, no AWS profile, no role)".clone_into(&mut plan.credentials);
         plan.anonymous = true;
     }
     Ok(plan)
@@ -268,7 +268,7 @@ enum Gs {
     Token(String),
     ServiceAccount(PathBuf),
     ServiceAccountKey(String),
-    /// `gcloud auth application-default login`, or what GOOGLE_APPLICATION_CREDENTIALS names.
+    /// `gcloud auth application-default login`, or what `GOOGLE_APPLICATION_CREDENTIALS` names.
     Default(PathBuf),
     Instance,
     Anonymous,

@@ -58,7 +58,10 @@ impl From<Error> for io::Error {
 
 /// `hint` (which begins with `\nhint: `), unless the error has one of its own.
 pub fn hint_or<'a>(error: &io::Error, hint: &'a str) -> &'a str {
-    if error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+    if error
+        .get_ref()
+        .is_some_and(<dyn std::error::Error + std::marker::Send + std::marker::Sync + 'static>::is::<Error>)
+    {
         ""
     } else {
         hint

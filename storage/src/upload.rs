@@ -45,13 +45,12 @@ impl Upload {
     }
 
     fn send_part(&mut self) -> io::Result<()> {
-        let mut upload = match self.multipart.take() {
-            Some(upload) => upload,
-            None => {
-                let object = self.object.clone();
-                let begun = block(async move { object.bucket.store.put_multipart(&object.key).await })?;
-                begun.map_err(self.object.error("begin to write"))?
-            }
+        let mut upload = if let Some(upload) = self.multipart.take() {
+            upload
+        } else {
+            let object = self.object.clone();
+            let begun = block(async move { object.bucket.store.put_multipart(&object.key).await })?;
+            begun.map_err(self.object.error("begin to write"))?
         };
         let part = Bytes::from(std::mem::take(&mut self.buffer));
         let sending = upload.put_part(PutPayload::from_bytes(part));

@@ -341,17 +341,16 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
         runtime.block_on(dismiss(&ps_addresses, &job.job));
         return Ok(Outcome::Completed(summary));
     }
-    let init = match &job.latest {
-        Some(latest) => Init::Checkpoint {
+    let init = if let Some(latest) = &job.latest {
+        Init::Checkpoint {
             prefix: latest.prefix.clone(),
             step: latest.step,
             data: resume_point(latest)?,
-        },
-        None => {
-            let first = first.map_or_else(|| setup.first_values(options), Ok)?;
-            first.tell(options, session.observer());
-            Init::Values(Arc::new(first.values))
         }
+    } else {
+        let first = first.map_or_else(|| setup.first_values(options), Ok)?;
+        first.tell(options, session.observer());
+        Init::Values(Arc::new(first.values))
     };
     let (sender, mut events) = mpsc::unbounded_channel();
     let listen = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();

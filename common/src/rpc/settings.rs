@@ -63,7 +63,7 @@ impl KeepAlive {
         let interval = silence * 2 / 3;
         Self {
             interval,
-            timeout: silence * 2 - interval,
+            timeout: (silence * 2).saturating_sub(interval),
         }
     }
 

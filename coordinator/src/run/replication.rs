@@ -106,7 +106,7 @@ impl Run {
         let deadline = Instant::now() + limits.heartbeat_timeout;
         loop {
             let answers = processes.ask(patience(limits.heartbeat_timeout)).await;
-            let silent = answers.iter().flat_map(|answer| answer.as_ref().err());
+            let silent = answers.iter().filter_map(|answer| answer.as_ref().err());
             let all = !silent.into_iter().any(rpc::Error::is_silence);
             let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
             if let Some(hosts) = shards::place(log, &answers) {

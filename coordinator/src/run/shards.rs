@@ -364,7 +364,7 @@ mod tests {
         let left = before(0, "copy", 10, &[10]);
         let loading = process(vec![shard(1, "serving", 11), shard(0, "loading", 0), left.clone()]);
         let chain = Log { since: 3, ..log(&[10]) };
-        let answers = vec![None, loading, process(vec![before(1, "copy", 11, &[])])];
+        let answers = [None, loading, process(vec![before(1, "copy", 11, &[])])];
         assert!(fitting(&chain, answers[1].as_ref().unwrap(), 0));
         assert!(
             !fitting(&log(&[10]), answers[1].as_ref().unwrap(), 0),

@@ -245,7 +245,9 @@ impl SsdRandomCropFixedAspectRatio {
         let ratios = (aspect_ratio, aspect_ratio);
         let operations = if crop.operations.is_empty() {
             let mut rows = ssd_operations();
-            rows.iter_mut().for_each(|row| row.constraints.aspect_ratio = ratios);
+            for row in &mut rows {
+                row.constraints.aspect_ratio = ratios;
+            }
             rows
         } else {
             let rows = crop.operations.iter().enumerate();

@@ -1,4 +1,8 @@
 //! How often things happen, and how far they go: shares and means over many records, seed 17.
+#![allow(
+    clippy::default_trait_access,
+    reason = "a message that is spelt `{ }` has its defaults, whatever its name"
+)]
 
 use coati_proto::object_detection::protos as config;
 use config::preprocessing_step::PreprocessingStep as Step;
@@ -35,7 +39,7 @@ fn many(step: Step, height: usize, width: usize, mut see: impl FnMut(&Pixels, &G
 fn share(step: Step, height: usize, width: usize, holds: impl Fn(&Pixels, &Groundtruth) -> bool) -> f64 {
     let mut count = 0;
     many(step, height, width, |pixels, objects| {
-        count += u64::from(holds(pixels, objects))
+        count += u64::from(holds(pixels, objects));
     });
     count as f64 / RUNS as f64
 }
@@ -154,7 +158,7 @@ fn factors_are_uniform_within_their_bounds() {
 fn sizes_are_uniform_within_their_bounds() {
     let mut heights = Vec::new();
     many(Step::RandomImageScale(Default::default()), 20, 30, |pixels, _| {
-        heights.push(pixels.height)
+        heights.push(pixels.height);
     });
     assert!(heights.iter().all(|height| (10..40).contains(height)));
     let mean = heights.iter().sum::<usize>() as f64 / RUNS as f64;
@@ -292,14 +296,14 @@ fn labels_are_the_label_maps() {
         new_label: Some(9),
     };
     many(Step::RemapLabels(remap), 4, 4, |_, objects| {
-        assert_eq!(objects.classes, [8])
+        assert_eq!(objects.classes, [8]);
     });
     let other = config::DropLabelProbabilistically {
         label: Some(2),
         drop_probability: Some(1.0),
     };
     many(Step::DropLabelProbabilistically(other), 4, 4, |_, objects| {
-        assert_eq!(objects.len(), 1)
+        assert_eq!(objects.len(), 1);
     });
 }
 

@@ -1,4 +1,8 @@
 //! What holds for every step, whatever is drawn.
+#![allow(
+    clippy::default_trait_access,
+    reason = "a message that is spelt `{ }` has its defaults, whatever its name"
+)]
 
 use coati_proto::object_detection::protos as config;
 use config::preprocessing_step::PreprocessingStep as Step;

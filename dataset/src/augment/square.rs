@@ -1,4 +1,4 @@
-//! Square pieces (`random_square_crop_by_scale` of CenterNet, `random_scale_crop_and_pad_to_square` of EfficientDet).
+//! Square pieces (`random_square_crop_by_scale` of `CenterNet`, `random_scale_crop_and_pad_to_square` of `EfficientDet`).
 
 use coati_proto::object_detection::protos as config;
 

@@ -146,32 +146,29 @@ impl Tables {
                 found.unknown += 1;
                 continue;
             };
-            match sides.filter(|sides| !row.text(sides[0]).is_empty()) {
-                Some(sides) => {
-                    let mut bounds = [0.0; 4];
-                    for (bound, side) in bounds.iter_mut().zip(sides) {
-                        *bound = row.number(side)?;
-                    }
-                    let mut values = [0; 4];
-                    for (value, column) in values.iter_mut().zip(flags) {
-                        if let Some(column) = column {
-                            *value = row.number(column)? as i64;
-                        }
-                    }
-                    found.objects.push(Object {
-                        line: row.line,
-                        class,
-                        bounds,
-                        flags: values,
-                    });
+            if let Some(sides) = sides.filter(|sides| !row.text(sides[0]).is_empty()) {
+                let mut bounds = [0.0; 4];
+                for (bound, side) in bounds.iter_mut().zip(sides) {
+                    *bound = row.number(side)?;
                 }
-                None => {
-                    self.has_labels = true;
-                    let value = confidence
-                        .filter(|column| !row.text(*column).is_empty())
-                        .map_or(Ok(1.0), |column| row.number(column))?;
-                    found.labels.push((class, value as f32));
+                let mut values = [0; 4];
+                for (value, column) in values.iter_mut().zip(flags) {
+                    if let Some(column) = column {
+                        *value = row.number(column)? as i64;
+                    }
                 }
+                found.objects.push(Object {
+                    line: row.line,
+                    class,
+                    bounds,
+                    flags: values,
+                });
+            } else {
+                self.has_labels = true;
+                let value = confidence
+                    .filter(|column| !row.text(*column).is_empty())
+                    .map_or(Ok(1.0), |column| row.number(column))?;
+                found.labels.push((class, value as f32));
             }
         }
         Ok(elsewhere)

@@ -73,7 +73,7 @@ impl Edit {
 }
 
 fn keep<T>(values: &mut Vec<T>, drop: &[bool]) {
-    if values.is_empty() || drop.is_empty() || values.len() % drop.len() != 0 {
+    if values.is_empty() || drop.is_empty() || !values.len().is_multiple_of(drop.len()) {
         return;
     }
     let each = values.len() / drop.len();

@@ -208,7 +208,7 @@ fn files_are_mended_and_sets_compared() {
     assert_eq!(fs::read(&path).unwrap(), bytes);
     let in_place = Options { fix: true, ..options };
     let mended = run(&sets_of_one, &in_place, &|_| {}).unwrap();
-    assert_eq!(mended.files, [path.clone()]);
+    assert_eq!(mended.files, std::slice::from_ref(&path));
     assert_eq!(
         fs::read(&path).unwrap(),
         fs::read(folder.path().join("mended/test.record")).unwrap()

@@ -304,7 +304,9 @@ unsafe fn pool_row(
     if !largest {
         for (ox, out) in out.chunks_exact_mut(stored).enumerate() {
             let count = counted(&window, (oy, ox));
-            out.iter_mut().for_each(|sum| *sum /= count);
+            for sum in out.iter_mut() {
+                *sum /= count;
+            }
         }
     }
 }

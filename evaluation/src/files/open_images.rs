@@ -14,13 +14,13 @@ use crate::sample::{Category, Detections, Groundtruth, Sample};
 /// The files, under the reference's flags.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
-    /// `input_annotations_boxes`: ImageID, LabelName, XMin, XMax, YMin, YMax, `IsGroupOf`.
+    /// `input_annotations_boxes`: `ImageID`, `LabelName`, `XMin`, `XMax`, `YMin`, `YMax`, `IsGroupOf`.
     pub boxes: &'a Path,
-    /// `input_annotations_labels`: ImageID, LabelName, Confidence.
+    /// `input_annotations_labels`: `ImageID`, `LabelName`, Confidence.
     pub labels: &'a Path,
-    /// `input_predictions`: ImageID, LabelName, Score, and a box or `ImageWidth`, `ImageHeight`, Mask.
+    /// `input_predictions`: `ImageID`, `LabelName`, Score, and a box or `ImageWidth`, `ImageHeight`, Mask.
     pub predictions: &'a Path,
-    /// `input_annotations_segm`: ImageID, LabelName, `ImageWidth`, `ImageHeight`, a box, `IsGroupOf`, Mask.
+    /// `input_annotations_segm`: `ImageID`, `LabelName`, `ImageWidth`, `ImageHeight`, a box, `IsGroupOf`, Mask.
     pub masks: Option<&'a Path>,
 }
 
@@ -180,12 +180,11 @@ fn predictions(
             group_of: false,
             mask,
         };
-        match images.get_mut(id) {
-            Some(image) => image.found.push((object, score)),
-            None => {
-                count += 1;
-                unknown.get_or_insert((id.to_owned(), row.line));
-            }
+        if let Some(image) = images.get_mut(id) {
+            image.found.push((object, score));
+        } else {
+            count += 1;
+            unknown.get_or_insert((id.to_owned(), row.line));
         }
     }
     Ok(unknown

@@ -11,9 +11,9 @@ use crate::vrd::{Sample, Triple};
 /// The files, under the reference's flags.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
-    /// `input_annotations_vrd`: ImageID, LabelName1, LabelName2, `RelationshipLabel`, XMin1 … YMax2.
+    /// `input_annotations_vrd`: `ImageID`, `LabelName1`, `LabelName2`, `RelationshipLabel`, `XMin1` … `YMax2`.
     pub triples: &'a Path,
-    /// `input_annotations_labels`: ImageID, LabelName.
+    /// `input_annotations_labels`: `ImageID`, `LabelName`.
     pub labels: &'a Path,
     /// `input_predictions`: as the first, and Score.
     pub predictions: &'a Path,

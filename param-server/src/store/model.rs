@@ -257,7 +257,7 @@ impl<'a> Target<'a> {
     }
 }
 
-impl<'a> Vectors<'a> {
+impl Vectors<'_> {
     fn split(self, at: usize) -> (Self, Self) {
         let (m0, m1) = self.mean.split_at_mut(at.min(self.mean.len()));
         let (v0, v1) = self.values.split(at);

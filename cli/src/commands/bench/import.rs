@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
     };
     let (begun, before) = (Instant::now(), cpu()?);
     let done = voc::import(&options, &labels, &|_, _| {})?;
-    let (wall, cpu) = (begun.elapsed(), cpu()? - before);
+    let (wall, cpu) = (begun.elapsed(), cpu()?.saturating_sub(before));
     let bytes = done
         .files
         .iter()

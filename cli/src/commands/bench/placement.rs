@@ -1,4 +1,4 @@
-//! How evenly variables are spread: of ssd_mobilenet_v1, and of a made-up list of ResNet-101's size.
+//! How evenly variables are spread: of `ssd_mobilenet_v1`, and of a made-up list of ResNet-101's size.
 
 use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec};

@@ -181,7 +181,7 @@ fn measure(folder: &Path, replicas: u32, servers: u32, steps: u64, tls: bool) ->
         serving.block_on(handle.ended());
     }
     let times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
-    let cpu = from.zip(to).map(|(from, to)| to - from).unwrap_or(f64::NAN);
+    let cpu = from.zip(to).map_or(f64::NAN, |(from, to)| to - from);
     row(replicas, tls, &times, cpu / steps as f64)
 }
 

@@ -1,3 +1,7 @@
+#![allow(
+    clippy::default_trait_access,
+    reason = "a message that is spelt `{ }` has its defaults, whatever its name"
+)]
 use super::*;
 use crate::augment::invariants::{built, noise};
 use crate::augment::{Sample, apply, stream};

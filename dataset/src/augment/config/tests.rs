@@ -1,3 +1,7 @@
+#![allow(
+    clippy::default_trait_access,
+    reason = "a message that is spelt `{ }` has its defaults, whatever its name"
+)]
 use coati_proto::object_detection::protos as config;
 
 use super::*;

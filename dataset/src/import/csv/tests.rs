@@ -50,7 +50,7 @@ fn a_table_of_records_makes_the_same_records() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(folder.path(), TABLE.as_bytes());
     import(&options, &labels(), &|_, _| {}).unwrap();
-    let records = shards::Source::open_files(&[options.output.path.clone()]).unwrap();
+    let records = shards::Source::open_files(std::slice::from_ref(&options.output.path)).unwrap();
     let again = folder.path().join("again");
     let written = write(&Source::Records(&records), &again.join("t.csv"), Some(&again)).unwrap();
     assert_eq!((written.images, written.boxes), (2, 2));

@@ -126,7 +126,7 @@ fn listed(root: &Path, set: &str, annotations: &Path) -> Result<Vec<PathBuf>, Er
         .collect())
 }
 
-/// `<set>.txt`, else the lists of single classes (`aeroplane_<set>.txt`): VoTT writes only those, and the reference reads one.
+/// `<set>.txt`, else the lists of single classes (`aeroplane_<set>.txt`): `VoTT` writes only those, and the reference reads one.
 fn lists(root: &Path, set: &str) -> Vec<PathBuf> {
     let folder = root.join("ImageSets/Main");
     let whole = folder.join(format!("{set}.txt"));

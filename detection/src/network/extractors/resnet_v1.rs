@@ -1,4 +1,4 @@
-//! ResNet v1 (arXiv:1512.03385) with the stride in the last unit of a block: `ssd_resnet50_v1_fpn`, `101`, `152` and their `_ppn` twins.
+//! `ResNet` v1 (arXiv:1512.03385) with the stride in the last unit of a block: `ssd_resnet50_v1_fpn`, `101`, `152` and their `_ppn` twins.
 
 use super::super::builder::{Builder, Normaliser, Padding, RELU, UNLIMITED, square};
 use super::super::config::{Activation, BatchNorm, FanMode, Hyperparams, Initializer, Regularizer};
