@@ -85,7 +85,7 @@ fn pictures_are_looked_at_and_one_that_cannot_be_read_is_named() {
     let nothing = job.coati("detect --image frames/7.jpg --model_dir model".split(' ')).run();
     let _ = nothing.exits(2).says(&["no picture could be read", "hint: "]);
     let missing = job.coati("detect --image frames --model_dir elsewhere".split(' ')).run();
-    let _ = missing.exits(2).says(&["pipeline.config: no such file", "hint: --pipeline_config_path"]);
+    let _ = missing.exits(2).says(&["elsewhere: no complete checkpoint", "hint: --model_dir"]);
 }
 
 fn image_as_png(path: &Path) -> Vec<u8> {
