@@ -33,7 +33,10 @@ pub fn draw_boxes(picture: &mut RgbImage, labels: &[Label]) {
     for label in labels.iter().filter(|label| label.is_finite()) {
         outline(picture, label.box_px, of_class(label.colour), thickness);
     }
-    for label in labels.iter().filter(|label| label.is_finite() && !label.text.is_empty()) {
+    for label in labels
+        .iter()
+        .filter(|label| label.is_finite() && !label.text.is_empty())
+    {
         write_tag(picture, label, Size::for_picture(side));
     }
 }
@@ -178,7 +181,14 @@ mod tests {
         let mask = Mask::from_rows(&[0, 1, 0, 0, 0, 1], 2, 3).unwrap();
         draw_mask(&mut picture, &mask, 2);
         let covered = Rgb([60, 162, 162]);
-        let expected = [Rgb([100; 3]), covered, Rgb([100; 3]), Rgb([100; 3]), Rgb([100; 3]), covered];
+        let expected = [
+            Rgb([100; 3]),
+            covered,
+            Rgb([100; 3]),
+            Rgb([100; 3]),
+            Rgb([100; 3]),
+            covered,
+        ];
         assert!(picture.pixels().eq(expected.iter()), "{picture:?}");
         let before = picture.clone();
         draw_mask(&mut picture, &Mask::empty(5, 5), 2);

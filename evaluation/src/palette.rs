@@ -132,7 +132,6 @@ const STANDARD_COLORS: [(&str, u32); 126] = [
     ("YellowGreen", 0x9A_CD32),
 ];
 
-
 /// The colour of a class, by its id in the label map (from 1).
 pub fn of_class(id: usize) -> Rgb<u8> {
     let (_, hex) = STANDARD_COLORS[id % STANDARD_COLORS.len()];
@@ -144,7 +143,9 @@ pub fn named(name: &str) -> Option<Rgb<u8>> {
     if name.eq_ignore_ascii_case("black") {
         return Some(rgb(0));
     }
-    let found = STANDARD_COLORS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    let found = STANDARD_COLORS
+        .iter()
+        .find(|(known, _)| known.eq_ignore_ascii_case(name));
     found.map(|&(_, hex)| rgb(hex))
 }
 

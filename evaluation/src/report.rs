@@ -47,9 +47,17 @@ pub fn write(page: &Page, review: &Review) -> Result<Report, ImageError> {
     let confusion_matrix = png(&plot::confusion(&names, review.confusion()))?;
     let threshold = review.options().score_threshold;
     let mut body = format!("<h1>{}</h1>\n", escaped(&page.title));
-    body += &table("facts", &[], page.facts.iter().map(|(what, value)| vec![what.clone(), value.clone()]));
+    body += &table(
+        "facts",
+        &[],
+        page.facts.iter().map(|(what, value)| vec![what.clone(), value.clone()]),
+    );
     if !page.notes.is_empty() {
-        let items: String = page.notes.iter().map(|note| format!("<li>{}</li>\n", escaped(note))).collect();
+        let items: String = page
+            .notes
+            .iter()
+            .map(|note| format!("<li>{}</li>\n", escaped(note)))
+            .collect();
         body += &format!("<div class=\"notes\"><b>To know</b><ul>\n{items}</ul></div>\n");
     }
     body += &headline(&page.metrics);
@@ -63,7 +71,10 @@ pub fn write(page: &Page, review: &Review) -> Result<Report, ImageError> {
     body += &confused(&names, review);
     body += &worst(review);
     body += "<h2>All metrics</h2>\n";
-    let metrics = page.metrics.iter().map(|(name, value)| vec![name.clone(), figure(*value)]);
+    let metrics = page
+        .metrics
+        .iter()
+        .map(|(name, value)| vec![name.clone(), figure(*value)]);
     body += &table("metrics", &["metric", "value"], metrics);
     body += &format!(
         "<h2>Configuration</h2>\n<details><summary>pipeline.config with every default filled in</summary><pre>{}</pre></details>\n",
@@ -112,7 +123,10 @@ const HEADLINE: [(&str, &str); 8] = [
     ("DetectionBoxes_Recall/AR@100", "AR with 100 detections"),
     ("PascalBoxes_Precision/mAP@0.5IOU", "Pascal VOC mAP"),
     ("OpenImagesV2_Precision/mAP@0.5IOU", "Open Images V2 mAP"),
-    ("OpenImagesDetectionChallenge_Precision/mAP@0.5IOU", "Open Images challenge mAP"),
+    (
+        "OpenImagesDetectionChallenge_Precision/mAP@0.5IOU",
+        "Open Images challenge mAP",
+    ),
     ("Loss/total_loss", "total loss"),
 ];
 
@@ -121,7 +135,10 @@ fn headline(metrics: &[(String, f64)]) -> String {
         .iter()
         .filter_map(|(name, shown)| {
             let (_, value) = metrics.iter().find(|(known, _)| known == name)?;
-            Some(format!("<div class=\"card\"><b>{}</b><span>{shown}</span></div>\n", figure(*value)))
+            Some(format!(
+                "<div class=\"card\"><b>{}</b><span>{shown}</span></div>\n",
+                figure(*value)
+            ))
         })
         .collect();
     format!("<div class=\"cards\">\n{cards}</div>\n")
@@ -150,7 +167,16 @@ fn classes(curves: &[Curve]) -> String {
             ]
         })
         .collect();
-    let head = ["class", "objects", "detections", "AP .50", "best F1", "precision there", "recall there", "score there"];
+    let head = [
+        "class",
+        "objects",
+        "detections",
+        "AP .50",
+        "best F1",
+        "precision there",
+        "recall there",
+        "score there",
+    ];
     let shown = table("classes", &head, rows.iter().take(CLASSES).cloned());
     if rows.len() <= CLASSES {
         return shown;

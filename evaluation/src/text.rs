@@ -107,7 +107,10 @@ mod tests {
         write(&mut picture, (10, 2), "H\u{4e2d}", Size::SMALL, black);
         let dark = |from: u32, to: u32| (from..to).any(|x| (0..20).any(|y| picture.get_pixel(x, y)[0] < 128));
         let advance = Size::SMALL.advance() as u32;
-        assert!(!dark(0, 10) && dark(10, 10 + advance), "the first letter stands in its place");
+        assert!(
+            !dark(0, 10) && dark(10, 10 + advance),
+            "the first letter stands in its place"
+        );
         assert!(dark(10 + advance, 10 + 2 * advance), "an unknown letter leaves a mark");
         assert!(!dark(10 + 2 * advance, 40), "nothing stands behind the text");
     }
@@ -116,6 +119,12 @@ mod tests {
     fn text_outside_of_the_picture_is_cut_off() {
         let mut picture = RgbImage::new(5, 5);
         write(&mut picture, (-30, -3), "long text", Size::MEDIUM, Rgb([255; 3]));
-        write_upwards(&mut picture, (3, i64::from(u32::MAX) + 5), "x", Size::SMALL, Rgb([255; 3]));
+        write_upwards(
+            &mut picture,
+            (3, i64::from(u32::MAX) + 5),
+            "x",
+            Size::SMALL,
+            Rgb([255; 3]),
+        );
     }
 }

@@ -26,7 +26,9 @@ fn pictures(folder: &Path) -> Vec<PathBuf> {
 
 fn raw_records(path: &Path) -> Vec<Vec<u8>> {
     let file = IndexedFile::open(path).unwrap();
-    (0..file.len()).map(|index| file.read(index).unwrap().unwrap()).collect()
+    (0..file.len())
+        .map(|index| file.read(index).unwrap().unwrap())
+        .collect()
 }
 
 #[test]
@@ -47,7 +49,10 @@ fn pictures_are_looked_at_and_one_that_cannot_be_read_is_named() {
         .with(EVERY_SCORE)
         .run()
         .exits(0)
-        .says(&["warning: frames/7.jpg: the image is of an unknown kind", "1 pictures could not be read"]);
+        .says(&[
+            "warning: frames/7.jpg: the image is of an unknown kind",
+            "1 pictures could not be read",
+        ]);
     let report = done.json();
     let images = report["images"].as_array().unwrap();
     let names: Vec<&str> = images.iter().map(|image| image["image"].as_str().unwrap()).collect();
@@ -63,7 +68,10 @@ fn pictures_are_looked_at_and_one_that_cannot_be_read_is_named() {
     let mut detections = 0;
     for image in images {
         let picture = fs::read(job.path(image["picture"].as_str().unwrap())).unwrap();
-        assert!(picture.starts_with(b"\xFF\xD8") || picture.starts_with(b"\x89PNG"), "{image}");
+        assert!(
+            picture.starts_with(b"\xFF\xD8") || picture.starts_with(b"\x89PNG"),
+            "{image}"
+        );
         for detection in image["detections"].as_array().unwrap() {
             detections += 1;
             let side = |name: &str, side: usize| detection[name][side].as_f64().unwrap();
@@ -75,17 +83,25 @@ fn pictures_are_looked_at_and_one_that_cannot_be_read_is_named() {
 
     // One picture, a pattern, no pictures written; without any picture it is an error.
     let one = job
-        .coati("detect --image frames/1.jpg --image frames/1?.* --no_pictures --model_dir model/model.ckpt-2".split(' '))
+        .coati(
+            "detect --image frames/1.jpg --image frames/1?.* --no_pictures --model_dir model/model.ckpt-2".split(' '),
+        )
         .with("--pipeline_config_path pipeline.config --format json")
         .run()
         .exits(0)
         .json();
     assert_eq!(one["images"].as_array().unwrap().len(), 3);
     assert!(!job.path("detections/pictures").exists());
-    let nothing = job.coati("detect --image frames/7.jpg --model_dir model".split(' ')).run();
+    let nothing = job
+        .coati("detect --image frames/7.jpg --model_dir model".split(' '))
+        .run();
     let _ = nothing.exits(2).says(&["no picture could be read", "hint: "]);
-    let missing = job.coati("detect --image frames --model_dir elsewhere".split(' ')).run();
-    let _ = missing.exits(2).says(&["elsewhere: no complete checkpoint", "hint: --model_dir"]);
+    let missing = job
+        .coati("detect --image frames --model_dir elsewhere".split(' '))
+        .run();
+    let _ = missing
+        .exits(2)
+        .says(&["elsewhere: no complete checkpoint", "hint: --model_dir"]);
 }
 
 fn image_as_png(path: &Path) -> Vec<u8> {
@@ -113,12 +129,16 @@ fn inference_keeps_records_adds_detections_and_goes_on_where_it_stopped() {
             .with(further)
     };
     let sharded = "--input_tfrecord_paths train.record-?????-of-00003 --output_tfrecord_path out/found.record";
-    let done = infer(sharded).run().exits(0).says(&[
-        "warning: train.record-00002-of-00003: record 1: the image is of an unknown kind",
-    ]);
+    let done = infer(sharded)
+        .run()
+        .exits(0)
+        .says(&["warning: train.record-00002-of-00003: record 1: the image is of an unknown kind"]);
     let report = done.json();
     assert_eq!(report["made"].as_array().unwrap().len(), 3);
-    assert_eq!(json!([report["records"], report["without_image_count"]]), json!([48, 1]));
+    assert_eq!(
+        json!([report["records"], report["without_image_count"]]),
+        json!([48, 1])
+    );
     for index in 0..3 {
         let (input, output) = (
             job.path(&format!("train.record-{index:05}-of-00003")),
@@ -133,7 +153,10 @@ fn inference_keeps_records_adds_detections_and_goes_on_where_it_stopped() {
             }
             // Behind the length of the message come its features, byte for byte.
             let features = &before[before.len() - 1000..];
-            assert!(after.windows(features.len()).any(|window| window == features), "{index} {number}");
+            assert!(
+                after.windows(features.len()).any(|window| window == features),
+                "{index} {number}"
+            );
         }
     }
     let found = records::read(&job.path("out/found.record-00000-of-00003"));
@@ -152,7 +175,11 @@ fn inference_keeps_records_adds_detections_and_goes_on_where_it_stopped() {
     fs::remove_file(job.path("out/found.record-00000-of-00003")).unwrap();
     job.write("out/found.record.infer/00000-of-00003.partial", &whole[0][..500]);
     records::cut(&job.path("out/found.record-00001-of-00003"), 7);
-    let rest = infer(sharded).run().exits(0).says(&["which an earlier run left incomplete"]).json();
+    let rest = infer(sharded)
+        .run()
+        .exits(0)
+        .says(&["which an earlier run left incomplete"])
+        .json();
     assert_eq!([outputs(&rest, "made"), outputs(&rest, "complete")], [2, 1]);
     for (index, whole) in whole.iter().enumerate() {
         let now = fs::read(job.path(&format!("out/found.record-{index:05}-of-00003"))).unwrap();
@@ -161,7 +188,10 @@ fn inference_keeps_records_adds_detections_and_goes_on_where_it_stopped() {
 
     // Other flags are no reason to write over what is there.
     let other = infer(sharded).with("--discard_image_pixels").run().exits(2);
-    let _ = other.says(&["was made from another model, other input or with other flags", "--overwrite"]);
+    let _ = other.says(&[
+        "was made from another model, other input or with other flags",
+        "--overwrite",
+    ]);
     let small = infer("--discard_image_pixels --input_tfrecord_paths val.record --output_tfrecord_path small.record");
     let _ = small.run().exits(0);
     let examples = records::read(&job.path("small.record"));
@@ -189,7 +219,11 @@ fn metrics_of_inferred_detections_are_those_of_the_evaluation() {
     let offline = job.coati(metrics.split(' ')).run().exits(0).json();
     let name = "PascalBoxes_Precision/mAP@0.5IOU";
     let value = |report: &Value| {
-        let found = report.get("metrics").unwrap_or(report).get(name).and_then(Value::as_f64);
+        let found = report
+            .get("metrics")
+            .unwrap_or(report)
+            .get(name)
+            .and_then(Value::as_f64);
         found.unwrap_or_else(|| panic!("no {name} in {report}"))
     };
     let (a, b) = (value(&evaluated), value(&offline));
@@ -209,7 +243,13 @@ fn an_evaluation_shows_pictures_in_tensorboard_and_in_a_page() {
     let _ = job.train("model", 4).run().exits(0);
     let _ = job.eval("model").with("--report page/report.html").run().exits(0);
     let page = job.read("page/report.html");
-    for part in ["DetectionBoxes_Precision/mAP@.50IOU", "circle", "Worst images", "feature_extractor {", "model.ckpt-4"] {
+    for part in [
+        "DetectionBoxes_Precision/mAP@.50IOU",
+        "circle",
+        "Worst images",
+        "feature_extractor {",
+        "model.ckpt-4",
+    ] {
         assert!(page.contains(part), "no {part} in the page");
     }
     for elsewhere in ["http:", "https:", "<script", "<link"] {
@@ -217,7 +257,11 @@ fn an_evaluation_shows_pictures_in_tensorboard_and_in_a_page() {
     }
     assert_eq!(page.matches("data:image/png;base64,").count(), 2);
     assert!(page.contains("data:image/jpeg;base64,"));
-    for plot in ["page/report.precision_recall.png", "page/report.confusion_matrix.png", "exported/export-image-3.png"] {
+    for plot in [
+        "page/report.precision_recall.png",
+        "page/report.confusion_matrix.png",
+        "exported/export-image-3.png",
+    ] {
         assert!(fs::read(job.path(plot)).unwrap().starts_with(b"\x89PNG"), "{plot}");
     }
     assert!(!job.path("exported/export-image-4.png").exists());
@@ -226,12 +270,21 @@ fn an_evaluation_shows_pictures_in_tensorboard_and_in_a_page() {
         return;
     };
     let images = events["images"].as_object().unwrap();
-    let of = |tag: &str| images.get(tag).unwrap_or_else(|| panic!("no {tag} among {:?}", images.keys()))[0].clone();
+    let of = |tag: &str| {
+        images
+            .get(tag)
+            .unwrap_or_else(|| panic!("no {tag} among {:?}", images.keys()))[0]
+            .clone()
+    };
     for number in 0..4 {
         let shown = of(&format!("Detections_Left_Groundtruth_Right/{number}/0"));
         assert_eq!(json!([shown[0], shown[1], shown[2]]), json!([4, 96 + 4 + 96, 96]));
     }
     assert_eq!(images.len(), 4 + 2, "{:?}", images.keys());
     let plots = [of("PrecisionRecall"), of("ConfusionMatrix")];
-    assert!(plots.iter().all(|plot| plot[0] == 4 && plot[3].as_u64().unwrap() > 1000));
+    assert!(
+        plots
+            .iter()
+            .all(|plot| plot[0] == 4 && plot[3].as_u64().unwrap() > 1000)
+    );
 }

@@ -99,7 +99,11 @@ impl Detector {
         // How it was trained and evaluated does not matter here.
         let survey = supported::survey(&config, Mode::Eval)?;
         let of_model = |path: &str| path == "model" || path.starts_with("model.");
-        let refused: Vec<_> = survey.refused.into_iter().filter(|refusal| of_model(&refusal.path)).collect();
+        let refused: Vec<_> = survey
+            .refused
+            .into_iter()
+            .filter(|refusal| of_model(&refusal.path))
+            .collect();
         if !refused.is_empty() {
             return Err(Unsupported(refused).into());
         }
@@ -179,7 +183,10 @@ impl Detector {
             let prepared = read(&item).and_then(|bytes| preparer.prepare(&bytes));
             (item, prepared)
         };
-        ahead(items, options, prepare, &mut |items: Vec<(T, Result<Prepared, String>)>| {
+        ahead(items, options, prepare, &mut |items: Vec<(
+            T,
+            Result<Prepared, String>,
+        )>| {
             let good = items.iter().filter_map(|(_, prepared)| prepared.as_ref().ok());
             let mut found = self.detect(good.map(|prepared| prepared.input.as_slice()))?.into_iter();
             for (item, prepared) in items {
@@ -215,16 +222,14 @@ fn newest(path: &Path) -> Result<(PathBuf, u64), Error> {
 }
 
 /// The classes of the label map: the one given must be right, the configuration's may be missing.
-fn categories(
-    options: &Options,
-    config: &PipelineConfig,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<Category>, Error> {
+fn categories(options: &Options, config: &PipelineConfig, warnings: &mut Vec<String>) -> Result<Vec<Category>, Error> {
     let labels = if let Some(path) = &options.label_map_path {
         LabelMap::load(path)?
     } else {
         let readers = [config.eval_input_reader(), config.train_input_reader()];
-        let named = readers.into_iter().filter_map(|reader| reader.label_map_path.as_deref());
+        let named = readers
+            .into_iter()
+            .filter_map(|reader| reader.label_map_path.as_deref());
         let Some(path) = named.into_iter().find(|path| !path.is_empty()) else {
             warnings.push(format!(
                 "{}: no label_map_path; classes are numbers (--label_map_path names them)",

@@ -109,7 +109,10 @@ pub fn evaluate(
         0 => total,
         n => n.min(total),
     };
-    let export = settings.visualization_export_dir.as_deref().filter(|folder| !folder.is_empty());
+    let export = settings
+        .visualization_export_dir
+        .as_deref()
+        .filter(|folder| !folder.is_empty());
     let mut gallery = Gallery::new(
         options.pictures_dir.as_deref(),
         export.map(PathBuf::from),
@@ -146,18 +149,20 @@ pub fn evaluate(
             }
             let (groundtruth, found_px) = (groundtruth(example), absolute(example, found));
             let sample = sample(&id, example, &groundtruth, &found_px);
-            metrics
-                .add(&sample)
-                .map_err(|source| Error::Record {
-                    place: input.source.location(example.record),
-                    source,
-                })?;
+            metrics.add(&sample).map_err(|source| Error::Record {
+                place: input.source.location(example.record),
+                source,
+            })?;
             if let Some(collected) = &mut collected {
                 collected.add_groundtruth(&id, &groundtruth)?;
                 collected.add_detections(&id, &found_px)?;
             }
             gallery.add(example, found)?;
-            let name = if example.filename.is_empty() { &id } else { &example.filename };
+            let name = if example.filename.is_empty() {
+                &id
+            } else {
+                &example.filename
+            };
             review.add(&sample, name, &mut || thumbnail(&gallery, example, found));
             if options.constant_box {
                 sized.push((

@@ -83,7 +83,11 @@ pub fn draw_detections(picture: &mut RgbImage, found: &Detections, categories: &
             let [ymin, xmin, ymax, xmax] = found.boxes[index];
             Label {
                 box_px: [ymin * height, xmin * width, ymax * height, xmax * width],
-                text: text(&class_name(categories, found.classes[index]), found.scores[index], style),
+                text: text(
+                    &class_name(categories, found.classes[index]),
+                    found.scores[index],
+                    style,
+                ),
                 colour: found.classes[index] + 1,
             }
         })
@@ -120,14 +124,23 @@ pub struct Gallery<'a> {
 
 impl<'a> Gallery<'a> {
     /// Of the first `num_visualizations` images; none where `retain_original_images` is off and no folder is given.
-    pub fn new(folder: Option<&Path>, export: Option<PathBuf>, settings: &'a EvalConfig, categories: &'a [Category]) -> Self {
+    pub fn new(
+        folder: Option<&Path>,
+        export: Option<PathBuf>,
+        settings: &'a EvalConfig,
+        categories: &'a [Category],
+    ) -> Self {
         let count = settings.num_visualizations() as usize;
         Self {
             folder: folder.map(Path::to_owned),
             export,
             settings,
             categories,
-            left: if settings.retain_original_images() || folder.is_some() { count } else { 0 },
+            left: if settings.retain_original_images() || folder.is_some() {
+                count
+            } else {
+                0
+            },
             shown: Vec::new(),
             written: Vec::new(),
         }
@@ -148,7 +161,10 @@ impl<'a> Gallery<'a> {
         let stem = Path::new(&example.filename)
             .file_stem()
             .map_or_else(|| "image".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        let path = self.folder.as_ref().map(|folder| folder.join(format!("{:05}_{stem}.png", example.record)));
+        let path = self
+            .folder
+            .as_ref()
+            .map(|folder| folder.join(format!("{:05}_{stem}.png", example.record)));
         let shown = shown.map_err(|error| Error::Picture {
             path: path.clone().unwrap_or_default(),
             message: error.to_string(),
@@ -259,7 +275,9 @@ mod tests {
     }
 
     fn categories() -> Vec<Category> {
-        [(1, "x"), (2, "y")].map(|(id, name)| Category { id, name: name.into() }).into()
+        [(1, "x"), (2, "y")]
+            .map(|(id, name)| Category { id, name: name.into() })
+            .into()
     }
 
     #[test]
@@ -280,7 +298,10 @@ mod tests {
         let tags: Vec<_> = shown.iter().map(|shown| shown.tag.as_str()).collect();
         assert_eq!(
             tags,
-            ["Detections_Left_Groundtruth_Right/0/0", "Detections_Left_Groundtruth_Right/1/0"]
+            [
+                "Detections_Left_Groundtruth_Right/0/0",
+                "Detections_Left_Groundtruth_Right/1/0"
+            ]
         );
         assert_eq!((shown[0].width, shown[0].height), (80 + 4 + 80, 60));
         assert_eq!(written, [pictures.join("00005_5.png"), pictures.join("00006_6.png")]);

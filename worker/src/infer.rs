@@ -107,7 +107,9 @@ pub fn outputs(inputs: usize, output: &Path) -> Vec<PathBuf> {
         return vec![output.to_owned()];
     }
     let base = output.to_string_lossy();
-    (0..inputs).map(|index| pattern::shard_path(&base, index, inputs)).collect()
+    (0..inputs)
+        .map(|index| pattern::shard_path(&base, index, inputs))
+        .collect()
 }
 
 /// Makes all outputs that are not complete. Several processes may run the same command, on one disk: each takes shards that nobody else is at.
@@ -117,7 +119,10 @@ pub fn run(detector: &mut Detector, options: &Options, watcher: &mut dyn Watcher
     let outputs = outputs(inputs.len(), &options.output_tfrecord_path);
     let canonical = |path: &PathBuf| path.canonicalize().ok();
     let sources: Vec<_> = inputs.iter().filter_map(canonical).collect();
-    if let Some(same) = outputs.iter().find(|path| canonical(path).is_some_and(|path| sources.contains(&path))) {
+    if let Some(same) = outputs
+        .iter()
+        .find(|path| canonical(path).is_some_and(|path| sources.contains(&path)))
+    {
         return Err(Error::OverInput(same.clone()));
     }
     let digest = detector.digest()?;
@@ -127,7 +132,14 @@ pub fn run(detector: &mut Detector, options: &Options, watcher: &mut dyn Watcher
         .enumerate()
         .map(|(index, (input, output))| {
             let folder = state_folder(&options.output_tfrecord_path);
-            Shard::new(input, output, &folder, (index, inputs.len()), &digest, options.discard_image_pixels)
+            Shard::new(
+                input,
+                output,
+                &folder,
+                (index, inputs.len()),
+                &digest,
+                options.discard_image_pixels,
+            )
         })
         .collect::<Result<_, _>>()?;
     // What was made otherwise is said before hours are spent on the rest.
@@ -224,10 +236,14 @@ impl Record {
     fn image(&self) -> Result<Vec<u8>, String> {
         let record = self.record.as_ref().map_err(ToString::to_string)?;
         let features = Features::parse(record).map_err(|error| error.to_string())?;
-        let image = features.first_bytes("image/encoded").map_err(|error| error.to_string())?;
+        let image = features
+            .first_bytes("image/encoded")
+            .map_err(|error| error.to_string())?;
         match image.filter(|bytes| !bytes.is_empty()) {
             Some(bytes) => Ok(bytes.to_vec()),
-            None => Err("feature image/encoded: absent or empty; it must hold the bytes of a JPEG or PNG file".to_owned()),
+            None => {
+                Err("feature image/encoded: absent or empty; it must hold the bytes of a JPEG or PNG file".to_owned())
+            }
         }
     }
 }

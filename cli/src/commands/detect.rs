@@ -117,9 +117,12 @@ pub(crate) fn run(args: &DetectArgs) -> anyhow::Result<()> {
         found.push(one);
         Ok(())
     };
-    let outcome = detector.run(paths.into_iter(), args.batch_size as usize, read, &mut |path, outcome| {
-        take(path, outcome).map_err(Stop::from)
-    });
+    let outcome = detector.run(
+        paths.into_iter(),
+        args.batch_size as usize,
+        read,
+        &mut |path, outcome| take(path, outcome).map_err(Stop::from),
+    );
     bar.finish_and_clear();
     outcome.map_err(|Stop(error)| error)?;
 
@@ -166,7 +169,11 @@ impl From<anyhow::Error> for Stop {
 
 /// What is shown and listed; detections come best first.
 fn kept(mut found: Detections, style: Style) -> Detections {
-    let count = found.scores.iter().take_while(|&&score| score >= style.min_score).count();
+    let count = found
+        .scores
+        .iter()
+        .take_while(|&&score| score >= style.min_score)
+        .count();
     let count = if style.most == 0 { count } else { count.min(style.most) };
     found.boxes.truncate(count);
     found.classes.truncate(count);
@@ -176,7 +183,9 @@ fn kept(mut found: Detections, style: Style) -> Detections {
 }
 
 fn save(picture: &image::RgbImage, path: &Path) -> anyhow::Result<()> {
-    let is_png = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+    let is_png = path
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
     let bytes = if is_png {
         draw::png(picture)
     } else {

@@ -59,7 +59,10 @@ fn page(args: &EvalArgs, config: &PipelineConfig, checkpoint: &Path, outcome: &O
         fact("images", format!("{} of the {set}", result.images)),
         fact(
             "time",
-            format!("{:.1} s, {:.1} s of it in the network", result.seconds, result.model_seconds),
+            format!(
+                "{:.1} s, {:.1} s of it in the network",
+                result.seconds, result.model_seconds
+            ),
         ),
         fact("made by", format!("coati {}", env!("CARGO_PKG_VERSION"))),
     ];
@@ -71,7 +74,10 @@ fn page(args: &EvalArgs, config: &PipelineConfig, checkpoint: &Path, outcome: &O
         ));
     }
     let metrics = result.metrics.iter();
-    let file = Path::new(config.name()).file_name().unwrap_or_default().to_string_lossy();
+    let file = Path::new(config.name())
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
     Page {
         title: format!("{file} at step {}", result.global_step),
         facts,

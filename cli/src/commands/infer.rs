@@ -76,7 +76,9 @@ fn tell(done: &Report) {
     }
     let unnamed = done.without_image_count - done.without_image.len() as u64;
     if unnamed > 0 {
-        say(&format!("warning: and {unnamed} further records without a usable image"));
+        say(&format!(
+            "warning: and {unnamed} further records without a usable image"
+        ));
     }
     if done.without_image_count > 0 {
         say(&format!(

@@ -140,11 +140,18 @@ mod tests {
 
     #[test]
     fn every_other_feature_keeps_its_bytes_and_its_place() {
-        let entries = [entry("z", b"last first"), entry("image/encoded", b"JPEG"), entry("a", b"")];
+        let entries = [
+            entry("z", b"last first"),
+            entry("image/encoded", b"JPEG"),
+            entry("a", b""),
+        ];
         let made = with_detections(&record(&entries), &two(), false).unwrap();
         let kept = entries.concat();
         let at = made.windows(kept.len()).position(|window| window == kept);
-        assert!(at.is_some_and(|at| at <= 4), "the entries stand at the front as they were");
+        assert!(
+            at.is_some_and(|at| at <= 4),
+            "the entries stand at the front as they were"
+        );
         let features = Features::parse(&made).unwrap();
         assert_eq!(features.floats("image/detection/bbox/ymin").unwrap(), [0.1, 0.5]);
         assert_eq!(features.floats("image/detection/bbox/xmin").unwrap(), [0.2, 0.6]);

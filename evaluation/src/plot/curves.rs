@@ -50,7 +50,13 @@ pub fn precision_recall(curves: &[Curve]) -> RgbImage {
     let mut top = TOP as i64;
     let mut entry = |picture: &mut RgbImage, colour: Rgb<u8>, name: &str, ap: f64| {
         let middle = (top + TEXT.height() / 2) as f64;
-        line(picture, (left as f64, middle), (left as f64 + 22.0, middle), 3.0, colour);
+        line(
+            picture,
+            (left as f64, middle),
+            (left as f64 + 22.0, middle),
+            3.0,
+            colour,
+        );
         let text = format!("{:<NAME$} {ap:.3}", shortened(name, NAME));
         text::write(picture, (left + 32, top), &text, TEXT, INK);
         top += TEXT.height() + 8;
@@ -59,7 +65,12 @@ pub fn precision_recall(curves: &[Curve]) -> RgbImage {
         let curve = &curves[index];
         let colour = Rgb(COLOURS[place % COLOURS.len()]);
         trace(&mut picture, &curve.points, 2.0, colour);
-        entry(&mut picture, colour, &curve.class, curve.average_precision.unwrap_or(0.0));
+        entry(
+            &mut picture,
+            colour,
+            &curve.class,
+            curve.average_precision.unwrap_or(0.0),
+        );
     }
     if !order.is_empty() {
         let sum: f64 = order.iter().filter_map(|&index| curves[index].average_precision).sum();
@@ -98,7 +109,13 @@ fn axes(picture: &mut RgbImage) {
     let middle = |text: &str| (SIDE as i64 - TEXT.width(text)) / 2;
     let title = "precision over recall, IoU 0.50";
     text::write(picture, (LEFT as i64 + middle(title), 16), title, TEXT, INK);
-    text::write(picture, (LEFT as i64 + middle("recall"), (TOP + SIDE) as i64 + 36), "recall", TEXT, INK);
+    text::write(
+        picture,
+        (LEFT as i64 + middle("recall"), (TOP + SIDE) as i64 + 36),
+        "recall",
+        TEXT,
+        INK,
+    );
     text::write_upwards(picture, (10, TOP as i64 + middle("precision")), "precision", TEXT, INK);
 }
 
@@ -144,7 +161,10 @@ mod tests {
 
     #[test]
     fn a_perfect_class_runs_along_the_upper_edge() {
-        let category = Category { id: 1, name: "x".into() };
+        let category = Category {
+            id: 1,
+            name: "x".into(),
+        };
         let mut review = Review::new(vec![category], Options::default());
         let corners = [0.0, 0.0, 5.0, 5.0];
         let mut sample = Sample::default();

@@ -19,9 +19,22 @@ const WIDTH: i64 = 900;
 pub fn confusion(names: &[String], matrix: &Confusion) -> RgbImage {
     let count = matrix.classes() + 1;
     let named = count <= NAMED + 1;
-    let cell = if named { (WIDTH / count as i64).clamp(34, 90) } else { (WIDTH / count as i64).max(3) };
-    let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).clamp(7, NAME);
-    let label = if named { TEXT.advance() * longest as i64 + 16 } else { 16 };
+    let cell = if named {
+        (WIDTH / count as i64).clamp(34, 90)
+    } else {
+        (WIDTH / count as i64).max(3)
+    };
+    let longest = names
+        .iter()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .clamp(7, NAME);
+    let label = if named {
+        TEXT.advance() * longest as i64 + 16
+    } else {
+        16
+    };
     let (left, top) = (30 + label, 62 + label);
     let side = cell * count as i64;
     let note = "rows: what is there, columns: what was detected";
@@ -35,7 +48,11 @@ pub fn confusion(names: &[String], matrix: &Confusion) -> RgbImage {
             let share = if total == 0 { 0.0 } else { number as f64 / total as f64 };
             let colour = shade(share, row == column);
             let (x, y) = (left + column as i64 * cell, top + row as i64 * cell);
-            fill(&mut picture, [y, x, y + cell, x + cell], if named { FAINT } else { colour });
+            fill(
+                &mut picture,
+                [y, x, y + cell, x + cell],
+                if named { FAINT } else { colour },
+            );
             if !named {
                 continue;
             }
@@ -49,7 +66,11 @@ pub fn confusion(names: &[String], matrix: &Confusion) -> RgbImage {
     }
     if named {
         for index in 0..count {
-            let name = |nothing: &str| names.get(index).map_or(nothing.to_owned(), |name| shortened(name, NAME));
+            let name = |nothing: &str| {
+                names
+                    .get(index)
+                    .map_or(nothing.to_owned(), |name| shortened(name, NAME))
+            };
             let offset = index as i64 * cell + (cell - TEXT.height()) / 2;
             let row = name("nothing");
             let at = (left - 8 - TEXT.width(&row), top + offset);
@@ -87,7 +108,12 @@ mod tests {
 
     #[test]
     fn a_found_object_is_blue_on_the_diagonal_and_a_missed_one_red_at_the_right() {
-        let categories: Vec<_> = (1..=2).map(|id| Category { id, name: format!("class {id}") }).collect();
+        let categories: Vec<_> = (1..=2)
+            .map(|id| Category {
+                id,
+                name: format!("class {id}"),
+            })
+            .collect();
         let mut review = Review::new(categories, Options::default());
         let corners = [0.0, 0.0, 5.0, 5.0];
         let mut sample = Sample::default();
@@ -105,11 +131,20 @@ mod tests {
 
     #[test]
     fn many_classes_fit() {
-        let categories: Vec<_> = (1..=600).map(|id| Category { id, name: format!("{id}") }).collect();
+        let categories: Vec<_> = (1..=600)
+            .map(|id| Category {
+                id,
+                name: format!("{id}"),
+            })
+            .collect();
         let names: Vec<String> = categories.iter().map(|category| category.name.clone()).collect();
         let review = Review::new(categories, Options::default());
         let picture = confusion(&names, review.confusion());
-        assert!(picture.width() < 2000 && picture.height() < 2000, "{:?}", picture.dimensions());
+        assert!(
+            picture.width() < 2000 && picture.height() < 2000,
+            "{:?}",
+            picture.dimensions()
+        );
         assert_eq!(short_number(12_345), "12k");
     }
 }

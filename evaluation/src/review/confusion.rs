@@ -51,7 +51,11 @@ impl Confusion {
     /// Pairs of an object and a detection that overlap enough are matched one to one whatever their classes: those of one class first, then those
     /// that overlap most.
     pub(super) fn add(&mut self, image: &Image, score_threshold: f64) {
-        let found: Vec<_> = image.found.iter().take_while(|found| found.score >= score_threshold).collect();
+        let found: Vec<_> = image
+            .found
+            .iter()
+            .take_while(|found| found.score >= score_threshold)
+            .collect();
         let mut pairs = Vec::new();
         for (o, object) in image.objects.iter().enumerate().filter(|(_, object)| object.counts) {
             for (d, detection) in found.iter().enumerate() {
@@ -104,7 +108,9 @@ mod tests {
             &[((a, 1), 0.9), ((near, 0), 0.8), ((b, 1), 0.7), ((c, 1), 0.3)],
         );
         confusion.add(&Image::new(&one, &|class| Some(class as usize)), 0.5);
-        let rows: Vec<Vec<u64>> = (0..3).map(|a| (0..3).map(|d| confusion.count(a, d)).collect()).collect();
+        let rows: Vec<Vec<u64>> = (0..3)
+            .map(|a| (0..3).map(|d| confusion.count(a, d)).collect())
+            .collect();
         assert_eq!(rows, [[1, 1, 0], [0, 0, 1], [0, 1, 0]]);
         assert_eq!(confusion.row_total(0), 2);
         assert_eq!(confusion.most_confused(5), [(0, 1, 1)]);

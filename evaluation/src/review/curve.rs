@@ -109,12 +109,22 @@ mod tests {
     fn the_area_is_what_one_computes_by_hand() {
         // Right, wrong, right of three objects: (1/3, 1), (1/3, 1/2), (2/3, 2/3).
         let curve = Curve::new("x", &[(0.7, true), (0.9, true), (0.8, false)], 3);
-        assert_eq!(curve.points, [(1.0 / 3.0, 1.0), (1.0 / 3.0, 2.0 / 3.0), (2.0 / 3.0, 2.0 / 3.0)]);
+        assert_eq!(
+            curve.points,
+            [(1.0 / 3.0, 1.0), (1.0 / 3.0, 2.0 / 3.0), (2.0 / 3.0, 2.0 / 3.0)]
+        );
         let expected = 1.0 / 3.0 + 1.0 / 3.0 * 2.0 / 3.0;
         assert!((curve.average_precision.unwrap() - expected).abs() < 1e-12);
         let best = curve.best.unwrap();
         assert_eq!((best.score, best.precision, best.recall), (0.7, 2.0 / 3.0, 2.0 / 3.0));
-        assert_eq!([curve.precision_at(0.0), curve.precision_at(0.5), curve.precision_at(0.9)], [1.0, 2.0 / 3.0, 0.0]);
+        assert_eq!(
+            [
+                curve.precision_at(0.0),
+                curve.precision_at(0.5),
+                curve.precision_at(0.9)
+            ],
+            [1.0, 2.0 / 3.0, 0.0]
+        );
     }
 
     #[test]

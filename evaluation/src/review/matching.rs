@@ -50,8 +50,7 @@ impl Image {
         let flag = |flags: &[bool], index: usize| flags.get(index).copied().unwrap_or(false);
         let objects = truth.boxes.iter().zip(&truth.classes).enumerate();
         let objects = objects.filter_map(|(index, (&corners, &class))| {
-            let special =
-                flag(&truth.is_crowd, index) || flag(&truth.group_of, index) || flag(&truth.difficult, index);
+            let special = flag(&truth.is_crowd, index) || flag(&truth.group_of, index) || flag(&truth.difficult, index);
             Some(Object {
                 corners,
                 class: place(class)?,
@@ -150,8 +149,14 @@ mod tests {
     #[test]
     fn each_object_is_found_once_by_the_surest() {
         let near = [0.0, 0.0, 10.0, 9.0];
-        let image = image(&sample(&[(A, 1)], &[((A, 1), 0.5), ((near, 1), 0.7), ((A, 2), 0.9), ((A, 7), 1.0)]));
-        assert_eq!(image.verdicts(0.5), [(2, (0.9, false)), (1, (0.7, true)), (1, (0.5, false))]);
+        let image = image(&sample(
+            &[(A, 1)],
+            &[((A, 1), 0.5), ((near, 1), 0.7), ((A, 2), 0.9), ((A, 7), 1.0)],
+        ));
+        assert_eq!(
+            image.verdicts(0.5),
+            [(2, (0.9, false)), (1, (0.7, true)), (1, (0.5, false))]
+        );
         let tally = |score| {
             let tally = image.tally(0.5, score);
             (tally.found, tally.missed, tally.wrong)

@@ -69,7 +69,9 @@ pub(crate) fn ahead<T: Send, R: Send, E>(
         let (send, results) = mpsc::sync_channel(WAITING);
         let work = &work;
         scope.spawn(move || {
-            let mut preparers: Vec<_> = (0..cores.min(options.batch)).map(|_| Preparer::new(options.size)).collect();
+            let mut preparers: Vec<_> = (0..cores.min(options.batch))
+                .map(|_| Preparer::new(options.size))
+                .collect();
             loop {
                 let batch: Vec<T> = items.by_ref().take(options.batch).collect();
                 if batch.is_empty() || send.send(spread(batch, &mut preparers, work)).is_err() {

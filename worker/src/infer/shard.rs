@@ -74,7 +74,10 @@ impl Shard {
         discard: bool,
     ) -> Result<Self, Error> {
         let found = fs::metadata(input).map_err(failed(input, "read"))?;
-        let changed = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let changed = found
+            .modified()
+            .ok()
+            .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let name = input.file_name().unwrap_or_default().to_string_lossy();
         let mut digest = Sha256::new();
         digest.update(format!(
@@ -238,7 +241,10 @@ mod tests {
         let (mut writer, again) = ours(&shard);
         writer.write(b"one").unwrap();
         assert!(!again && !shard.output().exists());
-        assert!(matches!(shard.claim().unwrap(), Claimed::Elsewhere), "one process at a time");
+        assert!(
+            matches!(shard.claim().unwrap(), Claimed::Elsewhere),
+            "one process at a time"
+        );
         writer.finish(&shard).unwrap();
         assert_eq!(shard.state().unwrap(), State::Complete);
         assert!(matches!(shard.claim().unwrap(), Claimed::Complete));
@@ -259,7 +265,12 @@ mod tests {
         assert!(again);
         assert_eq!(fs::metadata(shard.output()).unwrap().len(), 17);
         // Shortened afterwards.
-        File::options().write(true).open(shard.output()).unwrap().set_len(9).unwrap();
+        File::options()
+            .write(true)
+            .open(shard.output())
+            .unwrap()
+            .set_len(9)
+            .unwrap();
         assert_eq!(shard.state().unwrap(), State::Missing);
         assert!(ours(&shard).1);
     }

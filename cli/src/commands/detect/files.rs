@@ -106,11 +106,27 @@ mod tests {
 
     #[test]
     fn frames_come_in_the_order_of_their_numbers() {
-        let mut names = ["f/10.jpg", "f/9.jpg", "f/a2b10.png", "f/a2b9.png", "f/09.jpg", "e/11.jpg", "f/9"];
+        let mut names = [
+            "f/10.jpg",
+            "f/9.jpg",
+            "f/a2b10.png",
+            "f/a2b9.png",
+            "f/09.jpg",
+            "e/11.jpg",
+            "f/9",
+        ];
         names.sort_by(|a, b| in_order(a, b));
         assert_eq!(
             names,
-            ["e/11.jpg", "f/09.jpg", "f/9", "f/9.jpg", "f/10.jpg", "f/a2b9.png", "f/a2b10.png"]
+            [
+                "e/11.jpg",
+                "f/09.jpg",
+                "f/9",
+                "f/9.jpg",
+                "f/10.jpg",
+                "f/a2b9.png",
+                "f/a2b10.png"
+            ]
         );
     }
 
@@ -133,10 +149,15 @@ mod tests {
         let word = |name: &str| folder.path().join(name).display().to_string();
         let names = |words: &[String]| -> Vec<String> {
             let files = pictures(words).unwrap().into_iter();
-            files.map(|file| file.file_name().unwrap().to_string_lossy().into_owned()).collect()
+            files
+                .map(|file| file.file_name().unwrap().to_string_lossy().into_owned())
+                .collect()
         };
         assert_eq!(names(&[word("")]), ["1.jpeg", "2.jpg", "10.PNG"]);
-        assert_eq!(names(&[word("*.jp*g"), word("2.jpg"), word("notes.txt")]), ["1.jpeg", "2.jpg", "notes.txt"]);
+        assert_eq!(
+            names(&[word("*.jp*g"), word("2.jpg"), word("notes.txt")]),
+            ["1.jpeg", "2.jpg", "notes.txt"]
+        );
         let error = |name: &str| pictures(&[word(name)]).unwrap_err().to_string();
         assert!(error("none.jpg").contains("no such file or folder\nhint:"));
         assert!(error("*.gif").contains("no picture is there"));

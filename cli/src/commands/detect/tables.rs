@@ -65,7 +65,10 @@ impl Found {
                 None => counts.push((&detection.label, 1)),
             }
         }
-        let counts: Vec<String> = counts.iter().map(|(label, count)| format!("{count} x {label}")).collect();
+        let counts: Vec<String> = counts
+            .iter()
+            .map(|(label, count)| format!("{count} x {label}"))
+            .collect();
         let found = if counts.is_empty() {
             "nothing".to_owned()
         } else {
@@ -88,7 +91,9 @@ impl Found {
 
 /// Boxes are `[ymin, xmin, ymax, xmax]`, `box_px` in pixels of the picture, `box` in fractions of it.
 pub(super) fn json(detector: &Detector, score_threshold: f32, found: &[Found], failed: &[(PathBuf, String)]) -> Value {
-    let failed = failed.iter().map(|(path, error)| json!({"image": path, "error": error}));
+    let failed = failed
+        .iter()
+        .map(|(path, error)| json!({"image": path, "error": error}));
     json!({
         "checkpoint": detector.checkpoint(), "global_step": detector.step(), "score_threshold": score_threshold,
         "images": found.iter().map(Found::json).collect::<Vec<_>>(),
@@ -97,8 +102,8 @@ pub(super) fn json(detector: &Detector, score_threshold: f32, found: &[Found], f
 }
 
 const COLUMNS: [&str; 14] = [
-    "image", "height", "width", "label", "label_id", "score", "ymin_px", "xmin_px", "ymax_px", "xmax_px", "ymin", "xmin", "ymax",
-    "xmax",
+    "image", "height", "width", "label", "label_id", "score", "ymin_px", "xmin_px", "ymax_px", "xmax_px", "ymin",
+    "xmin", "ymax", "xmax",
 ];
 
 /// A line for each detection.
@@ -116,7 +121,13 @@ pub(super) fn write_csv(path: &Path, found: &[Found]) -> anyhow::Result<()> {
                 detection.label_id.to_string(),
                 detection.score.to_string(),
             ];
-            line.extend(detection.corners_px.iter().chain(&detection.corners).map(ToString::to_string));
+            line.extend(
+                detection
+                    .corners_px
+                    .iter()
+                    .chain(&detection.corners)
+                    .map(ToString::to_string),
+            );
             table.write_record(&line).with_context(context)?;
         }
     }
@@ -156,7 +167,10 @@ mod tests {
         assert_eq!(lines.len(), 4);
         let json = found().json();
         assert_eq!(json["detections"][1]["box_px"], json!([0.0, 0.0, 50.0, 50.0]));
-        assert_eq!(json["detections"][1]["label"], "1", "a class that the label map lacks is its number");
+        assert_eq!(
+            json["detections"][1]["label"], "1",
+            "a class that the label map lacks is its number"
+        );
     }
 
     #[test]

@@ -159,17 +159,11 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
          num_prefetch_batches queue_capacity min_after_dequeue read_block_length prefetch_size num_parallel_map_calls \
          drop_remainder max_number_of_boxes mask_type include_source_id",
     ),
-    (
-        "EvalConfig",
-        "batch_size save_graph eval_master use_dummy_loss_in_eval",
-    ),
+    ("EvalConfig", "batch_size save_graph eval_master use_dummy_loss_in_eval"),
 ];
 
 /// Accepted; what they ask for is not done, and the job says so.
-pub(super) const WARNED: &[(&str, &str)] = &[(
-    "EvalConfig",
-    "export_path super_categories parameterized_metric",
-)];
+pub(super) const WARNED: &[(&str, &str)] = &[("EvalConfig", "export_path super_categories parameterized_metric")];
 
 /// Values of repeated names that are built; others are known and warned about. The last two are older names of the reference.
 pub const METRICS: &[&str] = &[
