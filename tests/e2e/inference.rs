@@ -101,7 +101,7 @@ fn pictures_are_looked_at_and_one_that_cannot_be_read_is_named() {
         .run();
     let _ = missing
         .exits(2)
-        .says(&["pipeline.config: no such file", "hint: --pipeline_config_path"]);
+        .says(&["elsewhere: no complete checkpoint", "hint: --model_dir"]);
 }
 
 fn image_as_png(path: &Path) -> Vec<u8> {
