@@ -293,6 +293,8 @@ pub(crate) enum BenchCommand {
     Placement(BenchPlacementArgs),
     /// What the control plane costs as the number of replicas grows.
     Scale(BenchScaleArgs),
+    /// Sums over ranks of this machine, beside what memory or TCP allows.
+    Allreduce(crate::commands::bench::allreduce::Arguments),
     /// Internal: a process of `ps`.
     #[command(hide = true)]
     Task(BenchTaskArgs),

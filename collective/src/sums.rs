@@ -60,28 +60,44 @@ pub(crate) fn decode(from: &[u16], to: &mut [f32]) {
 /// Adds up `world` ranks' values in rank order into the own ones, `mine`, which count as rank `rank`'s. `other(r)` are those of
 /// rank `r`, as long as `mine`.
 pub(crate) fn add_f32<'a>(mine: &mut [f32], rank: usize, world: usize, other: impl Fn(usize) -> &'a [f32]) {
-    if world == 2 {
-        // A sum of two has no order.
-        for (mine, &other) in mine.iter_mut().zip(other(1 - rank)) {
-            *mine += other;
-        }
-        return;
-    }
+    add_f32_to(mine, &mut [], rank, world, other);
+}
+
+/// As [`add_f32`]; the sums go to `out` as well, unless it is empty: while they are in the cache.
+pub(crate) fn add_f32_to<'a>(
+    mine: &mut [f32],
+    out: &mut [f32],
+    rank: usize,
+    world: usize,
+    other: impl Fn(usize) -> &'a [f32],
+) {
     let mut sums = [0.0_f32; BLOCK];
-    for (index, mine) in mine.chunks_mut(BLOCK).enumerate() {
-        let at = index * BLOCK..index * BLOCK + mine.len();
-        let sums = &mut sums[..mine.len()];
-        for from in 0..world {
-            let values = if from == rank { &*mine } else { &other(from)[at.clone()] };
-            if from == 0 {
-                sums.copy_from_slice(values);
-            } else {
-                for (sum, &value) in sums.iter_mut().zip(values) {
-                    *sum += value;
+    let count = mine.len();
+    for start in (0..count).step_by(BLOCK) {
+        let at = start..(start + BLOCK).min(count);
+        let mine = &mut mine[at.clone()];
+        if world == 2 {
+            // A sum of two has no order.
+            for (mine, &other) in mine.iter_mut().zip(&other(1 - rank)[at.clone()]) {
+                *mine += other;
+            }
+        } else {
+            let sums = &mut sums[..mine.len()];
+            for from in 0..world {
+                let values = if from == rank { &*mine } else { &other(from)[at.clone()] };
+                if from == 0 {
+                    sums.copy_from_slice(values);
+                } else {
+                    for (sum, &value) in sums.iter_mut().zip(values) {
+                        *sum += value;
+                    }
                 }
             }
+            mine.copy_from_slice(sums);
         }
-        mine.copy_from_slice(sums);
+        if !out.is_empty() {
+            out[at].copy_from_slice(mine);
+        }
     }
 }
 

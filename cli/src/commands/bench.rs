@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::args::BenchCommand;
 use crate::console::report;
 
+pub(crate) mod allreduce;
 mod placement;
 mod ps;
 mod scale;
@@ -29,6 +30,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Ps(arguments) => ps::run(arguments),
         BenchCommand::Placement(arguments) => placement::run(arguments),
         BenchCommand::Scale(arguments) => scale::run(arguments),
+        BenchCommand::Allreduce(arguments) => allreduce::run(arguments),
         BenchCommand::Task(arguments) => ps::task(arguments),
     }
 }

@@ -238,8 +238,8 @@ impl Shared {
         unsafe {
             match wire {
                 Wire::F32 => {
-                    sums::add_f32(mine, rank, world, |other| self.region.shared(other, round, rank, count));
-                    self.region.exclusive(rank, round, world, count).copy_from_slice(mine);
+                    let out = self.region.exclusive(rank, round, world, count);
+                    sums::add_f32_to(mine, out, rank, world, |other| self.region.shared(other, round, rank, count));
                 }
                 Wire::Bf16 => {
                     let out = self.region.exclusive(rank, round, world, count);
