@@ -70,7 +70,9 @@ impl Reducer {
                     next += 1;
                     let summed = communicator.all_reduce_sum(&mut job.values, job.wire);
                     // Who no longer waits needs no answer.
-                    let _ = job.done.send(summed.map(|()| job.values).map_err(|error| error.to_string()));
+                    let _ = job
+                        .done
+                        .send(summed.map(|()| job.values).map_err(|error| error.to_string()));
                 }
             }
             communicator

@@ -65,7 +65,11 @@ pub trait Communicator: Send {
 pub(crate) fn check_gathered(bytes: &[u8]) -> Result<(), Error> {
     if bytes.len() > crate::sums::GATHER_LIMIT {
         return Err(Error::Setting {
-            what: format!("{} bytes to gather; at most {} fit", bytes.len(), crate::sums::GATHER_LIMIT),
+            what: format!(
+                "{} bytes to gather; at most {} fit",
+                bytes.len(),
+                crate::sums::GATHER_LIMIT
+            ),
             hint: "broadcast what is large",
         });
     }

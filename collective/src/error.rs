@@ -54,7 +54,10 @@ pub enum Error {
         standings: Vec<Standing>,
     },
     /// A rank whose process ended or whose host cannot be reached.
-    #[error("{member} is gone: {how}{}\nhint: its own log tells why (killed for memory, a crash); start all ranks again", list(standings))]
+    #[error(
+        "{member} is gone: {how}{}\nhint: its own log tells why (killed for memory, a crash); start all ranks again",
+        list(standings)
+    )]
     Lost {
         /// Who.
         member: Member,
@@ -64,7 +67,9 @@ pub enum Error {
         standings: Vec<Standing>,
     },
     /// Two ranks called different operations, or with different lengths.
-    #[error("{other} is at {theirs}, but {own} is at {ours}\nhint: all ranks must reduce the same buckets in the same order; a model or a bucket size differs")]
+    #[error(
+        "{other} is at {theirs}, but {own} is at {ours}\nhint: all ranks must reduce the same buckets in the same order; a model or a bucket size differs"
+    )]
     Mismatch {
         /// This rank.
         own: Member,
@@ -101,7 +106,10 @@ impl Error {
     /// Names the ranks that are not among `here`.
     pub(crate) fn never_came(world_size: usize, here: Vec<Member>, waited: Duration, remark: String) -> Self {
         let came = |rank: &usize| here.iter().any(|member| member.rank == *rank);
-        let missing: Vec<String> = (0..world_size).filter(|rank| !came(rank)).map(|rank| format!("rank {rank}")).collect();
+        let missing: Vec<String> = (0..world_size)
+            .filter(|rank| !came(rank))
+            .map(|rank| format!("rank {rank}"))
+            .collect();
         Self::NeverCame {
             waited,
             world_size,

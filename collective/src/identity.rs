@@ -68,7 +68,9 @@ impl Identity {
         let (us, them) = (&self.member, &other.member);
         let short = |digest: &[u8; 32]| digest[..6].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let differ = |what: &str, ours: String, theirs: String| {
-            Err(Error::Refused(format!("{them} has {what} {theirs}, but {us} has {ours}")))
+            Err(Error::Refused(format!(
+                "{them} has {what} {theirs}, but {us} has {ours}"
+            )))
         };
         if self.version != other.version {
             return differ("version", self.version.clone(), other.version.clone());
@@ -80,7 +82,10 @@ impl Identity {
             return differ("configuration digest", short(&self.digest), short(&other.digest));
         }
         if us.rank == them.rank {
-            return Err(Error::Refused(format!("rank {} was started twice: {us} and {them}", us.rank)));
+            return Err(Error::Refused(format!(
+                "rank {} was started twice: {us} and {them}",
+                us.rank
+            )));
         }
         if them.rank >= self.world_size {
             return Err(Error::Refused(format!(
@@ -241,7 +246,10 @@ mod tests {
     #[test]
     fn impossible_worlds_are_refused() {
         for (rank, world) in [(0, 0), (3, 3), (0, 257)] {
-            assert!(Options::new(Identity::here(rank, world, "1", [0; 32])).is_err(), "{rank} of {world}");
+            assert!(
+                Options::new(Identity::here(rank, world, "1", [0; 32])).is_err(),
+                "{rank} of {world}"
+            );
         }
     }
 }

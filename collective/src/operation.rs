@@ -132,7 +132,11 @@ impl fmt::Display for Operation {
         match self.kind {
             Kind::Rendezvous => f.write_str("before operation 1"),
             Kind::AllReduce => write!(f, "operation {number}, all-reduce of {count} elements{wire}"),
-            Kind::Broadcast => write!(f, "operation {number}, broadcast of {count} elements from rank {}", self.root),
+            Kind::Broadcast => write!(
+                f,
+                "operation {number}, broadcast of {count} elements from rank {}",
+                self.root
+            ),
             Kind::AllGather => write!(f, "operation {number}, all-gather of {count} bytes"),
             Kind::Barrier => write!(f, "operation {number}, barrier"),
             Kind::Close => write!(f, "operation {number}, close"),

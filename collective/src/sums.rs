@@ -18,7 +18,10 @@ pub fn reference(inputs: &[Vec<f32>], wire: Wire) -> Vec<f32> {
         Wire::F32 => value,
         Wire::Bf16 => from_bf16(to_bf16(value)),
     };
-    let mut sums: Vec<f32> = inputs.first().map(|first| first.iter().map(|&x| round(x)).collect()).unwrap_or_default();
+    let mut sums: Vec<f32> = inputs
+        .first()
+        .map(|first| first.iter().map(|&x| round(x)).collect())
+        .unwrap_or_default();
     for input in inputs.iter().skip(1) {
         assert_eq!(input.len(), sums.len(), "ranks hold equal lengths");
         for (sum, &value) in sums.iter_mut().zip(input) {
@@ -143,7 +146,9 @@ mod tests {
             let mixed = ((i * 31 + rank * 17 + 1) as u32).wrapping_mul(0x9E37_79B9);
             (mixed as i32 as f32) * 10f32.powi(i as i32 % 20 - 14)
         };
-        (0..world).map(|rank| (0..count).map(|i| value(rank, i)).collect()).collect()
+        (0..world)
+            .map(|rank| (0..count).map(|i| value(rank, i)).collect())
+            .collect()
     }
 
     #[test]

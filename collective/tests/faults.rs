@@ -14,7 +14,10 @@ fn a_killed_rank_is_named_to_all() {
         ranks.kill(2);
         for rank in 0..2 {
             let text = ranks.end(rank);
-            assert!(text.contains(&victim) && text.contains("rank 2 ("), "{transport}: {text}");
+            assert!(
+                text.contains(&victim) && text.contains("rank 2 ("),
+                "{transport}: {text}"
+            );
             assert!(text.contains("operation"), "{transport}: {text}");
         }
     }
@@ -29,7 +32,10 @@ fn a_rank_that_stays_away_is_named_with_where_everybody_is() {
         let victim = format!("pid {})", ranks.pid(2));
         for rank in 0..2 {
             let text = ranks.end(rank);
-            assert!(text.contains("s for rank 2 (") && text.contains(&victim), "{transport}: {text}");
+            assert!(
+                text.contains("s for rank 2 (") && text.contains(&victim),
+                "{transport}: {text}"
+            );
             assert!(text.contains("all-reduce of 300000 elements"), "{transport}: {text}");
             let at = text.lines().find(|line| line.starts_with("  rank 2 (")).unwrap();
             assert!(at.ends_with("barrier"), "{transport}: {text}");
@@ -57,14 +63,21 @@ fn other_versions_worlds_and_configurations_are_refused_by_name() {
         for (setting, value, words) in [
             ("RANKS_VERSION", "1.1", "has version 1.1, but rank 0 ("),
             ("RANKS_WORLD", "5", "has world size 5, but rank 0 ("),
-            ("RANKS_DIGEST", "2", "has configuration digest 020202020202, but rank 0 ("),
+            (
+                "RANKS_DIGEST",
+                "2",
+                "has configuration digest 020202020202, but rank 0 (",
+            ),
         ] {
             let mut ranks = Ranks::new(transport, "sums", 2);
             ranks.start(0, &[]);
             ranks.start(1, &[(setting, value)]);
             for rank in 0..2 {
                 let text = ranks.end(rank);
-                assert!(text.contains(words) && text.contains("rank 1 ("), "{transport}, {setting}: {text}");
+                assert!(
+                    text.contains(words) && text.contains("rank 1 ("),
+                    "{transport}, {setting}: {text}"
+                );
             }
         }
     }
@@ -78,14 +91,21 @@ fn another_token_is_no_rank() {
     let text = ranks.end(1);
     assert!(text.contains("token"), "{text}");
     let text = ranks.end(0);
-    assert!(text.contains("rank 1 did not come; 1 connections were no ranks of this job"), "{text}");
+    assert!(
+        text.contains("rank 1 did not come; 1 connections were no ranks of this job"),
+        "{text}"
+    );
 }
 
 #[test]
 fn different_lengths_and_operations_are_named() {
     for transport in TRANSPORTS {
         for (scene, one, other) in [
-            ("sizes", "all-reduce of 300000 elements", "all-reduce of 300001 elements"),
+            (
+                "sizes",
+                "all-reduce of 300000 elements",
+                "all-reduce of 300001 elements",
+            ),
             ("operations", "all-reduce of 10 elements", "barrier"),
         ] {
             let mut ranks = Ranks::new(transport, scene, 2);
@@ -106,7 +126,10 @@ fn a_communicator_that_is_dropped_aborts() {
         assert_eq!(ranks.end(1), "ok");
         for rank in [0, 2] {
             let text = ranks.end(rank);
-            assert!(text.contains("ended without closing") && text.contains("rank 1 ("), "{transport}: {text}");
+            assert!(
+                text.contains("ended without closing") && text.contains("rank 1 ("),
+                "{transport}: {text}"
+            );
         }
     }
 }

@@ -78,7 +78,8 @@ impl Ranks {
             }
             sleep(Duration::from_millis(5));
         }
-        std::fs::read_to_string(self.folder.path().join(format!("end-{rank}"))).unwrap_or_else(|_| "it crashed".to_owned())
+        std::fs::read_to_string(self.folder.path().join(format!("end-{rank}")))
+            .unwrap_or_else(|_| "it crashed".to_owned())
     }
 }
 

@@ -47,7 +47,11 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
     options.timeout = Duration::from_millis(number("WAIT_MS", 120_000));
     if setting("TRANSPORT").unwrap() == "shm" {
         // Small slices, so that there are many rounds.
-        return Ok(Box::new(Shared::join(&folder().join("ranks"), &options, number("SLICE", 64) as usize)?));
+        return Ok(Box::new(Shared::join(
+            &folder().join("ranks"),
+            &options,
+            number("SLICE", 64) as usize,
+        )?));
     }
     let secret = Secret::new([number("TOKEN", 5) as u8; 32]);
     let place = folder().join("address");
@@ -64,7 +68,9 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
 /// Values whose sum depends on its order.
 pub(crate) fn values(rank: usize, count: usize, seed: u64) -> Vec<f32> {
     let value = |i: usize| {
-        let mixed = (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add((rank as u64 + seed) << 7);
+        let mixed = (i as u64 + 1)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .wrapping_add((rank as u64 + seed) << 7);
         let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         (mixed >> 40) as f32 * 10f32.powi((mixed % 13) as i32 - 9) * if mixed & 1 << 20 == 0 { 1.0 } else { -1.0 }
     };
@@ -86,13 +92,19 @@ fn sums_of(ranks: &mut dyn Communicator) -> Result<(), Error> {
         for wire in [Wire::F32, Wire::Bf16] {
             let mut sums = values(rank, count, seed as u64);
             ranks.all_reduce_sum(&mut sums, wire)?;
-            assert!(same(&sums, &expected(world, count, seed as u64, wire)), "{count} {wire:?} on rank {rank}");
+            assert!(
+                same(&sums, &expected(world, count, seed as u64, wire)),
+                "{count} {wire:?} on rank {rank}"
+            );
         }
     }
     for root in 0..world {
         let mut told = values(rank, 1000 * root + 1, 3);
         ranks.broadcast(root, &mut told)?;
-        assert!(same(&told, &values(root, 1000 * root + 1, 3)), "from {root} on rank {rank}");
+        assert!(
+            same(&told, &values(root, 1000 * root + 1, 3)),
+            "from {root} on rank {rank}"
+        );
     }
     // Lengths from nothing to several rounds.
     let text = |rank: usize| vec![rank as u8 + 1; rank * 5000];
@@ -117,10 +129,17 @@ fn background(ranks: Box<dyn Communicator>) -> Result<(), Error> {
         for place in 0..counts.len() {
             let bucket = (place * (2 * rank + 1) + rank) % counts.len();
             let number = step * counts.len() as u64 + bucket as u64;
-            handles.push((bucket, number, reducer.submit(number, values(rank, counts[bucket], number), Wire::F32)));
+            handles.push((
+                bucket,
+                number,
+                reducer.submit(number, values(rank, counts[bucket], number), Wire::F32),
+            ));
         }
         for (bucket, number, handle) in handles {
-            assert!(same(&handle.wait()?, &expected(world, counts[bucket], number, Wire::F32)));
+            assert!(same(
+                &handle.wait()?,
+                &expected(world, counts[bucket], number, Wire::F32)
+            ));
         }
     }
     reducer.finish().unwrap().close()

@@ -155,7 +155,9 @@ impl Libraries {
         let code = unsafe { (nccl.get_version)(&raw mut version) };
         if code != SUCCESS || version < OLDEST {
             let found = shown(version);
-            return Err(Error::Gpu(format!("libnccl.so.2 is NCCL {found}; 2.18.0 is the oldest that will do\nhint: {NCCL}")));
+            return Err(Error::Gpu(format!(
+                "libnccl.so.2 is NCCL {found}; 2.18.0 is the oldest that will do\nhint: {NCCL}"
+            )));
         }
         let library = open(folders, &["libcudart.so.13", "libcudart.so.12", "libcudart.so"], CUDA)?;
         // SAFETY: the library is the CUDA runtime.
@@ -186,7 +188,9 @@ impl Libraries {
         };
         let release = |version: c_int| format!("{}.{}", version / 1000, version % 1000 / 10);
         if driver == 0 {
-            return Err(Error::Gpu("there is no NVIDIA driver on this machine\nhint: install one, or reduce on CPUs".to_owned()));
+            return Err(Error::Gpu(
+                "there is no NVIDIA driver on this machine\nhint: install one, or reduce on CPUs".to_owned(),
+            ));
         }
         if driver / 1000 < runtime / 1000 {
             return Err(Error::Gpu(format!(
@@ -196,9 +200,14 @@ impl Libraries {
                 driver / 1000
             )));
         }
-        let visible = std::env::var("CUDA_VISIBLE_DEVICES").map_or(String::new(), |list| format!(", CUDA_VISIBLE_DEVICES is \"{list}\""));
+        let visible = std::env::var("CUDA_VISIBLE_DEVICES")
+            .map_or(String::new(), |list| format!(", CUDA_VISIBLE_DEVICES is \"{list}\""));
         if codes[2] != SUCCESS || index < 0 || index >= count {
-            let why = if codes[2] == SUCCESS { String::new() } else { format!(" ({})", self.cuda_words(codes[2])) };
+            let why = if codes[2] == SUCCESS {
+                String::new()
+            } else {
+                format!(" ({})", self.cuda_words(codes[2]))
+            };
             return Err(Error::Gpu(format!(
                 "GPU {index} was asked for; this process sees {count}{why}{visible}\nhint: GPUs are counted from 0 among those that are visible"
             )));
@@ -214,8 +223,15 @@ impl Libraries {
     pub(super) fn nccl_words(&self, code: Code, comm: Comm) -> String {
         // SAFETY: NCCL's own table, and its last text; a null communicator is allowed.
         unsafe {
-            let (text, last) = (words((self.nccl.error_string)(code)), words((self.nccl.last_error)(comm)));
-            if last.is_empty() { text } else { format!("{text}: {last}") }
+            let (text, last) = (
+                words((self.nccl.error_string)(code)),
+                words((self.nccl.last_error)(comm)),
+            );
+            if last.is_empty() {
+                text
+            } else {
+                format!("{text}: {last}")
+            }
         }
     }
 
@@ -249,7 +265,9 @@ fn words(text: *const c_char) -> String {
 }
 
 fn open(folders: &[&std::path::Path], names: &[&str], hint: &str) -> Result<Library, Error> {
-    let places = folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name)));
+    let places = folders
+        .iter()
+        .flat_map(|folder| names.iter().map(|name| folder.join(name)));
     let mut why = Vec::new();
     for place in places.chain(names.iter().map(Into::into)) {
         // SAFETY: NVIDIA's libraries; their initialisers need nothing of ours.
@@ -259,7 +277,11 @@ fn open(folders: &[&std::path::Path], names: &[&str], hint: &str) -> Result<Libr
             Err(error) => why.push(error.source().map_or_else(|| error.to_string(), ToString::to_string)),
         }
     }
-    Err(Error::Gpu(format!("{} cannot be opened: {}\nhint: {hint}", names[0], why.join("; "))))
+    Err(Error::Gpu(format!(
+        "{} cannot be opened: {}\nhint: {hint}",
+        names[0],
+        why.join("; ")
+    )))
 }
 
 #[cfg(test)]

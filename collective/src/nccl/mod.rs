@@ -67,7 +67,11 @@ impl Gpus {
     ) -> Result<Self, Error> {
         // Everybody's troubles travel with the id, so that nobody waits in NCCL for one that never gets there.
         let ready = libraries.check_device(device).and_then(|()| {
-            if host.rank() == 0 { libraries.unique_id().map(Vec::from) } else { Ok(Vec::new()) }
+            if host.rank() == 0 {
+                libraries.unique_id().map(Vec::from)
+            } else {
+                Ok(Vec::new())
+            }
         });
         let mut told = vec![u8::from(ready.is_err())];
         match &ready {
@@ -84,7 +88,10 @@ impl Gpus {
                 });
             }
         }
-        let id = all.first().and_then(|told| told.get(1..)).and_then(|id| <[u8; ID_BYTES]>::try_from(id).ok());
+        let id = all
+            .first()
+            .and_then(|told| told.get(1..))
+            .and_then(|id| <[u8; ID_BYTES]>::try_from(id).ok());
         let id = id.ok_or_else(|| Error::Garbage {
             from: host.members()[0].clone(),
         })?;
@@ -108,7 +115,8 @@ impl Gpus {
             unsafe {
                 let code = (this.libraries.cuda.stream_create)(&raw mut this.stream, 1);
                 this.cuda(code, "make a stream")?;
-                let code = (this.libraries.nccl.comm_init)(&raw mut this.comm, world, UniqueId(id), rank, &raw mut config);
+                let code =
+                    (this.libraries.nccl.comm_init)(&raw mut this.comm, world, UniqueId(id), rank, &raw mut config);
                 this.nccl(code, "make a communicator")?;
             }
             this.settle("make a communicator")
@@ -182,7 +190,10 @@ impl Gpus {
 
     fn choose(&self) -> Result<(), Error> {
         // SAFETY: a call with a number. Threads choose their device one by one.
-        self.cuda(unsafe { (self.libraries.cuda.set_device)(self.device) }, "choose the GPU")
+        self.cuda(
+            unsafe { (self.libraries.cuda.set_device)(self.device) },
+            "choose the GPU",
+        )
     }
 
     fn cuda(&self, code: Code, what: &str) -> Result<(), Error> {
@@ -212,7 +223,10 @@ impl Gpus {
         self.poll(what, |this| {
             let mut state = SUCCESS;
             // SAFETY: writes one number.
-            this.nccl(unsafe { (this.libraries.nccl.async_error)(this.comm, &raw mut state) }, what)?;
+            this.nccl(
+                unsafe { (this.libraries.nccl.async_error)(this.comm, &raw mut state) },
+                what,
+            )?;
             this.nccl(state, what)?;
             Ok(state == SUCCESS)
         })
@@ -270,7 +284,15 @@ impl Gpus {
             let mut begun = Ok(());
             for bucket in buckets {
                 let kind = if bucket.wire == Wire::F32 { FLOAT32 } else { BFLOAT16 };
-                let code = (nccl.all_reduce)(bucket.address, bucket.address, bucket.count, kind, SUM, self.comm, stream);
+                let code = (nccl.all_reduce)(
+                    bucket.address,
+                    bucket.address,
+                    bucket.count,
+                    kind,
+                    SUM,
+                    self.comm,
+                    stream,
+                );
                 begun = begun.and_then(|()| self.nccl(code, "sum"));
             }
             let ended = self.nccl((nccl.group_end)(), "begin a sum");
@@ -324,10 +346,16 @@ impl Gpus {
         let (there, stream) = (self.staging(bytes)?, self.stream);
         let copy = self.libraries.cuda.copy;
         // SAFETY: both places hold so many bytes, and stay until the stream is drained or NCCL aborted, which drains it.
-        self.cuda(unsafe { copy(there, values.as_ptr().cast(), bytes, COPY_DEFAULT, stream) }, "copy a bucket")?;
+        self.cuda(
+            unsafe { copy(there, values.as_ptr().cast(), bytes, COPY_DEFAULT, stream) },
+            "copy a bucket",
+        )?;
         let called = call(self, there).and_then(|()| {
             // SAFETY: as above.
-            self.cuda(unsafe { copy(values.as_mut_ptr().cast(), there, bytes, COPY_DEFAULT, stream) }, "copy a bucket")?;
+            self.cuda(
+                unsafe { copy(values.as_mut_ptr().cast(), there, bytes, COPY_DEFAULT, stream) },
+                "copy a bucket",
+            )?;
             self.drained(stream)
         });
         if called.is_err() {

@@ -43,7 +43,15 @@ mod tests {
     fn a_lock_is_seen_by_others_and_ends_with_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("locks");
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let open = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .unwrap()
+        };
         let (a, b) = (open(), open());
         assert!(take(&a, 1).unwrap());
         assert!(holds(&b, 1) && !holds(&b, 0));

@@ -84,7 +84,10 @@ impl Shared {
 
     fn gave_up(&self) -> Option<Error> {
         let (by, reason) = self.region.aborted()?;
-        let by = self.members.get(by).map_or_else(|| "a rank".to_owned(), ToString::to_string);
+        let by = self
+            .members
+            .get(by)
+            .map_or_else(|| "a rank".to_owned(), ToString::to_string);
         Some(Error::Aborted { by, reason })
     }
 
@@ -133,7 +136,10 @@ impl Shared {
         if missing.is_empty() {
             let done = |rank: &usize| {
                 let rank = self.region.rank(*rank);
-                (rank.deposited.value.load(Ordering::Acquire), rank.reduced.value.load(Ordering::Acquire))
+                (
+                    rank.deposited.value.load(Ordering::Acquire),
+                    rank.reduced.value.load(Ordering::Acquire),
+                )
             };
             let least = self.others().map(|rank| done(&rank)).min();
             missing = self.others().filter(|rank| Some(done(rank)) == least).collect();
@@ -219,7 +225,10 @@ impl Shared {
             // SAFETY: who takes round r - 1 has seen that everybody read its deposits there, and this one has.
             unsafe {
                 match wire {
-                    Wire::F32 => self.region.exclusive(self.rank, round, other, part.len()).copy_from_slice(part),
+                    Wire::F32 => self
+                        .region
+                        .exclusive(self.rank, round, other, part.len())
+                        .copy_from_slice(part),
                     Wire::Bf16 => sums::encode(part, self.region.exclusive(self.rank, round, other, part.len())),
                 }
             }
@@ -239,11 +248,15 @@ impl Shared {
             match wire {
                 Wire::F32 => {
                     let out = self.region.exclusive(rank, round, world, count);
-                    sums::add_f32_to(mine, out, rank, world, |other| self.region.shared(other, round, rank, count));
+                    sums::add_f32_to(mine, out, rank, world, |other| {
+                        self.region.shared(other, round, rank, count)
+                    });
                 }
                 Wire::Bf16 => {
                     let out = self.region.exclusive(rank, round, world, count);
-                    sums::add_bf16(mine, out, rank, world, |other| self.region.shared(other, round, rank, count));
+                    sums::add_bf16(mine, out, rank, world, |other| {
+                        self.region.shared(other, round, rank, count)
+                    });
                 }
             }
         }
@@ -323,7 +336,9 @@ impl Communicator for Shared {
                 // SAFETY: as in an all-reduce: all have read what lay here; it is there; it stays until all have read it.
                 unsafe {
                     if root == this.rank {
-                        this.region.exclusive_whole(root, round, part.len()).copy_from_slice(part);
+                        this.region
+                            .exclusive_whole(root, round, part.len())
+                            .copy_from_slice(part);
                     }
                     this.deposits(round, index == 0, call)?;
                     if root != this.rank {
@@ -354,7 +369,9 @@ impl Communicator for Shared {
                 let part = &bytes[slices::round(bytes.len(), most, index)];
                 // SAFETY: as in a broadcast.
                 unsafe {
-                    this.region.exclusive_whole(this.rank, round, part.len()).copy_from_slice(part);
+                    this.region
+                        .exclusive_whole(this.rank, round, part.len())
+                        .copy_from_slice(part);
                     this.deposits(round, index == 0, call)?;
                     for other in this.others() {
                         if index == 0 {
@@ -368,7 +385,11 @@ impl Communicator for Shared {
                         all[other].extend_from_slice(this.region.shared_whole(other, round, count));
                     }
                 }
-                rounds = lengths.iter().map(|&length| slices::rounds(length, most)).max().unwrap_or(1);
+                rounds = lengths
+                    .iter()
+                    .map(|&length| slices::rounds(length, most))
+                    .max()
+                    .unwrap_or(1);
                 this.finish(round)?;
                 this.round = round.wrapping_add(1);
                 index += 1;

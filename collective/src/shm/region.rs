@@ -57,7 +57,9 @@ impl Layout {
     /// Of a file that claims to be one of ours.
     pub(super) fn check(world: u64, slice: u64, length: u64) -> Option<Self> {
         let layout = Self {
-            world: usize::try_from(world).ok().filter(|world| (1..=MOST_RANKS).contains(world))?,
+            world: usize::try_from(world)
+                .ok()
+                .filter(|world| (1..=MOST_RANKS).contains(world))?,
             slice: usize::try_from(slice).ok().filter(|&slice| Self::fits(slice))?,
         };
         (layout.bytes() as u64 == length).then_some(layout)
@@ -140,7 +142,10 @@ impl Region {
         if failed != 0 {
             let source = std::io::Error::from_raw_os_error(failed);
             let what = format!("cannot take {bytes} bytes for {path}");
-            return Err(Error::io(what, "give the folder more room (in a container: --shm-size), or choose smaller slices")(source));
+            return Err(Error::io(
+                what,
+                "give the folder more room (in a container: --shm-size), or choose smaller slices",
+            )(source));
         }
         let region = Self::map(file, layout, path)?;
         let head = region.head();
@@ -163,7 +168,11 @@ impl Region {
                 0,
             )
         };
-        let base = if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast()) };
+        let base = if base == libc::MAP_FAILED {
+            None
+        } else {
+            NonNull::new(base.cast())
+        };
         let base = base.ok_or_else(|| {
             let what = format!("cannot map {} bytes of {path}", layout.bytes());
             Error::io(what, "see `ulimit -v` and free memory")(std::io::Error::last_os_error())
@@ -173,7 +182,9 @@ impl Region {
 
     /// Of the first bytes of a file, before it is mapped: magic, world size, elements of a slice.
     pub(super) fn peek(words: [u64; 3], length: u64) -> Option<Layout> {
-        (words[0] == MAGIC).then(|| Layout::check(words[1], words[2], length)).flatten()
+        (words[0] == MAGIC)
+            .then(|| Layout::check(words[1], words[2], length))
+            .flatten()
     }
 
     pub(super) fn head(&self) -> &Head {
@@ -240,7 +251,11 @@ impl Region {
     /// The first reason stays. Wakes everybody.
     pub(super) fn abort(&self, by: usize, reason: &str) {
         let head = self.head();
-        if head.aborted.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        if head
+            .aborted
+            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+        {
             let mut end = reason.len().min(MOST_REASON);
             while !reason.is_char_boundary(end) {
                 end -= 1;
@@ -295,8 +310,17 @@ impl Region {
     ///
     /// # Safety
     /// The counters must say that nobody reads it any more.
-    #[allow(clippy::mut_from_ref, reason = "the memory is the other processes', too; counters hand it over")]
-    pub(super) unsafe fn exclusive<T: bytemuck::Pod>(&self, own: usize, round: u32, to: usize, count: usize) -> &mut [T] {
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "the memory is the other processes', too; counters hand it over"
+    )]
+    pub(super) unsafe fn exclusive<T: bytemuck::Pod>(
+        &self,
+        own: usize,
+        round: u32,
+        to: usize,
+        count: usize,
+    ) -> &mut [T] {
         assert!(size_of::<T>() <= 4 && count <= self.layout.slice);
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.place(own, round, to).cast(), count) }

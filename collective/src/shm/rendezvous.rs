@@ -55,8 +55,18 @@ fn create(path: &Path, options: &Options, slice: usize, begun: Instant) -> Resul
     name.push(format!(".{}", std::process::id()));
     let made = PathBuf::from(name);
     let shown = made.display().to_string();
-    let failed = |what: &str| Error::io(format!("cannot {what} {shown}"), "choose a folder on this host that you may write to, such as /dev/shm");
-    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&made);
+    let failed = |what: &str| {
+        Error::io(
+            format!("cannot {what} {shown}"),
+            "choose a folder on this host that you may write to, such as /dev/shm",
+        )
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&made);
     let file = file.map_err(failed("make"))?;
     let removed = Removed(made.clone());
     // Before anybody can see it, so that a file without this lock is one whose job is over.
@@ -115,13 +125,19 @@ fn open(path: &Path, options: &Options, begun: Instant) -> Result<Region, Error>
     loop {
         if let Some(file) = live(path)? {
             let region = mapped(file, path, options)?;
-            let creator = region.creator().ok_or_else(|| Error::Refused(format!("{shown} has no readable header")))?;
+            let creator = region
+                .creator()
+                .ok_or_else(|| Error::Refused(format!("{shown} has no readable header")))?;
             let fits = creator.agree(identity).and_then(|()| {
                 let rank = identity.member.rank;
-                let taken = !alive::take(&region.file, rank)
-                    .map_err(Error::io(format!("cannot lock {shown}"), "choose a folder on a file system with locks"))?;
+                let taken = !alive::take(&region.file, rank).map_err(Error::io(
+                    format!("cannot lock {shown}"),
+                    "choose a folder on a file system with locks",
+                ))?;
                 if taken {
-                    let other = region.identity(rank).map_or("another process".to_owned(), |other| other.member.to_string());
+                    let other = region
+                        .identity(rank)
+                        .map_or("another process".to_owned(), |other| other.member.to_string());
                     return Err(Error::Refused(format!(
                         "rank {rank} was started twice: {other} and {}",
                         identity.member
@@ -144,8 +160,17 @@ fn open(path: &Path, options: &Options, begun: Instant) -> Result<Region, Error>
 /// The file, if there is one whose rank 0 lives.
 fn live(path: &Path) -> Result<Option<File>, Error> {
     let shown = path.display().to_string();
-    let failed = || Error::io(format!("cannot open {shown}"), "all ranks of a host run as one user and name the same file");
-    let opened = File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    let failed = || {
+        Error::io(
+            format!("cannot open {shown}"),
+            "all ranks of a host run as one user and name the same file",
+        )
+    };
+    let opened = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path);
     let file = match opened {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed())?,
@@ -164,7 +189,12 @@ fn live(path: &Path) -> Result<Option<File>, Error> {
 
 fn mapped(file: File, path: &Path, options: &Options) -> Result<Region, Error> {
     let shown = path.display().to_string();
-    let failed = || Error::io(format!("cannot read {shown}"), "name a file that does not exist, the same on all ranks");
+    let failed = || {
+        Error::io(
+            format!("cannot read {shown}"),
+            "name a file that does not exist, the same on all ranks",
+        )
+    };
     let mut bytes = [0; 24];
     file.read_exact_at(&mut bytes, 0).map_err(failed())?;
     let mut words = [0; 3];
@@ -193,7 +223,9 @@ fn await_all(region: &Region, options: &Options, begun: Instant) -> Result<(), E
         refused(region)?;
         if !alive::holds(&region.file, 0) {
             return Err(Error::Lost {
-                member: region.creator().map_or(options.identity.member.clone(), |creator| creator.member),
+                member: region
+                    .creator()
+                    .map_or(options.identity.member.clone(), |creator| creator.member),
                 how: "its process ended before all had come".to_owned(),
                 standings: Vec::new(),
             });
@@ -207,7 +239,11 @@ fn refused(region: &Region) -> Result<(), Error> {
     let Some((by, reason)) = region.aborted() else {
         return Ok(());
     };
-    let by = if by < region.layout.world { region.identity(by) } else { None };
+    let by = if by < region.layout.world {
+        region.identity(by)
+    } else {
+        None
+    };
     Err(Error::Aborted {
         by: by.map_or_else(|| "a rank".to_owned(), |by| by.member.to_string()),
         reason,

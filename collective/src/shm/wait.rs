@@ -47,7 +47,15 @@ impl Counter {
                 tv_nsec: NAP.subsec_nanos().into(),
             };
             // SAFETY: the word outlives the call; not a private futex, since processes share it.
-            unsafe { libc::syscall(libc::SYS_futex, self.value.as_ptr(), libc::FUTEX_WAIT, now, &raw const nap) };
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    self.value.as_ptr(),
+                    libc::FUTEX_WAIT,
+                    now,
+                    &raw const nap,
+                )
+            };
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }

@@ -152,7 +152,10 @@ impl Engine {
         unsafe { libc::poll(asked.as_mut_ptr(), asked.len() as libc::nfds_t, nap) };
         self.listen(call)?;
         for &(rank, ..) in waits {
-            if self.peers[rank].as_ref().is_some_and(|peer| peer.left && ended(&peer.data)) {
+            if self.peers[rank]
+                .as_ref()
+                .is_some_and(|peer| peer.left && ended(&peer.data))
+            {
                 return Err(self.lost(rank, "it left in order", call));
             }
         }
@@ -162,7 +165,9 @@ impl Engine {
     /// What peers have said on the side, without waiting.
     pub(super) fn listen(&mut self, call: Operation) -> Result<(), Error> {
         for rank in 0..self.peers.len() {
-            let Some(peer) = self.peers[rank].as_mut().filter(|peer| !peer.left) else { continue };
+            let Some(peer) = self.peers[rank].as_mut().filter(|peer| !peer.left) else {
+                continue;
+            };
             match peer.control.hear() {
                 None => {}
                 Some(Said::Leave) => peer.left = true,
@@ -210,7 +215,11 @@ impl Engine {
     }
 
     fn late(&self, waited: Duration, waits: &[(usize, bool, bool)], call: Operation) -> Error {
-        let behind = |rank: usize| self.peers[rank].as_ref().is_some_and(|peer| peer.last.number < call.number);
+        let behind = |rank: usize| {
+            self.peers[rank]
+                .as_ref()
+                .is_some_and(|peer| peer.last.number < call.number)
+        };
         let any = waits.iter().any(|wait| behind(wait.0));
         let missing = waits.iter().filter(|wait| !any || behind(wait.0));
         Error::Late {

@@ -89,7 +89,9 @@ pub(super) fn shake(
     receive(stream, &mut theirs[..8], until).map_err(said)?;
     if theirs[..8] != *MAGIC {
         let seen = theirs[..8].escape_ascii().to_string();
-        return Err(format!("it is no rank of this version's protocol: it began with \"{seen}\""));
+        return Err(format!(
+            "it is no rank of this version's protocol: it began with \"{seen}\""
+        ));
     }
     receive(stream, &mut theirs[8..], until).map_err(said)?;
     let mut other = [0; 32];

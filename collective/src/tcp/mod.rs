@@ -159,7 +159,14 @@ impl Mesh {
     ) -> Result<Vec<Vec<T>>, Error> {
         let mut all = Vec::with_capacity(self.world());
         for rank in 0..self.world() {
-            all.push(vec![T::zeroed(); if rank == self.engine.rank { 0 } else { length(self, rank)? }]);
+            all.push(vec![
+                T::zeroed();
+                if rank == self.engine.rank {
+                    0
+                } else {
+                    length(self, rank)?
+                }
+            ]);
         }
         let mut lanes = self.lanes();
         for (lane, theirs) in lanes.iter_mut().zip(&mut all) {
@@ -185,7 +192,11 @@ impl Mesh {
         let mut theirs: Vec<Vec<T>> = vec![vec![T::zeroed(); longest]; world];
         for stage in 0..=rounds {
             let now = slices::round(whole.len(), most, stage);
-            let before = if stage == 0 { 0..0 } else { slices::round(whole.len(), most, stage - 1) };
+            let before = if stage == 0 {
+                0..0
+            } else {
+                slices::round(whole.len(), most, stage - 1)
+            };
             let mine = slices::own(&now, world, rank);
             for (other, values) in theirs.iter_mut().enumerate() {
                 values.resize(if other == rank { 0 } else { mine.len() }, T::zeroed());
@@ -194,7 +205,9 @@ impl Mesh {
             let (done, next) = whole.split_at_mut(before.end);
             for (other, (lane, values)) in lanes.iter_mut().zip(&mut theirs).enumerate() {
                 let part = slices::own(&now, world, other);
-                lane.send(bytemuck::cast_slice(&next[part.start - before.end..part.end - before.end]));
+                lane.send(bytemuck::cast_slice(
+                    &next[part.start - before.end..part.end - before.end],
+                ));
                 lane.receive(bytemuck::cast_slice_mut(values));
             }
             let mut rest = &mut done[before.start..];

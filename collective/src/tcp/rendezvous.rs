@@ -56,7 +56,9 @@ struct Doorman {
 
 impl Doorman {
     fn new(listener: TcpListener, world: usize) -> Result<Self, Error> {
-        listener.set_nonblocking(true).map_err(Error::io("cannot listen", REFUSED))?;
+        listener
+            .set_nonblocking(true)
+            .map_err(Error::io("cannot listen", REFUSED))?;
         let (tell, arrived) = mpsc::channel();
         Ok(Self {
             listener,
@@ -74,11 +76,15 @@ impl Doorman {
         while self.busy.load(Ordering::Acquire) < self.most
             && let Ok((mut stream, from)) = self.listener.accept()
         {
-            let (hello, secret, tell, busy) = (hello.clone(), secret.clone(), self.tell.clone(), Arc::clone(&self.busy));
+            let (hello, secret, tell, busy) =
+                (hello.clone(), secret.clone(), self.tell.clone(), Arc::clone(&self.busy));
             busy.fetch_add(1, Ordering::AcqRel);
             std::thread::spawn(move || {
                 let met = shake(&mut stream, Role::Listens, &secret, &hello, Instant::now() + HANDSHAKE);
-                let _ = tell.send(met.map(|theirs| (theirs, stream)).map_err(|why| format!("{from}: {why}")));
+                let _ = tell.send(
+                    met.map(|theirs| (theirs, stream))
+                        .map_err(|why| format!("{from}: {why}")),
+                );
                 busy.fetch_sub(1, Ordering::AcqRel);
             });
         }
@@ -95,7 +101,10 @@ impl Doorman {
     fn remark(&self) -> String {
         match self.strangers {
             0 => String::new(),
-            count => format!("; {count} connections were no ranks of this job, the last one from {}", self.last),
+            count => format!(
+                "; {count} connections were no ranks of this job, the last one from {}",
+                self.last
+            ),
         }
     }
 }
@@ -150,7 +159,10 @@ fn meet(
     if rank == 0 {
         let listener = match listener {
             Some(listener) => listener,
-            None => TcpListener::bind(rank0).map_err(Error::io(format!("cannot listen on {rank0}"), "another process has the port, or the address is not of this host"))?,
+            None => TcpListener::bind(rank0).map_err(Error::io(
+                format!("cannot listen on {rank0}"),
+                "another process has the port, or the address is not of this host",
+            ))?,
         };
         let mut doorman = Doorman::new(listener, world)?;
         admit(&mut doorman, &hello, secret, options, begun, halves)?;
@@ -169,7 +181,10 @@ fn meet(
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let listener = TcpListener::bind((any, 0)).map_err(Error::io(format!("cannot listen on {any}"), REFUSED))?;
-    hello.port = listener.local_addr().map_err(Error::io("cannot listen", REFUSED))?.port();
+    hello.port = listener
+        .local_addr()
+        .map_err(Error::io("cannot listen", REFUSED))?
+        .port();
     let mut doorman = Doorman::new(listener, world)?;
     dial(rank0, 0, &hello, secret, options, begun, &mut halves[0])?;
     let places = read_roster(halves, options, begun)?;
@@ -197,17 +212,29 @@ fn dial(
                 Err(error) if begun.elapsed() >= options.rendezvous_timeout => {
                     let here = vec![options.identity.member.clone()];
                     let remark = format!("; nobody answers for rank {other} on {place}: {error}");
-                    return Err(Error::never_came(options.identity.world_size, here, begun.elapsed(), remark));
+                    return Err(Error::never_came(
+                        options.identity.world_size,
+                        here,
+                        begun.elapsed(),
+                        remark,
+                    ));
                 }
                 Err(_) => sleep(LOOK),
             }
         };
-        let own = Hello { channel, ..hello.clone() };
+        let own = Hello {
+            channel,
+            ..hello.clone()
+        };
         let met = shake(&mut stream, Role::Dials, secret, &own, Instant::now() + HANDSHAKE);
-        let theirs = met.map_err(|why| Error::Refused(format!("what listens on {place}, where rank {other} should be: {why}")))?;
+        let theirs =
+            met.map_err(|why| Error::Refused(format!("what listens on {place}, where rank {other} should be: {why}")))?;
         theirs.identity.agree(&options.identity)?;
         if theirs.identity.member.rank != other {
-            return Err(Error::Refused(format!("{} listens on {place}, where rank {other} should be", theirs.identity.member)));
+            return Err(Error::Refused(format!(
+                "{} listens on {place}, where rank {other} should be",
+                theirs.identity.member
+            )));
         }
         keep(half, Hello { channel, ..theirs }, place.ip(), stream)?;
     }
@@ -219,7 +246,10 @@ fn keep(half: &mut Half, hello: Hello, from: IpAddr, stream: TcpStream) -> Resul
     if let Some((known, _)) = &half.hello
         && known.identity != hello.identity
     {
-        let text = format!("rank {} was started twice: {} and {member}", member.rank, known.identity.member);
+        let text = format!(
+            "rank {} was started twice: {} and {member}",
+            member.rank, known.identity.member
+        );
         return Err(Error::Refused(text));
     }
     let place = match hello.channel {
@@ -246,10 +276,15 @@ fn admit(
     while !halves.iter().skip(rank + 1).all(Half::whole) {
         while let Some((theirs, stream)) = doorman.next(hello, secret) {
             options.identity.agree(&theirs.identity)?;
-            let from = stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |from| from.ip());
+            let from = stream
+                .peer_addr()
+                .map_or(Ipv4Addr::UNSPECIFIED.into(), |from| from.ip());
             let other = theirs.identity.member.rank;
             if other < rank {
-                return Err(Error::Refused(format!("{} dialled {}, which should dial it", theirs.identity.member, options.identity.member)));
+                return Err(Error::Refused(format!(
+                    "{} dialled {}, which should dial it",
+                    theirs.identity.member, options.identity.member
+                )));
             }
             keep(&mut halves[other], theirs, from, stream)?;
         }
@@ -258,7 +293,12 @@ fn admit(
         }
         if begun.elapsed() >= options.rendezvous_timeout {
             let mut here = vec![options.identity.member.clone()];
-            here.extend(halves.iter().filter(|half| half.whole()).filter_map(|half| Some(half.hello.as_ref()?.0.identity.member.clone())));
+            here.extend(
+                halves
+                    .iter()
+                    .filter(|half| half.whole())
+                    .filter_map(|half| Some(half.hello.as_ref()?.0.identity.member.clone())),
+            );
             here.sort_by_key(|member| member.rank);
             return Err(Error::never_came(halves.len(), here, begun.elapsed(), doorman.remark()));
         }
@@ -304,7 +344,10 @@ const PLACE: usize = 18;
 fn roster(halves: &[Half]) -> Vec<u8> {
     let mut bytes = vec![ROSTER];
     for half in halves {
-        let (ip, port) = half.hello.as_ref().map_or((Ipv4Addr::UNSPECIFIED.into(), 0), |(hello, ip)| (*ip, hello.port));
+        let (ip, port) = half
+            .hello
+            .as_ref()
+            .map_or((Ipv4Addr::UNSPECIFIED.into(), 0), |(hello, ip)| (*ip, hello.port));
         let ip = match ip {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
             IpAddr::V6(ip) => ip,
@@ -334,7 +377,12 @@ fn read_roster(halves: &mut [Half], options: &Options, begun: Instant) -> Result
             return gone(hello, Said::End);
         }
         let here = vec![hello.identity.member.clone(), options.identity.member.clone()];
-        Error::never_came(world, here, begun.elapsed(), "; others may be here, rank 0 knows".to_owned())
+        Error::never_came(
+            world,
+            here,
+            begun.elapsed(),
+            "; others may be here, rank 0 knows".to_owned(),
+        )
     };
     let mut kind = [0];
     receive(control, &mut kind, until).map_err(failed)?;
@@ -352,7 +400,10 @@ fn read_roster(halves: &mut [Half], options: &Options, begun: Instant) -> Result
     receive(control, &mut bytes, until).map_err(failed)?;
     let place = |bytes: &[u8]| {
         let ip: [u8; 16] = bytes[..16].try_into().unwrap_or([0; 16]);
-        SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), u16::from_le_bytes([bytes[16], bytes[17]]))
+        SocketAddr::new(
+            Ipv6Addr::from(ip).to_canonical(),
+            u16::from_le_bytes([bytes[16], bytes[17]]),
+        )
     };
     Ok(bytes.chunks_exact(PLACE).map(place).collect())
 }

@@ -36,7 +36,11 @@ impl Secret {
             }
             Sha256::new().chain_update(block)
         };
-        let inner = pad(0x36).chain_update([role]).chain_update(own).chain_update(other).finalize();
+        let inner = pad(0x36)
+            .chain_update([role])
+            .chain_update(own)
+            .chain_update(other)
+            .finalize();
         pad(0x5c).chain_update(inner).finalize().into()
     }
 }

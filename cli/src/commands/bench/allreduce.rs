@@ -55,7 +55,11 @@ pub(crate) struct Arguments {
 
 fn megabytes(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text} is no number"))?;
-    if (0.001..=8000.0).contains(&value) { Ok(value) } else { Err("0.001 to 8000 megabytes".to_owned()) }
+    if (0.001..=8000.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err("0.001 to 8000 megabytes".to_owned())
+    }
 }
 
 /// Killed when dropped.
@@ -73,9 +77,15 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return work(arguments, rank as usize, meet);
     }
     let meet = if arguments.transport == "shm" {
-        let folder = ["/dev/shm", "/tmp"].into_iter().map(PathBuf::from).find(|folder| folder.is_dir());
+        let folder = ["/dev/shm", "/tmp"]
+            .into_iter()
+            .map(PathBuf::from)
+            .find(|folder| folder.is_dir());
         let folder = folder.context("neither /dev/shm nor /tmp is there")?;
-        folder.join(format!("coati-bench-{}", std::process::id())).display().to_string()
+        folder
+            .join(format!("coati-bench-{}", std::process::id()))
+            .display()
+            .to_string()
     } else {
         // Free a moment ago; rank 0 takes it.
         TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string()
@@ -105,8 +115,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// What a ring's bytes take without any sum.
 enum Plain {
-    Memory { from: Vec<u8>, to: Vec<u8> },
-    Stream { to: TcpStream, from: TcpStream, bytes: Vec<u8>, into: Vec<u8> },
+    Memory {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
+    Stream {
+        to: TcpStream,
+        from: TcpStream,
+        bytes: Vec<u8>,
+        into: Vec<u8>,
+    },
 }
 
 impl Plain {
