@@ -320,6 +320,8 @@ pub(crate) enum BenchCommand {
     Import(crate::commands::bench::import::Arguments),
     /// From records to batches that are ready: flipped, cropped as SSD does, 300x300.
     Input(BenchInputArgs),
+    /// Sums over ranks of this machine, beside what memory or TCP allows.
+    Allreduce(crate::commands::bench::allreduce::Arguments),
     /// Internal: a process of `ps`.
     #[command(hide = true)]
     Task(BenchTaskArgs),

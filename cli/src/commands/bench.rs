@@ -18,6 +18,7 @@ use crate::console::report;
 pub(crate) mod eval;
 pub(crate) mod import;
 mod input;
+pub(crate) mod allreduce;
 mod placement;
 mod ps;
 mod scale;
@@ -35,6 +36,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Eval(arguments) => eval::run(arguments),
         BenchCommand::Import(arguments) => import::run(arguments),
         BenchCommand::Input(arguments) => input::run(arguments),
+        BenchCommand::Allreduce(arguments) => allreduce::run(arguments),
         BenchCommand::Task(arguments) => ps::task(arguments),
     }
 }

@@ -1,0 +1,23 @@
+//! Sums over ranks: the processes of a job that all hold the same gradients' shapes.
+//!
+//! [`Communicator`] is what training sees. Behind it are shared memory ([`shm`]) for ranks of one host, TCP ([`tcp`]) between hosts,
+//! and NCCL ([`nccl`]) between GPUs. [`buckets`] reduces in the background while the caller goes on.
+
+pub mod buckets;
+mod communicator;
+mod error;
+mod identity;
+pub mod nccl;
+mod operation;
+pub mod shm;
+mod slices;
+pub mod sums;
+pub mod tcp;
+
+pub use communicator::Communicator;
+pub use error::Error;
+pub use identity::{Identity, Member, Options};
+pub use operation::{Kind, Operation, Standing, Wire};
+
+#[cfg(target_endian = "big")]
+compile_error!("floats travel as they lie in memory, little end first");

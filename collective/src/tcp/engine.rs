@@ -1,0 +1,319 @@
+//! Moves bytes to and from all peers at once, on the caller's thread: sockets that do not block, and `poll`.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+use super::control::{Control, Said};
+use crate::operation::{Operation, Standing};
+use crate::{Error, Member};
+
+/// Longest sleep before one looks at the clock.
+const NAP: Duration = Duration::from_millis(250);
+
+/// After a connection broke: how long one listens for the reason.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A peer's connections and how far it is.
+pub(super) struct Peer {
+    pub(super) data: TcpStream,
+    pub(super) control: Control,
+    /// The newest operation that it has begun.
+    pub(super) last: Operation,
+    pub(super) left: bool,
+    heading: [u8; Operation::BYTES],
+    sent: usize,
+    heard: usize,
+}
+
+impl Peer {
+    pub(super) fn new(data: TcpStream, control: TcpStream) -> Self {
+        Self {
+            data,
+            control: Control::new(control),
+            last: Operation::NONE,
+            left: false,
+            heading: [0; Operation::BYTES],
+            sent: Operation::BYTES,
+            heard: Operation::BYTES,
+        }
+    }
+
+    /// Before the first byte of an operation.
+    pub(super) fn begin(&mut self) {
+        (self.sent, self.heard) = (0, 0);
+    }
+}
+
+/// What goes to a peer and what is expected of it, in order.
+#[derive(Default)]
+pub(super) struct Lane<'a> {
+    pub(super) out: VecDeque<&'a [u8]>,
+    pub(super) into: VecDeque<&'a mut [u8]>,
+}
+
+impl<'a> Lane<'a> {
+    pub(super) fn send(&mut self, bytes: &'a [u8]) {
+        if !bytes.is_empty() {
+            self.out.push_back(bytes);
+        }
+    }
+
+    pub(super) fn receive(&mut self, bytes: &'a mut [u8]) {
+        if !bytes.is_empty() {
+            self.into.push_back(bytes);
+        }
+    }
+}
+
+/// All peers; nothing in the own place.
+pub(super) struct Engine {
+    pub(super) members: Vec<Member>,
+    pub(super) peers: Vec<Option<Peer>>,
+    pub(super) rank: usize,
+    pub(super) timeout: Duration,
+}
+
+/// Whether bytes moved.
+enum Moved {
+    Some,
+    None,
+    Broken(String),
+}
+
+impl Engine {
+    /// Until everything in `lanes` (one a rank) has moved, and every peer has said that it is at `call`.
+    pub(super) fn drive(&mut self, lanes: &mut [Lane<'_>], call: Operation) -> Result<(), Error> {
+        let mut last = Instant::now();
+        loop {
+            let (mut moved, mut waits) = (false, Vec::new());
+            for (rank, lane) in lanes.iter_mut().enumerate() {
+                let Some(peer) = &mut self.peers[rank] else { continue };
+                for step in [write(peer, lane, call), read(peer, lane)] {
+                    match step {
+                        Moved::Some => moved = true,
+                        Moved::None => {}
+                        Moved::Broken(how) => return Err(self.broken(rank, &how, call)),
+                    }
+                }
+                let Some(peer) = &mut self.peers[rank] else { continue };
+                if peer.heard == Operation::BYTES && peer.last.number < call.number {
+                    let from = self.members[rank].clone();
+                    match Operation::decode(&peer.heading) {
+                        None => return Err(Error::Garbage { from }),
+                        Some(theirs) => peer.last = theirs,
+                    }
+                    if !peer.last.agrees(call) {
+                        return Err(Error::Mismatch {
+                            own: self.members[self.rank].clone(),
+                            ours: call,
+                            other: from,
+                            theirs: peer.last,
+                        });
+                    }
+                }
+                let writes = peer.sent < Operation::BYTES || !lane.out.is_empty();
+                let reads = peer.heard < Operation::BYTES || !lane.into.is_empty();
+                if writes || reads {
+                    waits.push((rank, writes, reads));
+                }
+            }
+            if waits.is_empty() {
+                return Ok(());
+            }
+            if moved {
+                last = Instant::now();
+                continue;
+            }
+            self.sleep(&waits, call)?;
+            if last.elapsed() >= self.timeout {
+                return Err(self.late(last.elapsed(), &waits, call));
+            }
+        }
+    }
+
+    /// Until a socket that is waited for can move, or somebody says something on the side.
+    fn sleep(&mut self, waits: &[(usize, bool, bool)], call: Operation) -> Result<(), Error> {
+        let mut asked = Vec::with_capacity(waits.len() + self.peers.len());
+        for &(rank, writes, reads) in waits {
+            if let Some(peer) = &self.peers[rank] {
+                let events = if writes { libc::POLLOUT } else { 0 } | if reads { libc::POLLIN } else { 0 };
+                asked.push(request(&peer.data, events));
+            }
+        }
+        // Who has left in order hangs up; that must not keep everybody awake.
+        for peer in self.peers.iter().flatten().filter(|peer| !peer.left) {
+            asked.push(request(&peer.control.stream, libc::POLLIN));
+        }
+        let nap = NAP.min(self.timeout).as_millis().max(1) as libc::c_int;
+        // SAFETY: a list of requests and its length.
+        unsafe { libc::poll(asked.as_mut_ptr(), asked.len() as libc::nfds_t, nap) };
+        self.listen(call)?;
+        for &(rank, ..) in waits {
+            if self.peers[rank]
+                .as_ref()
+                .is_some_and(|peer| peer.left && ended(&peer.data))
+            {
+                return Err(self.lost(rank, "it left in order", call));
+            }
+        }
+        Ok(())
+    }
+
+    /// What peers have said on the side, without waiting.
+    pub(super) fn listen(&mut self, call: Operation) -> Result<(), Error> {
+        for rank in 0..self.peers.len() {
+            let Some(peer) = self.peers[rank].as_mut().filter(|peer| !peer.left) else {
+                continue;
+            };
+            match peer.control.hear() {
+                None => {}
+                Some(Said::Leave) => peer.left = true,
+                Some(said) => return Err(self.said(rank, said, "its connection ended", call)),
+            }
+        }
+        Ok(())
+    }
+
+    fn said(&self, rank: usize, said: Said, how: &str, call: Operation) -> Error {
+        match said {
+            Said::Abort(reason) => Error::Aborted {
+                by: self.members[rank].to_string(),
+                reason,
+            },
+            Said::Noise => Error::Garbage {
+                from: self.members[rank].clone(),
+            },
+            Said::Leave => self.lost(rank, "it left in order", call),
+            Said::End => self.lost(rank, how, call),
+        }
+    }
+
+    /// A data connection broke: the other one may tell why, or another rank may.
+    fn broken(&mut self, rank: usize, how: &str, call: Operation) -> Error {
+        let begun = Instant::now();
+        while begun.elapsed() < LAST_WORDS {
+            let Some(peer) = &mut self.peers[rank] else { break };
+            if let Some(said) = peer.control.hear() {
+                return self.said(rank, said, how, call);
+            }
+            let mut asked = [request(&peer.control.stream, libc::POLLIN)];
+            // SAFETY: as above.
+            unsafe { libc::poll(asked.as_mut_ptr(), 1, 50) };
+        }
+        self.lost(rank, how, call)
+    }
+
+    fn lost(&self, rank: usize, how: &str, call: Operation) -> Error {
+        Error::Lost {
+            member: self.members[rank].clone(),
+            how: how.to_owned(),
+            standings: self.standings(call),
+        }
+    }
+
+    fn late(&self, waited: Duration, waits: &[(usize, bool, bool)], call: Operation) -> Error {
+        let behind = |rank: usize| {
+            self.peers[rank]
+                .as_ref()
+                .is_some_and(|peer| peer.last.number < call.number)
+        };
+        let any = waits.iter().any(|wait| behind(wait.0));
+        let missing = waits.iter().filter(|wait| !any || behind(wait.0));
+        Error::Late {
+            waited,
+            missing: missing.map(|wait| self.members[wait.0].clone()).collect(),
+            standings: self.standings(call),
+        }
+    }
+
+    /// Where everybody is, as far as they have said to this rank.
+    pub(super) fn standings(&self, own: Operation) -> Vec<Standing> {
+        let at = |rank: usize| self.peers[rank].as_ref().map_or(own, |peer| peer.last);
+        let standing = |member: &Member| Standing {
+            member: member.clone(),
+            operation: at(member.rank),
+        };
+        self.members.iter().map(standing).collect()
+    }
+}
+
+fn request(stream: &TcpStream, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events,
+        revents: 0,
+    }
+}
+
+fn ended(stream: &TcpStream) -> bool {
+    matches!(stream.peek(&mut [0]), Ok(0))
+}
+
+fn write(peer: &mut Peer, lane: &mut Lane<'_>, call: Operation) -> Moved {
+    let mut moved = Moved::None;
+    let heading = call.encode();
+    loop {
+        let next = if peer.sent < heading.len() {
+            &heading[peer.sent..]
+        } else if let Some(next) = lane.out.front() {
+            next
+        } else {
+            return moved;
+        };
+        match peer.data.write(next) {
+            Ok(count) => {
+                moved = Moved::Some;
+                if peer.sent < heading.len() {
+                    peer.sent += count;
+                } else if let Some(next) = lane.out.front_mut() {
+                    *next = &next[count..];
+                    if next.is_empty() {
+                        lane.out.pop_front();
+                    } else {
+                        // The socket is full: reading makes room at the other end.
+                        return moved;
+                    }
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return moved,
+            Err(error) => return Moved::Broken(error.to_string()),
+        }
+    }
+}
+
+fn read(peer: &mut Peer, lane: &mut Lane<'_>) -> Moved {
+    let mut moved = Moved::None;
+    loop {
+        let result = if peer.heard < Operation::BYTES {
+            peer.data.read(&mut peer.heading[peer.heard..])
+        } else if let Some(next) = lane.into.front_mut() {
+            peer.data.read(next)
+        } else {
+            return moved;
+        };
+        match result {
+            Ok(0) => return Moved::Broken("its connection ended".to_owned()),
+            Ok(count) => {
+                moved = Moved::Some;
+                if peer.heard < Operation::BYTES {
+                    peer.heard += count;
+                    if peer.heard == Operation::BYTES {
+                        // What follows is only read once it is known to be of the same call.
+                        return moved;
+                    }
+                } else if let Some(next) = lane.into.pop_front()
+                    && count < next.len()
+                {
+                    lane.into.push_front(&mut next[count..]);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return moved,
+            Err(error) => return Moved::Broken(error.to_string()),
+        }
+    }
+}
