@@ -42,6 +42,15 @@ impl Job {
     }
 }
 
+/// A job whose servers have copies, some steps after its beginning.
+async fn under_way(model_dir: &Path) -> Job {
+    let mut job = Job::start(3, replicated(model_dir)).await;
+    job.all_replicas(&habits());
+    job.whole().await;
+    job.step(20).await;
+    job
+}
+
 #[track_caller]
 fn nothing_lost(ended: &Ended) {
     assert_eq!(ended.outcome, Outcome::Completed, "{:?}", ended.warnings());
@@ -94,10 +103,7 @@ async fn while_variables_move_home_either_side_can_be_lost() {
     let expected = undisturbed(replicated(calm.path())).await;
     for losing_home in [true, false] {
         let folder = tempfile::tempdir().unwrap();
-        let mut job = Job::start(3, replicated(folder.path())).await;
-        job.all_replicas(&habits());
-        job.whole().await;
-        job.step(20).await;
+        let mut job = under_way(folder.path()).await;
         job.servers[0].shutdown();
         job.warned("training goes on from the copies").await;
         job.whole().await;
@@ -117,10 +123,7 @@ async fn while_variables_move_home_either_side_can_be_lost() {
 async fn a_stop_while_servers_are_taken_over_loses_no_step() {
     for when in ["training goes on from the copies", "move home"] {
         let folder = tempfile::tempdir().unwrap();
-        let mut job = Job::start(3, replicated(folder.path())).await;
-        job.all_replicas(&habits());
-        job.whole().await;
-        job.step(20).await;
+        let mut job = under_way(folder.path()).await;
         job.servers[0].shutdown();
         if when == "move home" {
             job.warned("training goes on from the copies").await;
@@ -144,10 +147,7 @@ async fn the_job_ends_without_a_server_that_stays_away() {
     let calm = tempfile::tempdir().unwrap();
     let expected = undisturbed(replicated(calm.path())).await;
     let folder = tempfile::tempdir().unwrap();
-    let mut job = Job::start(3, replicated(folder.path())).await;
-    job.all_replicas(&habits());
-    job.whole().await;
-    job.step(20).await;
+    let mut job = under_way(folder.path()).await;
     job.servers[2].shutdown();
     job.warned("training goes on from the copies").await;
     let ended = job.end().await;
@@ -159,10 +159,7 @@ async fn the_job_ends_without_a_server_that_stays_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_server_and_its_copy_lost_the_job_goes_back() {
     let folder = tempfile::tempdir().unwrap();
-    let mut job = Job::start(3, replicated(folder.path())).await;
-    job.all_replicas(&habits());
-    job.whole().await;
-    job.step(20).await;
+    let mut job = under_way(folder.path()).await;
     job.servers[0].shutdown();
     job.servers[1].shutdown();
     job.server_again(0).await;
