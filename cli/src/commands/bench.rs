@@ -15,10 +15,10 @@ use serde_json::json;
 use crate::args::BenchCommand;
 use crate::console::report;
 
+pub(crate) mod allreduce;
 pub(crate) mod eval;
 pub(crate) mod import;
 mod input;
-pub(crate) mod allreduce;
 mod placement;
 mod ps;
 mod scale;
