@@ -13,11 +13,15 @@ use serde_json::Value;
 /// Names the folder to work in, in the process of its own that a suite has: credentials are of a process.
 const PLACE: &str = "COATI_TEST_PLACE";
 
-/// What every place must do. Runs in a process of its own.
+/// The folder of a part that runs in a process of its own; none in the process that starts such parts.
+fn own_place() -> Option<PathBuf> {
+    std::env::var_os(PLACE).map(PathBuf::from)
+}
+
+/// What every place must do. Runs in a process of its own, started by the tests below.
 #[test]
-#[ignore = "run by the tests below, each with the environment of a place"]
 fn suite() {
-    let place = PathBuf::from(std::env::var_os(PLACE).unwrap());
+    let Some(place) = own_place() else { return };
     whole_files(&place.join("whole"));
     conditions(&place.join("conditions"));
     ranges(&place.join("ranges"));
@@ -126,17 +130,22 @@ fn patterns(folder: &Path) {
     assert!(found("t.record").unwrap_err().to_string().contains("t.record@2"));
 }
 
-/// Runs the suite with an environment.
+/// Runs a part of this file in a process of its own, with an environment of its own.
 #[track_caller]
-fn run_suite(place: &str, environment: &[(String, String)]) {
+fn run_part(name: &str, place: &Path, environment: &[(String, String)]) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "bucket::suite", "--nocapture"])
+        .args(["--exact", &format!("bucket::{name}"), "--nocapture"])
         .env(PLACE, place)
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[track_caller]
+fn run_suite(place: &str, environment: &[(String, String)]) {
+    run_part("suite", Path::new(place), environment);
 }
 
 #[test]
@@ -206,9 +215,8 @@ fn what_does_not_pass_names_bucket_key_and_status() {
 
 /// Puts the job's data and configuration into the bucket, by the storage package in a process of its own.
 #[test]
-#[ignore = "run by the test below, with the environment of a bucket"]
 fn upload() {
-    let from = PathBuf::from(std::env::var_os(PLACE).unwrap());
+    let Some(from) = own_place() else { return };
     for entry in storage::list(&from).unwrap().into_iter().filter(|entry| entry.is_file) {
         let content = std::fs::read(from.join(&entry.name)).unwrap();
         let content = match entry.name.as_str() {
@@ -228,24 +236,13 @@ fn upload() {
 
 /// Fetches a folder of the bucket.
 #[test]
-#[ignore = "run by the test below, with the environment of a bucket"]
 fn download() {
-    let to = PathBuf::from(std::env::var_os(PLACE).unwrap());
+    let Some(to) = own_place() else { return };
     let from = Path::new("s3://coati/out");
     std::fs::create_dir_all(&to).unwrap();
     for entry in storage::list(from).unwrap().into_iter().filter(|entry| entry.is_file) {
         std::fs::write(to.join(&entry.name), storage::read(&from.join(&entry.name)).unwrap()).unwrap();
     }
-}
-
-fn helper(name: &str, place: &Path, environment: &[(String, String)]) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", &format!("bucket::{name}"), "--nocapture"])
-        .env(PLACE, place)
-        .envs(environment.iter().map(|(name, value)| (name, value)))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// The whole of it: data, label map, configuration, checkpoints, log, lock and events in a bucket that fails now and then. The master is
@@ -260,7 +257,7 @@ fn a_cluster_trains_in_a_bucket_loses_its_master_goes_on_and_evaluates() {
     let mut environment = s3_at(proxy.address());
     environment.push(("XDG_STATE_HOME".to_owned(), state.to_str().unwrap().to_owned()));
     let cluster = job.cluster("cluster.yaml", &Cluster::new());
-    helper("upload", &job.path(""), &environment);
+    run_part("upload", &job.path(""), &environment);
 
     let mut train = job.coati(
         "train --pipeline_config_path s3://coati/data/pipeline.config --model_dir s3://coati/out --no_eval".split(' '),
@@ -301,7 +298,7 @@ fn a_cluster_trains_in_a_bucket_loses_its_master_goes_on_and_evaluates() {
         .with("--save_checkpoints_steps 10")
         .cluster(cluster);
     let _ = calm.run().exits(0);
-    helper("download", &job.path("fetched"), &environment);
+    run_part("download", &job.path("fetched"), &environment);
     let [calm, fetched] = ["calm", "fetched"].map(|folder| tensors::read(&job.path(folder), STEPS));
     tensors::assert_same_bits(&calm, &fetched, "a run on a disk and one in a bucket");
     let events = std::fs::read_dir(job.path("fetched")).unwrap().flatten();
