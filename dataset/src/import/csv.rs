@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use coati_common::label_map::LabelMap;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
-use super::objects::{Objects, usable};
+use super::objects::Objects;
 use super::table::{Column, Table};
 use super::{Error, Report, picture};
 pub use write::{Source, write};
@@ -151,12 +151,8 @@ fn record(options: &Options, labels: &Labels, item: &Item) -> Result<Outcome, Er
         }
         let id = labels.need(&row.class, table, row.line)?;
         let at = || format!("{}:{}: `{}`", table.display(), row.line, row.class);
-        match usable(row.bounds, width, height) {
-            Ok((bounds, note)) => {
-                notes.warnings.extend(note.map(|note| format!("{} {note}", at())));
-                objects.push_px(&row.class, id, bounds, width, height);
-            }
-            Err((kind, reason)) => notes.leave_out(kind, format!("{} left out: {reason}", at())),
+        if let Some(bounds) = notes.usable(row.bounds, (width, height), at) {
+            objects.push_px(&row.class, id, bounds, width, height);
         }
     }
     let mut record = engine::head(picture, &item.filename, &item.filename);

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
 use super::feature::Record;
+use super::objects::usable;
 use super::picture::{Images, Picture};
 use super::sharded::Shards;
 use super::{Error, Report};
@@ -117,6 +118,26 @@ impl Notes {
     pub(super) fn leave_out(&mut self, kind: &'static str, warning: String) {
         self.left_out.push(kind);
         self.warnings.push(warning);
+    }
+
+    /// The box cut to the image of this size (columns, rows), or nothing where it is left out; says so of both. `bounds` are
+    /// `[ymin, xmin, ymax, xmax]` in pixels, `at` names the object.
+    pub(super) fn usable(
+        &mut self,
+        bounds: [f64; 4],
+        (width, height): (u32, u32),
+        at: impl FnOnce() -> String,
+    ) -> Option<[f64; 4]> {
+        match usable(bounds, width, height) {
+            Ok((bounds, note)) => {
+                self.warnings.extend(note.map(|note| format!("{} {note}", at())));
+                Some(bounds)
+            }
+            Err((kind, reason)) => {
+                self.leave_out(kind, format!("{} left out: {reason}", at()));
+                None
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use coati_common::label_map::LabelMap;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
-use super::objects::{Objects, usable};
+use super::objects::Objects;
 use super::{Error, Report, picture, text};
 
 /// What to import.
@@ -158,12 +158,8 @@ fn record(options: &Options, labels: &Labels, item: &Item) -> Result<Outcome, Er
         for object in parse(file, &content)? {
             let id = labels.need(&object.class, file, object.line)?;
             let at = || format!("{}:{}: `{}`", file.display(), object.line, object.class);
-            match usable(object.bounds, width, height) {
-                Ok((bounds, note)) => {
-                    notes.warnings.extend(note.map(|note| format!("{} {note}", at())));
-                    objects.push_px(&object.class, id, bounds, width, height);
-                }
-                Err((kind, reason)) => notes.leave_out(kind, format!("{} left out: {reason}", at())),
+            if let Some(bounds) = notes.usable(object.bounds, (width, height), at) {
+                objects.push_px(&object.class, id, bounds, width, height);
             }
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use coati_common::label_map::LabelMap;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
-use super::objects::{Objects, usable};
+use super::objects::Objects;
 use super::{Error, Report, picture, text};
 
 /// What to import.
@@ -192,13 +192,9 @@ fn record(options: &Options, labels: &Labels, number: u64, image: &Path) -> Resu
     for object in objects {
         let id = labels.need(&object.kind, &file, object.line)?;
         let at = || format!("{}:{}: `{}`", file.display(), object.line, object.kind);
-        match usable(object.bounds, width, height) {
-            Ok((bounds, note)) => {
-                notes.warnings.extend(note.map(|note| format!("{} {note}", at())));
-                columns.push_px(&object.kind, id, bounds, width, height);
-                kept.push(object);
-            }
-            Err((kind, reason)) => notes.leave_out(kind, format!("{} left out: {reason}", at())),
+        if let Some(bounds) = notes.usable(object.bounds, (width, height), at) {
+            columns.push_px(&object.kind, id, bounds, width, height);
+            kept.push(object);
         }
     }
     let name = image.to_string_lossy();

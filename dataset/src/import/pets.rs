@@ -12,7 +12,6 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom as _;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
-use super::objects::usable;
 use super::voc::{Columns, xml};
 use super::{Error, Report, masks, picture, text};
 use masks::MaskType;
@@ -121,14 +120,10 @@ fn record(options: &Options, labels: &Labels, name: &str) -> Result<Outcome, Err
     for object in &annotation.objects {
         let bounds = body.as_ref().map_or(object.bounds, |body| body.bounds);
         let at = || format!("{}:{}: `{class}`", file.display(), object.line);
-        match usable(bounds, width, height) {
-            Ok((bounds, note)) => {
-                notes.warnings.extend(note.map(|note| format!("{} {note}", at())));
-                columns.objects.push_px(class, id, bounds, width, height);
-                columns.flags(object);
-                found.extend(body.as_ref().map(|body| body.mask.clone()));
-            }
-            Err((kind, reason)) => notes.leave_out(kind, format!("{} left out: {reason}", at())),
+        if let Some(bounds) = notes.usable(bounds, (width, height), at) {
+            columns.objects.push_px(class, id, bounds, width, height);
+            columns.flags(object);
+            found.extend(body.as_ref().map(|body| body.mask.clone()));
         }
     }
     let mut record = engine::head(picture, &filename, &filename);

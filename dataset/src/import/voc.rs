@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use coati_common::label_map::LabelMap;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
-use super::objects::{Objects, usable};
+use super::objects::Objects;
 use super::{Error, Report, picture};
 use xml::{Annotation, Object};
 
@@ -114,14 +114,8 @@ fn record(options: &Options, labels: &Labels, item: &Item) -> Result<Outcome, Er
         }
         let class = labels.need(&object.name, file, object.line)?;
         let at = || format!("{}:{}: `{}`", file.display(), object.line, object.name);
-        match usable(object.bounds, width, height) {
-            Ok((bounds, note)) => {
-                if let Some(note) = note {
-                    notes.warnings.push(format!("{} {note}", at()));
-                }
-                columns.push(object, class, bounds, width, height);
-            }
-            Err((kind, reason)) => notes.leave_out(kind, format!("{} left out: {reason}", at())),
+        if let Some(bounds) = notes.usable(object.bounds, (width, height), at) {
+            columns.push(object, class, bounds, width, height);
         }
     }
     let name = image_path
