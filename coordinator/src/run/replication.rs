@@ -17,6 +17,7 @@ use super::{Event, Run};
 use crate::state::State;
 use crate::step_log::Log;
 use crate::task::Task;
+use crate::vigil::Vigil;
 
 /// All parameter server processes, whoever's variables lie in them. Connections are made when they are needed, since a process
 /// may come back.
@@ -126,28 +127,6 @@ fn patience(silence: Duration) -> Duration {
     (silence / 4).min(Duration::from_secs(2))
 }
 
-/// Since when a process has not answered.
-#[derive(Clone, Debug, Default)]
-struct Silent {
-    since: Option<Instant>,
-}
-
-impl Silent {
-    /// Whether it has been silent for longer than a process may be. Said once, and again after as long.
-    fn is_over(&mut self, answers: bool, now: Instant, patience: Duration) -> bool {
-        if answers {
-            self.since = None;
-            return false;
-        }
-        let since = *self.since.get_or_insert(now);
-        let is_over = now.saturating_duration_since(since) > patience;
-        if is_over {
-            self.since = Some(now);
-        }
-        is_over
-    }
-}
-
 /// Where the servers' variables lie, and what a copy is configured with.
 pub(super) struct Tending {
     pub(super) state: Arc<State>,
@@ -172,17 +151,19 @@ impl Tending {
     async fn run(self) {
         let hosts: Vec<usize> = self.group.clients().iter().map(|client| self.host_of(client)).collect();
         let mut processes = Processes::new(&self.addresses, self.job.clone());
-        let mut silent = vec![Silent::default(); self.addresses.len()];
+        let mut vigils = vec![Vigil::new(self.patience, Instant::now()); self.addresses.len()];
         loop {
+            let asked = Instant::now();
             let answers = processes.ask(patience(self.patience)).await;
             let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
             let now = Instant::now();
-            for (process, (answer, silent)) in answers.iter().zip(&mut silent).enumerate() {
+            for (process, (answer, vigil)) in answers.iter().zip(&mut vigils).enumerate() {
                 if let Some(answer) = answer {
+                    vigil.hear(now);
                     self.state.heard_server(answer);
-                }
-                // Whoever watches the servers sees to those that hold variables; others may hang, too.
-                if silent.is_over(answer.is_some(), now, self.patience) && !hosts.contains(&process) {
+                } else if !hosts.contains(&process) && vigil.is_silent(asked, now) {
+                    // Whoever watches the servers sees to those that hold variables; others may hang, too. Asked again after as long.
+                    vigil.hear(now);
                     let pid = self.state.server_pid(process as u32);
                     let task = format!("ps-{process}");
                     recovery::ask_for_restart_of_silent(&self.model_dir, task, pid, self.patience);
@@ -255,21 +236,5 @@ impl Tending {
         }
         drop(inner);
         self.state.wake();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_that_is_silent_for_too_long_hangs() {
-        let (start, patience) = (Instant::now(), Duration::from_secs(10));
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut silent = Silent::default();
-        let hangs: Vec<u64> = (0..40)
-            .filter(|&second| silent.is_over(second == 20, at(second), patience))
-            .collect();
-        assert_eq!(hangs, [11, 32]);
     }
 }
