@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::membership::Identity;
 use crate::run::ask_for_restart;
-use crate::vigil::Vigil;
+use crate::vigil::{Silence, Vigil};
 
 /// One long poll.
 const POLL: Duration = Duration::from_secs(10);
@@ -435,26 +435,32 @@ async fn beat(
             activity: activity.to_owned(),
             generation,
         };
-        let asked = Instant::now();
-        let directive = match call(&peer, "a heartbeat", vigil.patience(), rpc.heartbeat(request)).await {
+        vigil.ask(Instant::now());
+        let answer = call(&peer, "a heartbeat", vigil.patience(), rpc.heartbeat(request)).await;
+        let now = Instant::now();
+        let directive = match answer {
             Ok(reply) => {
-                vigil.hear(Instant::now());
+                vigil.hear(now);
                 match reply.directive() {
                     v1::Directive::Drain => Directive::Drain(reply.reason),
                     v1::Directive::Abort => Directive::Abort(reply.reason),
                     _ => Directive::Continue,
                 }
             }
-            Err(error) if !vigil.is_overdue(Instant::now()) && error.retryable() => Directive::Continue,
-            Err(rpc::Error::Timeout { .. }) if !vigil.is_silent(asked, Instant::now()) => Directive::Continue,
-            Err(error) if calls_for_rejoining(&error) => {
-                // Whatever it is that does not answer. A process that was replaced meanwhile is left alone.
-                if error.is_absence() && vigil.is_silent(asked, Instant::now()) {
-                    shared.ask_for_another();
+            Err(error) => {
+                let silence = vigil.miss(now);
+                if error.retryable() && silence != Silence::TooLong {
+                    Directive::Continue
+                } else if calls_for_rejoining(&error) {
+                    // Whatever it is that does not answer. A process that was replaced meanwhile is left alone.
+                    if error.is_absence() && silence == Silence::TooLong {
+                        shared.ask_for_another();
+                    }
+                    Directive::Rejoin(error.to_string())
+                } else {
+                    Directive::Abort(error.to_string())
                 }
-                Directive::Rejoin(error.to_string())
             }
-            Err(error) => Directive::Abort(error.to_string()),
         };
         let over = directive != Directive::Continue;
         shared.directive.send_replace(directive);

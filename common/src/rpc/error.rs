@@ -193,6 +193,8 @@ impl From<&Status> for ServiceError {
             // What a timer says on either side; everything else that cancels a call is the end of its connection.
             Code::Cancelled if status.message() == TIMER => ErrorCode::DeadlineExceeded,
             Code::Cancelled => ErrorCode::Unavailable,
+            // Only the transport knows a cause: a peer gave the connection up (GOAWAY), for example because it missed its pings.
+            Code::Internal if std::error::Error::source(status).is_some() => ErrorCode::Unavailable,
             Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidRequest,
             _ => ErrorCode::Internal,
         };
@@ -365,6 +367,18 @@ mod tests {
         );
         let timer = Status::cancelled(tonic::TimeoutExpired(()).to_string());
         assert_eq!(ServiceError::from(&timer).code, ErrorCode::DeadlineExceeded);
+    }
+
+    #[test]
+    fn a_connection_that_was_given_up_is_not_a_mistake_of_the_service() {
+        let mut status = Status::internal("h2 protocol error: http2 error");
+        assert_eq!(ServiceError::from(&status).code, ErrorCode::Internal);
+        status.set_source(std::sync::Arc::new(std::io::Error::other(
+            "connection error received: not a result of an error",
+        )));
+        let error = ServiceError::from(&status);
+        assert_eq!((error.code, error.retryable), (ErrorCode::Unavailable, true));
+        assert!(error.message.contains("connection error received"), "{error}");
     }
 
     #[test]

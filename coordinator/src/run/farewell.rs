@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::rpc::ErrorCode;
+use coati_common::rpc::{self, ErrorCode};
 use coati_param_server::{PsClient, PsGroup};
 use coati_proto::coati::v1::JobRef;
 use futures::future::join_all;
@@ -14,7 +14,7 @@ use super::replication::Processes;
 use super::{Limits, Run, recovery};
 use crate::state::State;
 use crate::task::Task;
-use crate::vigil::Vigil;
+use crate::vigil::{Silence, Vigil};
 
 impl Run {
     /// Waits until all replicas know that the job is over, then sends the servers home.
@@ -102,8 +102,12 @@ async fn watch_server(
 ) -> LostServer {
     let (mut vigil, mut process, mut broken) = (Vigil::new(silence, Instant::now()), None, 0);
     let gone = |why: String| LostServer { why, hangs: None };
+    let lost = |error: &rpc::Error, process| LostServer {
+        why: error.to_string(),
+        hangs: process,
+    };
     loop {
-        let asked = Instant::now();
+        vigil.ask(Instant::now());
         match client.status(vigil.patience()).await {
             Ok(status) if status.job.as_ref() == Some(job) => {
                 vigil.hear(Instant::now());
@@ -129,14 +133,15 @@ async fn watch_server(
                     None => format!("{} was started again and holds no variables", client.peer()),
                 });
             }
-            // Its process is gone, or hangs: a launcher leaves one alone that has been replaced by now.
-            Err(error) if error.code() == Some(ErrorCode::Unavailable) || vigil.is_silent(asked, Instant::now()) => {
-                return LostServer {
-                    why: error.to_string(),
-                    hangs: process,
-                };
+            Err(error) => {
+                let gone = error.code() == Some(ErrorCode::Unavailable);
+                match vigil.miss(Instant::now()) {
+                    // Its process is gone, or hangs: a launcher leaves one alone that has been replaced by now.
+                    Silence::Short if gone => return lost(&error, process),
+                    Silence::TooLong => return lost(&error, process),
+                    Silence::Short | Silence::Away => tracing::warn!(%error, "a parameter server does not answer"),
+                }
             }
-            Err(error) => tracing::warn!(%error, "a parameter server does not answer"),
         }
         tokio::time::sleep(every).await;
     }

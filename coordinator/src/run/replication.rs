@@ -17,7 +17,7 @@ use super::{Event, Run};
 use crate::state::State;
 use crate::step_log::Log;
 use crate::task::Task;
-use crate::vigil::Vigil;
+use crate::vigil::{Silence, Vigil};
 
 /// All parameter server processes, whoever's variables lie in them. Connections are made when they are needed, since a process
 /// may come back.
@@ -154,6 +154,7 @@ impl Tending {
         let mut vigils = vec![Vigil::new(self.patience, Instant::now()); self.addresses.len()];
         loop {
             let asked = Instant::now();
+            vigils.iter_mut().for_each(|vigil| vigil.ask(asked));
             let answers = processes.ask(patience(self.patience)).await;
             let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
             let now = Instant::now();
@@ -161,7 +162,7 @@ impl Tending {
                 if let Some(answer) = answer {
                     vigil.hear(now);
                     self.state.heard_server(answer);
-                } else if !hosts.contains(&process) && vigil.is_silent(asked, now) {
+                } else if vigil.miss(now) == Silence::TooLong && !hosts.contains(&process) {
                     // Whoever watches the servers sees to those that hold variables; others may hang, too. Asked again after as long.
                     vigil.hear(now);
                     let pid = self.state.server_pid(process as u32);
