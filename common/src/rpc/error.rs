@@ -188,13 +188,12 @@ impl From<&Status> for ServiceError {
         }
         // Made by the transport, not by a service of ours.
         let code = match status.code() {
-            Code::Unavailable | Code::Unknown | Code::Aborted => ErrorCode::Unavailable,
             Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
             // What a timer says on either side; everything else that cancels a call is the end of its connection.
             Code::Cancelled if status.message() == TIMER => ErrorCode::DeadlineExceeded,
-            Code::Cancelled => ErrorCode::Unavailable,
             // Only the transport knows a cause: a peer gave the connection up (GOAWAY), for example because it missed its pings.
             Code::Internal if std::error::Error::source(status).is_some() => ErrorCode::Unavailable,
+            Code::Unavailable | Code::Unknown | Code::Aborted | Code::Cancelled => ErrorCode::Unavailable,
             Code::InvalidArgument | Code::OutOfRange => ErrorCode::InvalidRequest,
             _ => ErrorCode::Internal,
         };
