@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use coati_common::rpc::{self, Channel, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, call, call_headroom};
+use coati_common::rpc::{self, Channel, Dialogue, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, call, call_headroom, line};
 use coati_common::wall_clock::{self, Offset};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
@@ -127,6 +127,8 @@ struct Shared {
 pub struct Client {
     peer: Peer,
     rpc: CoordinatorClient<Channel>,
+    /// For one report after the other.
+    reports: Option<Dialogue<v1::ReportRequest, v1::ReportReply>>,
     job: v1::JobRef,
     task: v1::Task,
     generation: u32,
@@ -214,6 +216,7 @@ impl Client {
         Ok(Self {
             peer,
             rpc,
+            reports: None,
             job,
             task,
             generation: reply.generation,
@@ -352,14 +355,14 @@ impl Client {
         let mut patience = Patience::default();
         loop {
             let limit = POLL + CALL + call_headroom();
-            let reply = match call(
-                &self.peer,
-                "the fate of a step",
-                limit,
-                self.rpc.report(request.clone()),
-            )
-            .await
-            {
+            let (rpc, reports, asked) = (&mut self.rpc, &mut self.reports, request.clone());
+            let asking = async move {
+                if !line::carries_streams() {
+                    return rpc.report(asked).await;
+                }
+                Dialogue::ask(reports, |requests| rpc.reports(requests), asked).await
+            };
+            let reply = match call(&self.peer, "the fate of a step", limit, asking).await {
                 Ok(reply) => reply,
                 Err(error) => {
                     self.check_end()?;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_common::rpc::{self, Answers, ErrorCode, ServiceError};
 use coati_common::wall_clock::{self, Offset};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_server::Coordinator;
 use coati_proto::coati::v1::report_reply::Outcome as Fate;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::Reported;
 use crate::membership::{Identity, Process, Standing, Stranger};
@@ -21,6 +21,7 @@ const LONGEST_POLL: Duration = Duration::from_secs(20);
 /// Workers of one job, at most.
 const MOST_WORKERS: u32 = 4096;
 
+#[derive(Clone)]
 pub(crate) struct Service {
     pub state: Arc<State>,
     pub heartbeat_interval: Duration,
@@ -111,6 +112,124 @@ impl Service {
                 Ok(Err(_)) | Err(_) => return late(&self.state.lock()),
             }
         }
+    }
+
+    /// Takes a report, and waits for what becomes of it.
+    async fn fate(&self, request: v1::ReportRequest) -> Result<v1::ReportReply, ServiceError> {
+        let tag = request
+            .tag
+            .ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the report has no tag"))?;
+        let task = task_of(tag.replica);
+        // Who commits is not woken for each report, but for the one that makes a decision possible.
+        let decidable = {
+            let mut inner = self.state.lock();
+            Self::admit(&inner, tag.job.as_ref(), &task, request.generation)?;
+            if tag.version > inner.clock.newest() {
+                let message = format!(
+                    "replica {} reports a gradient of version {}, the newest is {}",
+                    tag.replica,
+                    tag.version,
+                    inner.clock.newest()
+                );
+                return Err(ServiceError::new(ErrorCode::InvalidRequest, message));
+            }
+            let decided = inner.decided.get(&tag.replica).map(|decided| decided.sequence);
+            if let Some(newest) = decided.filter(|newest| *newest > tag.sequence) {
+                let message = format!(
+                    "replica {} reports contribution {}, of {newest} it was decided before",
+                    tag.replica, tag.sequence
+                );
+                return Err(ServiceError::new(ErrorCode::TagReused, message));
+            }
+            if decided != Some(tag.sequence) && !inner.is_over() {
+                let leased_to = inner.ledger.lease_of(request.lease).map(|lease| lease.replica);
+                if leased_to != Some(tag.replica) {
+                    let message = format!(
+                        "replica {} used lease {}, which it does not have",
+                        tag.replica, request.lease
+                    );
+                    return Err(ServiceError::new(ErrorCode::InvalidRequest, message));
+                }
+                inner.clock.report(Reported {
+                    replica: tag.replica,
+                    sequence: tag.sequence,
+                    version: tag.version,
+                    // Nothing of it is on all servers: no step may use it.
+                    samples: if request.non_finite.is_empty() {
+                        request.samples
+                    } else {
+                        0
+                    },
+                    lease: request.lease,
+                });
+                let known = inner.details.get(&tag.replica).map(|details| details.sequence);
+                if known != Some(tag.sequence) {
+                    let mut bad_records = request.bad_records;
+                    if !request.non_finite.is_empty() {
+                        bad_records.push(format!("skipped: {}", request.non_finite));
+                    }
+                    let details = Details {
+                        sequence: tag.sequence,
+                        arrived: Instant::now(),
+                        losses: request.losses,
+                        seconds: request.seconds,
+                        bad_records,
+                        bytes: [request.bytes_pushed, request.bytes_pulled],
+                    };
+                    inner.details.insert(tag.replica, details);
+                }
+            }
+            inner.clock.is_decidable()
+        };
+        if decidable {
+            self.state.work.notify_one();
+        }
+        let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
+            outcome: outcome.into(),
+            version,
+            waiting_for,
+            last,
+        };
+        let look = |inner: &mut Inner| {
+            if let Err(error) = Self::admit(inner, tag.job.as_ref(), &task, request.generation) {
+                return Some(Err(error));
+            }
+            let version = inner.clock.version();
+            if let Some(decided) = inner
+                .decided
+                .get(&tag.replica)
+                .copied()
+                .filter(|decided| decided.sequence == tag.sequence)
+            {
+                let last = decided.last;
+                if last && inner.needs_last_checkpoint() {
+                    return None;
+                }
+                if last {
+                    inner.told.insert(task.clone());
+                }
+                return Some(Ok(reply(decided.fate, decided.version, last, String::new())));
+            }
+            match &inner.phase {
+                Phase::Failed(reason) => {
+                    let reason = reason.clone();
+                    inner.told.insert(task.clone());
+                    Some(Ok(reply(Fate::Aborted, version, true, reason)))
+                }
+                Phase::Draining(reason) => {
+                    let reason = reason.clone();
+                    inner.told.insert(task.clone());
+                    Some(Ok(reply(Fate::Done, version, true, reason)))
+                }
+                _ => None,
+            }
+        };
+        let late = |inner: &Inner| Ok(reply(Fate::Pending, inner.clock.version(), false, inner.waiting_for()));
+        let reply = self.wait(request.wait_ms, look, late).await?;
+        if reply.last {
+            self.state.changed();
+        }
+        Ok(reply)
     }
 }
 
@@ -303,121 +422,23 @@ impl Coordinator for Service {
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
-        let request = request.into_inner();
-        let tag = request
-            .tag
-            .ok_or_else(|| ServiceError::new(ErrorCode::InvalidRequest, "the report has no tag"))?;
-        let task = task_of(tag.replica);
-        // Who commits is not woken for each report, but for the one that makes a decision possible.
-        let decidable = {
-            let mut inner = self.state.lock();
-            Self::admit(&inner, tag.job.as_ref(), &task, request.generation)?;
-            if tag.version > inner.clock.newest() {
-                let message = format!(
-                    "replica {} reports a gradient of version {}, the newest is {}",
-                    tag.replica,
-                    tag.version,
-                    inner.clock.newest()
-                );
-                return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
-            }
-            let decided = inner.decided.get(&tag.replica).map(|decided| decided.sequence);
-            if let Some(newest) = decided.filter(|newest| *newest > tag.sequence) {
-                let message = format!(
-                    "replica {} reports contribution {}, of {newest} it was decided before",
-                    tag.replica, tag.sequence
-                );
-                return Err(ServiceError::new(ErrorCode::TagReused, message).into());
-            }
-            if decided != Some(tag.sequence) && !inner.is_over() {
-                let leased_to = inner.ledger.lease_of(request.lease).map(|lease| lease.replica);
-                if leased_to != Some(tag.replica) {
-                    let message = format!(
-                        "replica {} used lease {}, which it does not have",
-                        tag.replica, request.lease
-                    );
-                    return Err(ServiceError::new(ErrorCode::InvalidRequest, message).into());
-                }
-                inner.clock.report(Reported {
-                    replica: tag.replica,
-                    sequence: tag.sequence,
-                    version: tag.version,
-                    // Nothing of it is on all servers: no step may use it.
-                    samples: if request.non_finite.is_empty() {
-                        request.samples
-                    } else {
-                        0
-                    },
-                    lease: request.lease,
-                });
-                let known = inner.details.get(&tag.replica).map(|details| details.sequence);
-                if known != Some(tag.sequence) {
-                    let mut bad_records = request.bad_records;
-                    if !request.non_finite.is_empty() {
-                        bad_records.push(format!("skipped: {}", request.non_finite));
-                    }
-                    let details = Details {
-                        sequence: tag.sequence,
-                        arrived: Instant::now(),
-                        losses: request.losses,
-                        seconds: request.seconds,
-                        bad_records,
-                        bytes: [request.bytes_pushed, request.bytes_pulled],
-                    };
-                    inner.details.insert(tag.replica, details);
-                }
-            }
-            inner.clock.is_decidable()
+        Ok(Response::new(self.fate(request.into_inner()).await?))
+    }
+
+    type ReportsStream = Answers<v1::ReportReply>;
+
+    async fn reports(
+        &self,
+        request: Request<Streaming<v1::ReportRequest>>,
+    ) -> Result<Response<Self::ReportsStream>, Status> {
+        let service = self.clone();
+        let answer = move |request| {
+            let service = service.clone();
+            async move { Ok(service.fate(request).await?) }
         };
-        if decidable {
-            self.state.work.notify_one();
-        }
-        let reply = |outcome: Fate, version, last, waiting_for| v1::ReportReply {
-            outcome: outcome.into(),
-            version,
-            waiting_for,
-            last,
-        };
-        let look = |inner: &mut Inner| {
-            if let Err(error) = Self::admit(inner, tag.job.as_ref(), &task, request.generation) {
-                return Some(Err(error));
-            }
-            let version = inner.clock.version();
-            if let Some(decided) = inner
-                .decided
-                .get(&tag.replica)
-                .copied()
-                .filter(|decided| decided.sequence == tag.sequence)
-            {
-                let last = decided.last;
-                if last && inner.needs_last_checkpoint() {
-                    return None;
-                }
-                if last {
-                    inner.told.insert(task.clone());
-                }
-                return Some(Ok(reply(decided.fate, decided.version, last, String::new())));
-            }
-            match &inner.phase {
-                Phase::Failed(reason) => {
-                    let reason = reason.clone();
-                    inner.told.insert(task.clone());
-                    Some(Ok(reply(Fate::Aborted, version, true, reason)))
-                }
-                Phase::Draining(reason) => {
-                    let reason = reason.clone();
-                    inner.told.insert(task.clone());
-                    Some(Ok(reply(Fate::Done, version, true, reason)))
-                }
-                _ => None,
-            }
-        };
-        let late = |inner: &Inner| Ok(reply(Fate::Pending, inner.clock.version(), false, inner.waiting_for()));
-        let reply = self.wait(request.wait_ms, look, late).await?;
-        if reply.last {
-            self.state.changed();
-        }
-        Ok(Response::new(reply))
+        let is_last = |reply: &v1::ReportReply| reply.last;
+        let answers = rpc::answers(request.into_inner(), std::future::pending(), is_last, answer);
+        Ok(Response::new(answers))
     }
 
     async fn job_status(

@@ -259,7 +259,14 @@ fn from_records(records: &mut dyn Iterator<Item = Record>) -> Option<Log> {
         },
         steps: Vec::new(),
     };
-    while let Some(Record::Step(step)) = records.next() {
+    // Numbers that cannot be are a mistake of whoever wrote them, which the checksums do not find.
+    if let Some(complaint) = log.data.complaint() {
+        tracing::warn!(complaint, "{FILE} contradicts itself");
+        return None;
+    }
+    while log.end() < u64::MAX
+        && let Some(Record::Step(step)) = records.next()
+    {
         let contributors: Option<Vec<_>> = step.contributors.into_iter().map(contributor).collect();
         let Some(contributors) = contributors.filter(|_| step.version == log.end()) else {
             break;

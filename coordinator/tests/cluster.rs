@@ -27,6 +27,9 @@ use crate::replica::{Habits, Random, Seen};
 /// Longer than anything here takes; a test that waits for it has failed.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// After so long a replica that vanished counts as lost: a test waits for it, and on a busy machine nobody else may be taken for one.
+pub(crate) const SILENCE: Duration = Duration::from_secs(4);
+
 pub(crate) const RECORDS: u64 = 50;
 pub(crate) const BATCH: u32 = 4;
 

@@ -8,7 +8,7 @@ use coati_coordinator::{Client, Event, Outcome, cadence};
 use coati_param_server::PsClient;
 use coati_proto::coati::v1::JobRef;
 
-use crate::cluster::{Ended, Job, LIMIT, identity, latest, options, tensors};
+use crate::cluster::{Ended, Job, LIMIT, SILENCE, identity, latest, options, tensors};
 use crate::replica::{Habits, join, uses};
 
 /// Every record of the positions that were used so far is used once, by all that committed steps saw.
@@ -34,7 +34,7 @@ fn vanishing(at: u64) -> Habits {
 async fn without_a_worker_that_falls_silent_training_goes_on_and_its_records_go_to_others() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path(), 1);
-    options.limits.heartbeat_timeout = Duration::from_secs(1);
+    options.limits.heartbeat_timeout = SILENCE;
     let mut job = Job::start(3, options).await;
     job.replica(0, Habits::default());
     job.replica(1, Habits::default());
@@ -59,7 +59,7 @@ async fn without_a_worker_that_falls_silent_training_goes_on_and_its_records_go_
 async fn in_asynchronous_training_a_silent_worker_is_noticed_although_others_go_on() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path(), 1);
-    options.limits.heartbeat_timeout = Duration::from_secs(1);
+    options.limits.heartbeat_timeout = SILENCE;
     options.synchronous = false;
     options.consistency.max_staleness = 5;
     options.num_steps = u64::MAX;

@@ -7,7 +7,7 @@ use coati_coordinator::membership::Identity;
 use coati_coordinator::{Outcome, start};
 use tokio::sync::mpsc;
 
-use crate::cluster::{Job, LIMIT, identity, options, servers};
+use crate::cluster::{Job, LIMIT, SILENCE, identity, options, servers};
 use crate::replica::{Habits, code, join};
 
 fn free_address() -> String {
@@ -71,7 +71,7 @@ async fn a_worker_that_never_joins_is_named() {
 async fn a_worker_that_falls_silent_while_others_are_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = options(folder.path(), 1);
-    options.limits.heartbeat_timeout = Duration::from_secs(1);
+    options.limits.heartbeat_timeout = SILENCE;
     let job = Job::start(3, options).await;
     drop(join(&job.address, 1, &identity()).await.unwrap());
     let ended = job.end().await;

@@ -1,14 +1,21 @@
-//! Requests of any content to a running coordinator: it answers each one, and goes on answering.
+//! Requests of any content to a running coordinator: it answers each one, and goes on answering. Files of any content in its folder: it
+//! goes on from what can be, or begins as if they were not there.
+
+use std::fs;
 
 use coati_checkpoint::manifest::{DataPosition, OpenRange};
 use coati_common::rpc::Channel;
 use coati_common::rpc::{self, Peer};
+use coati_common::tfrecord::Writer;
 use coati_coordinator::ledger::{Ledger, Options};
+use coati_coordinator::step_log;
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
+use coati_proto::coati::v1::step_log_record;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
+use prost::Message as _;
 use tonic::Code;
 
 use crate::cluster::{Job, LIMIT, identity, options};
@@ -146,7 +153,18 @@ async fn ask(client: &mut CoordinatorClient<Channel>, request: Request) {
         Request::Heartbeat(request) => client.heartbeat(request).await.map(drop),
         Request::GetPlan(request) => client.get_plan(request).await.map(drop),
         Request::Lease(request) => client.lease(request).await.map(drop),
-        Request::Report(request) => client.report(request).await.map(drop),
+        Request::Report(request) => {
+            let alone = client.report(request.clone()).await.map(drop);
+            let on_stream = client.reports(futures::stream::iter([request.clone(), request])).await;
+            let both = match on_stream {
+                Ok(answers) => {
+                    let mut answers = answers.into_inner();
+                    answers.message().await.and(answers.message().await).map(drop)
+                }
+                Err(status) => Err(status),
+            };
+            alone.and(both)
+        }
     };
     if let Err(status) = answered {
         let odd = [Code::Unknown, Code::Internal, Code::Cancelled].contains(&status.code());
@@ -176,8 +194,83 @@ async fn any_requests_to_a_cluster_that_forms() {
     let _ = job.end().await;
 }
 
+fn log_ranges() -> impl Strategy<Value = Vec<v1::LogRange>> {
+    let range = (number(), number()).prop_map(|(first, count)| v1::LogRange { first, count });
+    prop::collection::vec(range, 0..3)
+}
+
+fn contributor() -> impl Strategy<Value = v1::Contributor> {
+    (number(), number(), number()).prop_map(|(replica, sequence, samples)| v1::Contributor {
+        replica: replica as u32,
+        sequence,
+        samples: samples as u32,
+    })
+}
+
+fn log_begin() -> impl Strategy<Value = step_log_record::Record> {
+    let last = prop::collection::vec(contributor(), 0..3);
+    (0_u32..3, job(), number(), number(), log_ranges(), number(), last).prop_map(
+        |(format, job, version, position, open, since, last)| {
+            step_log_record::Record::Begin(v1::LogBegin {
+                format: format.max(1),
+                job,
+                version,
+                position,
+                open,
+                since,
+                last,
+            })
+        },
+    )
+}
+
+/// Steps one after the other from a version, so that some of them follow.
+fn log_steps() -> impl Strategy<Value = Vec<step_log_record::Record>> {
+    let contributor = (prop::option::weighted(0.9, contributor()), log_ranges()).prop_map(|(contributor, mut records)| {
+        v1::LogContributor {
+            contributor,
+            records: records.pop(),
+        }
+    });
+    let contributors = prop::collection::vec(contributor, 0..3);
+    (number(), prop::collection::vec((contributors, 0_u64..8), 0..5)).prop_map(|(from, steps)| {
+        let step = |(at, (contributors, gap)): (u64, (Vec<_>, u64))| {
+            let version = from.wrapping_add(at).wrapping_add(gap / 7);
+            step_log_record::Record::Step(v1::LogStep { version, contributors })
+        };
+        (0..).zip(steps).map(step).collect()
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// The checksums are right, so that what is in the records is looked at.
+    #[test]
+    fn a_log_of_any_records(begin in log_begin(), steps in log_steps(), begins_twice: bool) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = Writer::new(Vec::new());
+        let again = begins_twice.then(|| begin.clone());
+        for record in std::iter::once(begin).chain(steps).chain(again) {
+            let record = v1::StepLogRecord { record: Some(record) };
+            bytes.write(&record.encode_to_vec()).unwrap();
+        }
+        fs::write(folder.path().join(step_log::FILE), bytes.into_inner()).unwrap();
+        let Some(log) = step_log::read(folder.path()) else { return Ok(()) };
+        prop_assert!(log.data.complaint().is_none(), "{:?}", log);
+        prop_assert_eq!(log.version.checked_add(log.steps.len() as u64), Some(log.end()));
+        for (version, step) in (log.version..).zip(&log.steps) {
+            prop_assert_eq!(step.version, version);
+            prop_assert!(step.contributors.iter().all(|(_, first, count)| first.checked_add(*count).is_some()));
+        }
+    }
+
+    #[test]
+    fn a_log_of_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(step_log::FILE), bytes).unwrap();
+        prop_assert_eq!(step_log::read(folder.path()), None);
+    }
 
     /// What a manifest that was accepted says of the data can be gone on from: no position is used twice.
     #[test]

@@ -81,6 +81,11 @@ pub fn dial_over(network: Arc<dyn Network>) -> Guard {
     Guard(())
 }
 
+/// Whether a connection carries messages in both directions at once. One over a [`Network`] carries whole calls: a message, and its answer.
+pub fn carries_streams() -> bool {
+    network().is_none()
+}
+
 pub(super) fn network() -> Option<Arc<dyn Network>> {
     NETWORK.with_borrow(Clone::clone)
 }

@@ -3,6 +3,7 @@
 
 mod deadline;
 mod dial;
+mod dialogue;
 mod error;
 mod incoming;
 pub mod line;
@@ -13,6 +14,7 @@ mod settings;
 
 pub use deadline::{Call, call, call_headroom, with_deadline};
 pub use dial::{Channel, Unreachable, connect, connect_as, connect_once};
+pub use dialogue::{Answers, Dialogue, answers};
 pub use error::{Error, ErrorCode, METADATA_KEY, ServiceError};
 pub use incoming::{Connection, Incoming};
 pub use line::InProcess;

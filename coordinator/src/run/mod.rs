@@ -135,7 +135,7 @@ fn begin(mut options: Options, events: mpsc::UnboundedSender<Event>) -> (Handle,
     let log = step_log::read(&options.model_dir).filter(|log| log.job.job_id == options.job.job_id);
     if let Some(log) = &log {
         // Incarnations that the job took while it ran.
-        options.job.incarnation = options.job.incarnation.max(log.job.incarnation + 1);
+        options.job.incarnation = options.job.incarnation.max(log.job.incarnation.saturating_add(1));
     }
     match claim::first(&options.model_dir, options.job.incarnation) {
         Ok(number) => options.job.incarnation = number,

@@ -1,9 +1,11 @@
+use std::sync::Arc;
 use std::time::Duration;
 
-use coati_common::rpc::{self, Channel, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, Security};
+use coati_common::rpc::{self, Channel, Dialogue, Error, ErrorCode, MESSAGE_LIMIT_BYTES, Peer, Security, line};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
 use futures::stream;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Request;
 
@@ -67,6 +69,35 @@ macro_rules! unary {
     }};
 }
 
+/// As `unary`, on a stream that stays open: what is asked at each step.
+macro_rules! on_stream {
+    ($client:expr, $what:expr, $limit:expr, $method:ident, $stream:ident, $request:expr) => {{
+        let (client, request, mut retry) = ($client, $request, Retry::new($limit));
+        loop {
+            let left = retry.left();
+            let call = async {
+                let mut rpc = client.rpc.clone();
+                if !line::carries_streams() {
+                    return rpc.$method(client.timed(request.clone(), left)).await;
+                }
+                let begin = |requests| async move { rpc.$stream(client.meant(requests)).await };
+                Dialogue::ask(&mut *client.$stream.lock().await, begin, request.clone()).await
+            };
+            match rpc::call(&client.peer, $what, left + rpc::call_headroom(), call).await {
+                Ok(reply) => break Ok(reply),
+                Err(error) => {
+                    if let Err(error) = retry.again(error).await {
+                        break Err(error);
+                    }
+                }
+            }
+        }
+    }};
+}
+
+/// A stream that is open, if one is.
+type Open<Q, A> = Arc<Mutex<Option<Dialogue<Q, A>>>>;
+
 /// What a server is told before training.
 #[derive(Clone, Debug)]
 pub struct Configuration {
@@ -93,6 +124,8 @@ pub struct PsClient {
     pub(super) index: u32,
     /// Rank that pulls, if it is a replica's connection.
     pub(super) replica: Option<u32>,
+    prepares: Open<v1::PrepareRequest, v1::PrepareReply>,
+    commits: Open<v1::CommitRequest, v1::CommitReply>,
 }
 
 impl PsClient {
@@ -132,13 +165,21 @@ impl PsClient {
             job,
             index,
             replica: None,
+            prepares: Arc::default(),
+            commits: Arc::default(),
         }
     }
 
     /// A request that carries its deadline, and whose variables it is about.
     pub(super) fn timed<T>(&self, message: T, limit: Duration) -> Request<T> {
-        let mut request = Request::new(message);
+        let mut request = self.meant(message);
         request.set_timeout(limit);
+        request
+    }
+
+    /// A request that says whose variables it is about.
+    fn meant<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
         request.metadata_mut().insert(SHARD_KEY, self.index.into());
         request
     }
@@ -240,7 +281,7 @@ impl PsClient {
             contributors: wired(contributors),
         };
         let what = format!("preparing the step from version {version}");
-        unary!(self, &what, limit, prepare, request).map(|reply| reply.copied)
+        on_stream!(self, &what, limit, prepare, prepares, request).map(|reply| reply.copied)
     }
 
     /// Lets it send all that it holds, and every step from now on, to the server at `address`, which was configured to keep
@@ -294,7 +335,7 @@ impl PsClient {
             drop_others,
         };
         let what = format!("commit of version {version}");
-        let reply = unary!(self, &what, limit, commit, request)?;
+        let reply = on_stream!(self, &what, limit, commit, commits, request)?;
         Ok(Committed {
             version: reply.version,
             learning_rate: reply.learning_rate,

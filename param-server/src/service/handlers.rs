@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coati_common::invariants;
-use coati_common::rpc::{ErrorCode, Security, ServiceError};
+use coati_common::rpc::{self, Answers, ErrorCode, Security, ServiceError};
 use coati_common::wall_clock;
 use coati_common::work;
 use coati_proto::coati::v1;
@@ -15,9 +15,10 @@ use super::background::background;
 use super::follower::Follower;
 use super::life::{Contact, Ended, Life};
 use super::shards::{self, Shard, Shards};
+use super::steps::Steps;
 use crate::SHARD_KEY;
 use crate::optimizer::OptimizerConfig;
-use crate::store::{self, Consistency, Contributor, Store, lock};
+use crate::store::{self, Consistency, Store, lock};
 
 /// A pull without a deadline of its own waits this long for its version.
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
@@ -25,14 +26,14 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(60);
 /// Thin: checks what the wire leaves open, moves work that blocks off the async threads, and asks the store.
 pub(super) struct Service {
     index: u32,
-    shards: Shards,
+    shards: Arc<Shards>,
     /// For the way to a copy.
     security: Security,
     life: Arc<Life>,
 }
 
 impl Service {
-    pub(super) fn new(index: u32, shards: Shards, security: Security, life: Arc<Life>) -> Self {
+    pub(super) fn new(index: u32, shards: Arc<Shards>, security: Security, life: Arc<Life>) -> Self {
         Self {
             index,
             shards,
@@ -63,13 +64,18 @@ impl Service {
     }
 
     pub(super) fn contact(&self) -> Result<Contact, ServiceError> {
-        if self.life.is_leaving() {
-            return Err(ServiceError::new(
-                ErrorCode::ShuttingDown,
-                format!("ps-{} is leaving", self.index),
-            ));
+        self.life.enter(self.index)
+    }
+
+    /// Who makes the steps that a request, or a stream of them, is about.
+    fn steps<T>(&self, request: &Request<T>) -> Steps {
+        let key = request.metadata().get(SHARD_KEY);
+        Steps {
+            index: self.index,
+            shards: Arc::clone(&self.shards),
+            life: Arc::clone(&self.life),
+            key: key.map(|key| key.as_bytes().to_vec()),
         }
-        Ok(self.life.contact())
     }
 }
 
@@ -224,21 +230,23 @@ impl ParameterServer for Service {
     }
 
     async fn prepare(&self, request: Request<v1::PrepareRequest>) -> Result<Response<v1::PrepareReply>, Status> {
-        let _contact = self.contact()?;
-        let (_, shard) = self.shard(&request)?;
-        let request = request.into_inner();
-        let job = job(request.job)?;
-        let follower = lock(&shard.follower).clone().filter(|f| *f.job() == job);
-        let contributors: Vec<Contributor> = request.contributors.iter().map(Contributor::from).collect();
-        let store = Arc::clone(&shard.store);
-        let update = blocking(store, move |store| store.prepare(&job, request.version, &contributors)).await?;
-        let copied = match (update, follower) {
-            (Some(update), Some(follower)) => follower.hand(update).await,
-            // Of what was applied before, the copy has heard.
-            (None, follower) => follower.is_some(),
-            (Some(_), None) => false,
+        let steps = self.steps(&request);
+        Ok(Response::new(steps.prepare(request.into_inner()).await?))
+    }
+
+    type PreparesStream = Answers<v1::PrepareReply>;
+
+    async fn prepares(
+        &self,
+        request: Request<Streaming<v1::PrepareRequest>>,
+    ) -> Result<Response<Self::PreparesStream>, Status> {
+        let steps = Arc::new(self.steps(&request));
+        let over = steps.over();
+        let answer = move |request| {
+            let steps = Arc::clone(&steps);
+            async move { Ok(steps.prepare(request).await?) }
         };
-        Ok(Response::new(v1::PrepareReply { copied }))
+        Ok(Response::new(rpc::answers(request.into_inner(), over, |_| false, answer)))
     }
 
     #[tracing::instrument(skip_all, fields(ps = self.index))]
@@ -292,19 +300,23 @@ impl ParameterServer for Service {
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
-        let _contact = self.contact()?;
-        let store = self.store(&request)?;
-        let request = request.into_inner();
-        let job = job(request.job)?;
-        let contributors: Vec<Contributor> = request.contributors.iter().map(Contributor::from).collect();
-        let committed = blocking(store, move |store| {
-            store.commit(&job, request.version, &contributors, request.drop_others)
-        })
-        .await?;
-        Ok(Response::new(v1::CommitReply {
-            version: committed.version,
-            learning_rate: committed.learning_rate,
-        }))
+        let steps = self.steps(&request);
+        Ok(Response::new(steps.commit(request.into_inner()).await?))
+    }
+
+    type CommitsStream = Answers<v1::CommitReply>;
+
+    async fn commits(
+        &self,
+        request: Request<Streaming<v1::CommitRequest>>,
+    ) -> Result<Response<Self::CommitsStream>, Status> {
+        let steps = Arc::new(self.steps(&request));
+        let over = steps.over();
+        let answer = move |request| {
+            let steps = Arc::clone(&steps);
+            async move { Ok(steps.commit(request).await?) }
+        };
+        Ok(Response::new(rpc::answers(request.into_inner(), over, |_| false, answer)))
     }
 
     async fn snapshot(&self, request: Request<v1::SnapshotRequest>) -> Result<Response<v1::SnapshotReply>, Status> {

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coati_common::rpc::{ErrorCode, ServiceError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -51,6 +52,17 @@ impl Life {
         self.under_way.fetch_add(1, Ordering::SeqCst);
         *lock(&self.last_call) = Instant::now();
         Contact(Arc::clone(self))
+    }
+
+    /// A call begins, of server `index`; none does once it leaves.
+    pub(super) fn enter(self: &Arc<Self>, index: u32) -> Result<Contact, ServiceError> {
+        if self.is_leaving() {
+            return Err(ServiceError::new(
+                ErrorCode::ShuttingDown,
+                format!("ps-{index} is leaving"),
+            ));
+        }
+        Ok(self.contact())
     }
 
     /// The first reason counts.

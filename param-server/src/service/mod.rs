@@ -6,6 +6,7 @@ mod follower;
 mod handlers;
 mod life;
 mod shards;
+mod steps;
 mod transfer;
 
 use std::net::SocketAddr;
@@ -92,7 +93,7 @@ fn answering(
     security: Security,
     life: Arc<Life>,
 ) -> (Arc<Service>, ParameterServerServer<Service>, Transfer) {
-    let service = Arc::new(Service::new(index, shards, security, life));
+    let service = Arc::new(Service::new(index, Arc::new(shards), security, life));
     let transfer = Transfer(Arc::clone(&service));
     let short = ParameterServerServer::from_arc(Arc::clone(&service))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)

@@ -35,6 +35,9 @@ use crate::optimizer::OptimizerConfig;
 use crate::placement::Layout;
 use engine::{Engine, Seen};
 
+/// Elements of all contributions of a step that are added up within some ten microseconds.
+const LIGHT: usize = 32 << 10;
+
 /// What a server can be told once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -328,6 +331,12 @@ impl Store {
         drop_others: bool,
     ) -> Result<Committed, ServiceError> {
         self.engine(job)?.commit(version, contributors, drop_others)
+    }
+
+    /// Whether a step of so many contributions takes some microseconds only.
+    pub(crate) fn is_light(&self, job: &v1::JobRef, contributions: usize) -> Result<bool, ServiceError> {
+        let elements = self.engine(job)?.server()?.pushed_len;
+        Ok(elements.saturating_mul(contributions) <= LIGHT)
     }
 
     /// Forms the mean of these contributions, which the commit that names the same ones applies; nothing when that was
