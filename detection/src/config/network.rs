@@ -156,18 +156,11 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
 }
 
 fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
-    let others = [
-        (
-            "convolutional_box_predictor.use_dropout",
-            message.use_dropout(),
-            "write use_dropout: false",
-        ),
-        (
-            "convolutional_box_predictor.apply_sigmoid_to_scores",
-            message.apply_sigmoid_to_scores(),
-            "this is not supported",
-        ),
-    ];
+    let others = [(
+        "convolutional_box_predictor.apply_sigmoid_to_scores",
+        message.apply_sigmoid_to_scores(),
+        "this is not supported",
+    )];
     others
         .into_iter()
         .try_for_each(|(field, set, hint)| require(!set, field, "set", hint))?;
@@ -192,18 +185,24 @@ fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, E
         class_prediction_bias_init: message.class_prediction_bias_init(),
         use_depthwise: message.use_depthwise(),
         box_encodings_clip_range: range.map(|range| clip_range(range.min(), range.max())).transpose()?,
+        dropout_keep: dropout(
+            message.use_dropout(),
+            message.dropout_keep_probability(),
+            "convolutional_box_predictor.dropout_keep_probability",
+        )?,
         ..PredictorConfig::default()
     })
+}
+
+/// The share that is kept, where there is dropout.
+fn dropout(used: bool, keep: f32, field: &'static str) -> Result<Option<f32>, Error> {
+    require(!used || keep > 0.0 && keep <= 1.0, field, keep, "above 0, at most 1")?;
+    Ok((used && keep < 1.0).then_some(keep))
 }
 
 fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
     use pb::weight_shared_convolutional_box_predictor::ScoreConverter;
     let others = [
-        (
-            "weight_shared_convolutional_box_predictor.use_dropout",
-            message.use_dropout(),
-            "write use_dropout: false",
-        ),
         (
             "weight_shared_convolutional_box_predictor.score_converter",
             message.score_converter() != ScoreConverter::Identity,
@@ -252,6 +251,11 @@ fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<Predict
         class_prediction_bias_init: message.class_prediction_bias_init(),
         use_depthwise: message.use_depthwise(),
         share_prediction_tower: message.share_prediction_tower(),
+        dropout_keep: dropout(
+            message.use_dropout(),
+            message.dropout_keep_probability(),
+            "weight_shared_convolutional_box_predictor.dropout_keep_probability",
+        )?,
         box_encodings_clip_range: range.map(|range| clip_range(range.min(), range.max())).transpose()?,
         ..PredictorConfig::default()
     })
@@ -277,16 +281,14 @@ fn hyperparams(message: Option<&pb::Hyperparams>, field: &'static str) -> Result
             hyperparams::Activation::None => Activation::None,
             hyperparams::Activation::Relu => Activation::Relu,
             hyperparams::Activation::Relu6 => Activation::Relu6,
-            hyperparams::Activation::Swish => {
-                return Err(unsupported(
-                    field,
-                    "activation: SWISH",
-                    "NONE, RELU and RELU_6 are supported",
-                ));
-            }
+            hyperparams::Activation::Swish => Activation::Swish,
         },
+        group_norm: matches!(
+            message.normalizer_oneof,
+            Some(hyperparams::NormalizerOneof::GroupNorm(_))
+        ),
         batch_norm: match &message.normalizer_oneof {
-            None => None,
+            None | Some(hyperparams::NormalizerOneof::GroupNorm(_)) => None,
             Some(hyperparams::NormalizerOneof::BatchNorm(norm)) => Some(BatchNorm {
                 decay: norm.decay(),
                 epsilon: norm.epsilon(),
@@ -294,7 +296,13 @@ fn hyperparams(message: Option<&pb::Hyperparams>, field: &'static str) -> Result
                 scale: norm.scale(),
                 train: norm.train(),
             }),
-            Some(_) => return Err(unsupported(field, "another normalizer", "batch_norm is supported")),
+            Some(hyperparams::NormalizerOneof::SyncBatchNorm(_)) => {
+                return Err(unsupported(
+                    field,
+                    "sync_batch_norm",
+                    "batch_norm and group_norm are supported",
+                ));
+            }
         },
     })
 }
