@@ -178,7 +178,11 @@ fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, E
             message.conv_hyperparams.as_ref(),
             "convolutional_box_predictor.conv_hyperparams",
         )?,
-        kernel_size: count(message.kernel_size(), "convolutional_box_predictor.kernel_size")?,
+        kernel_size: window(
+            message.kernel_size(),
+            message.use_depthwise(),
+            "convolutional_box_predictor.kernel_size",
+        )?,
         num_layers_before_predictor: count(layers, "convolutional_box_predictor.num_layers_before_predictor")?,
         min_depth: count(message.min_depth(), "convolutional_box_predictor.min_depth")?,
         max_depth: count(message.max_depth(), "convolutional_box_predictor.max_depth")?,
@@ -192,6 +196,17 @@ fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, E
         )?,
         ..PredictorConfig::default()
     })
+}
+
+/// The reference refuses separable predictors of 1 x 1, the default of a `convolutional_box_predictor`.
+fn window(kernel_size: i32, separable: bool, field: &'static str) -> Result<usize, Error> {
+    require(
+        !separable || kernel_size != 1,
+        field,
+        "1, with use_depthwise: true",
+        "a separable convolution of 1 x 1 has no window; write kernel_size: 3",
+    )?;
+    count(kernel_size, field)
 }
 
 /// The share that is kept, where there is dropout.
@@ -239,8 +254,9 @@ fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<Predict
             message.conv_hyperparams.as_ref(),
             "weight_shared_convolutional_box_predictor.conv_hyperparams",
         )?,
-        kernel_size: count(
+        kernel_size: window(
             message.kernel_size(),
+            message.use_depthwise(),
             "weight_shared_convolutional_box_predictor.kernel_size",
         )?,
         num_layers_before_predictor: count(
