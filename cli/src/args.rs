@@ -298,7 +298,7 @@ pub(crate) struct CheckpointConvertArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// One training step of SSD MobileNet v1, 300x300.
+    /// One training step of a configuration's model.
     #[command(rename_all = "snake_case")]
     Step {
         #[arg(long, default_value_t = 8)]

@@ -214,6 +214,14 @@ impl Ssd {
         &self.anchors
     }
 
+    /// Sets what the next step drops, where the predictors have dropout: a [`network::dropout::key`].
+    pub fn set_key(&mut self, key: u64) {
+        self.network.set_key(key);
+        if let Some(accelerator) = &mut self.accelerator {
+            accelerator.set_key(key);
+        }
+    }
+
     /// Where the network computes.
     pub fn device(&self) -> Device {
         self.accelerator.as_ref().map_or(Device::Cpu, Accelerator::device)
@@ -252,7 +260,7 @@ impl Ssd {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
         let found = self
             .loss_of(&outputs, groundtruth)
-            .map_err(|error| self.explained(error, params))?;
+            .map_err(|error| self.explained(error, params, groundtruth))?;
         let losses = self.step_losses(params, &found)?;
         let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
         match &mut self.accelerator {
@@ -278,6 +286,16 @@ impl Ssd {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Eval)?;
         let found = self.loss_of(&outputs, groundtruth)?;
         self.step_losses(params, &found)
+    }
+
+    /// Matched anchors of each image: what a step does first. The steps themselves do it on their own; this is for measuring it.
+    pub fn matched(&self, groundtruth: &[Groundtruth]) -> Vec<usize> {
+        let assigner = &self.loss.assigner;
+        groundtruth
+            .iter()
+            .map(|objects| assigner.assign(&self.anchors, objects))
+            .map(|targets| targets.matches.iter().filter(|found| found.row().is_some()).count())
+            .collect()
     }
 
     /// Detections in each of the `images` (`[batch, height, width, 3]` of 0 to 255).
@@ -351,9 +369,16 @@ impl Ssd {
         )?)
     }
 
-    /// A loss that is not finite tells of the variables too: one that is not finite itself, or else the largest.
-    fn explained(&self, mut error: Error, params: &[f32]) -> Error {
-        if let Error::Loss(ssd_loss::Error::NotFinite { cause, .. }) = &mut error {
+    /// A loss that is not finite tells of the variables too: one that is not finite itself, or else the largest; and of the layer and image in
+    /// which it began. Batch norm spreads it to all images of the batch, so the image of the loss may be another.
+    fn explained(&self, mut error: Error, params: &[f32], groundtruth: &[Groundtruth]) -> Error {
+        if let Error::Loss(ssd_loss::Error::NotFinite {
+            cause,
+            index,
+            source_id,
+            ..
+        }) = &mut error
+        {
             let place = params.iter().position(|value| !value.is_finite());
             let largest = || (0..params.len()).max_by(|&a, &b| params[a].abs().total_cmp(&params[b].abs()));
             let found = place
@@ -364,6 +389,12 @@ impl Ssd {
                     Some(_) => format!("; the first variable that is not finite is {name} ({value})"),
                     None => format!("; all variables are finite, the largest value is {value:e} in {name}"),
                 };
+            }
+            if let Some((layer, image)) = self.network.first_not_finite() {
+                *cause += &format!("; the first layer that is not finite is {layer}");
+                if let Some(objects) = groundtruth.get(image) {
+                    (*index, *source_id) = (image, objects.source_id.clone());
+                }
             }
         }
         error

@@ -366,6 +366,17 @@ fn an_image_that_breaks_the_loss_is_named() {
     let detections = ssd.detect(&params, &batch.images).unwrap();
     assert!(detections[1].is_empty() && !detections[0].is_empty());
 
+    // Batch norm has spread it to all images, but it began in this one.
+    let error = ssd
+        .train_step(&params, &batch.images, &batch.groundtruth, &mut gradients)
+        .unwrap_err()
+        .to_string();
+    let layer = "the first layer that is not finite is FeatureExtractor/MobilenetV1/Conv2d_0";
+    assert!(
+        error.contains("image 1 of the batch (\"b.jpg\")") && error.contains(layer),
+        "{error}"
+    );
+
     params[0] = f32::INFINITY;
     let error = ssd
         .train_step(&params, &small_batch().images, &batch.groundtruth, &mut gradients)

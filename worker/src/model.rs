@@ -119,6 +119,7 @@ pub struct Trainer {
     bias_multiplier: Option<f32>,
     clip: Option<f32>,
     skip_not_finite: bool,
+    seed: u64,
 }
 
 impl Trainer {
@@ -131,7 +132,13 @@ impl Trainer {
             bias_multiplier: on(train.bias_grad_multiplier()),
             clip: on(train.gradient_clipping_by_norm()),
             skip_not_finite: false,
+            seed: 0,
         }
+    }
+
+    /// The job's seed, on which dropout depends.
+    pub fn seed(&mut self, seed: u64) {
+        self.seed = seed;
     }
 
     /// `coati.on_nan: skip`: a loss that is not finite makes a gradient that is not, which whoever takes gradients then skips with
@@ -147,6 +154,14 @@ impl Trainer {
 }
 
 impl Model for Trainer {
+    fn place(&mut self, version: u64, first_position: u64) {
+        self.ssd.set_key(coati_detection::network::dropout::key(
+            self.seed,
+            version,
+            first_position,
+        ));
+    }
+
     fn flat_elements(&self) -> usize {
         coati_common::variables::flat_elements(self.ssd.variables())
     }

@@ -90,6 +90,7 @@ impl Replay {
         let mut contributors = Vec::new();
         for part in parts {
             let batch = self.next_batch()?;
+            self.setup.trainer.place(self.version, part.first);
             self.setup
                 .trainer
                 .step(&self.variables, &batch, &mut self.gradients, &mut |_, _| {})

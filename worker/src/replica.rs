@@ -46,6 +46,10 @@ pub trait Model {
     /// Elements of the flat vector.
     fn flat_elements(&self) -> usize;
 
+    /// Is told of the next step's version and of its first record's position, on which alone chance inside of the model may depend: a step can
+    /// then be made again.
+    fn place(&mut self, _version: u64, _first_position: u64) {}
+
     /// Forward, loss, backward. Fills `gradients` (flat vector; batch statistics in the places of moving ones, clipping and
     /// regularisation included) and returns the losses by the reference's names. `ready` is told of elements that are complete
     /// while others are not, in whatever order that happens; it need not be told of any.
@@ -104,6 +108,7 @@ pub fn train<M: Model, E: Exchange + Send>(
 
         exchange.activity("computing");
         let begun = Instant::now();
+        model.place(version, lease.first_position);
         let losses = model
             .step(
                 &variables,

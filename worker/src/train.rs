@@ -138,6 +138,7 @@ impl Setup {
         }
         let mut trainer = Trainer::new(ssd, config);
         trainer.skip_not_finite(options.on_nan == OnNan::Skip);
+        trainer.seed(options.seed);
         Ok(Self {
             trainer,
             input,

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use coati_common::config::PipelineConfig;
 use coati_dataset::batch::Batch;
+use coati_detection::Groundtruth;
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
 use coati_worker::model::{self, Trainer};
@@ -62,6 +63,15 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow:
 
     let batch = made_up(batch_size, trainer.ssd().input_size(), trainer.ssd().num_classes());
     let mut gradients = vec![0.0; flat.len()];
+    let groundtruth: Vec<Groundtruth> = batch
+        .groundtruth
+        .iter()
+        .map(|objects| Groundtruth {
+            boxes: objects.boxes.clone(),
+            classes: objects.classes.clone(),
+            ..Groundtruth::default()
+        })
+        .collect();
     let (mut times, mut parts) = (Vec::new(), Vec::new());
     // Two steps warm memory and caches up.
     for step in 0..steps as u64 + 2 {
@@ -72,6 +82,7 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow:
             .step(&flat, &batch, &mut gradients, &mut |_, _| {})
             .map_err(anyhow::Error::msg)?;
         let computed = begun.elapsed();
+        let update = Instant::now();
         arena.clear();
         server.gather(0, server.pushed_len, &gradients, &mut arena);
         store.push(
@@ -95,12 +106,19 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow:
         )?;
         if step >= 2 {
             times.push(begun.elapsed().as_secs_f64() * 1e3);
+            let update = update.elapsed() + pulled;
+            let begun = Instant::now();
+            let matched = trainer.ssd().matched(&groundtruth);
+            anyhow::ensure!(matched.len() == batch_size, "targets of all images");
+            let targets = begun.elapsed();
             let layers = trainer.ssd().network().layer_times();
             let sum = |of: fn(&coati_detection::network::LayerTime) -> f64| layers.iter().map(of).sum::<f64>() * 1e3;
             parts.push([
                 sum(|l| l.forward_s),
                 sum(|l| l.backward_s),
                 computed.saturating_sub(pulled).as_secs_f64() * 1e3,
+                update.as_secs_f64() * 1e3,
+                targets.as_secs_f64() * 1e3,
             ]);
         }
     }
@@ -109,12 +127,21 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow:
     let data = json!({
         "bench": "step", "batch_size": batch_size, "threads": threads, "steps": steps,
         "step_ms": {"median": median(&times), "min": times.iter().copied().fold(f64::MAX, f64::min), "max": times.iter().copied().fold(0.0, f64::max)},
-        "forward_ms": part(0), "backward_ms": part(1), "model_ms": part(2),
+        "forward_ms": part(0), "backward_ms": part(1), "model_ms": part(2), "update_ms": part(3), "targets_ms": part(4),
+        "peak_memory_mb": peak_memory_mb(),
         "images_per_s": batch_size as f64 * 1e3 / median(&times),
         "parameters": variables.iter().map(coati_common::variables::VariableSpec::elements).sum::<usize>(),
     });
     report(&serde_json::to_string(&data)?);
     Ok(())
+}
+
+/// The most memory that this process has held, in MB; 0 where the system does not tell.
+fn peak_memory_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kilobytes.unwrap_or(0.0) * 1.024e-3
 }
 
 fn median(values: &[f64]) -> f64 {

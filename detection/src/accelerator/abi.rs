@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 /// Changes whenever anything here does.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The name under which the library exports its [`Api`] (a function that returns a pointer to it).
 pub const ENTRY: &[u8] = b"coati_torch_api\0";
 /// Type of the function [`ENTRY`].
@@ -108,6 +108,8 @@ pub struct Api {
     pub open: unsafe extern "C" fn(Text, Text, usize, *mut Message) -> *mut c_void,
     /// Parameters, images, whether to train; boxes and classes to fill.
     pub forward: unsafe extern "C" fn(*mut c_void, Floats, Floats, bool, FloatsMut, FloatsMut, *mut Message) -> bool,
+    /// Sets what the next forward passes drop: a key of [`crate::network::dropout`].
+    pub set_key: unsafe extern "C" fn(*mut c_void, u64),
     /// Gradients of boxes and classes of the forward pass before; gradients of the parameters to fill.
     pub backward: unsafe extern "C" fn(*mut c_void, Floats, Floats, FloatsMut, *mut Message) -> bool,
     /// Ends a session.

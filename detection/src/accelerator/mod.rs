@@ -121,6 +121,12 @@ impl Accelerator {
         self.device
     }
 
+    /// As [`Network::set_key`].
+    pub fn set_key(&mut self, key: u64) {
+        // SAFETY: the session is open.
+        unsafe { (self.api.set_key)(self.session, key) }
+    }
+
     /// As [`Network::forward`].
     pub fn forward(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, network::Error> {
         let batch = (images.len() / self.image).max(1);

@@ -3,10 +3,12 @@
 //! Order: feature map, row, column, then the location's anchors in the order that the configuration makes them. Anchors are not
 //! clipped to the image.
 
+mod flexible;
 mod grid;
 mod multiscale;
 mod ssd;
 
+pub use flexible::{Flexible, Level};
 pub use grid::Grid;
 pub use multiscale::Multiscale;
 pub use ssd::Ssd;
@@ -22,6 +24,8 @@ pub enum Generator {
     Multiscale(Multiscale),
     /// `grid_anchor_generator`: pixels.
     Grid(Grid),
+    /// `flexible_grid_anchor_generator`: normalised unless told otherwise.
+    Flexible(Flexible),
 }
 
 impl Generator {
@@ -31,6 +35,7 @@ impl Generator {
             Self::Ssd(ssd) => ssd.anchors_per_location(),
             Self::Multiscale(multiscale) => multiscale.anchors_per_location(),
             Self::Grid(grid) => Ok(vec![grid.anchors_per_location()]),
+            Self::Flexible(flexible) => flexible.anchors_per_location(),
         }
     }
 
@@ -40,6 +45,7 @@ impl Generator {
             Self::Ssd(ssd) => ssd.generate(feature_maps, image),
             Self::Multiscale(multiscale) => multiscale.generate(feature_maps, image),
             Self::Grid(grid) => grid.generate(feature_maps),
+            Self::Flexible(flexible) => flexible.generate(feature_maps, image),
         }
     }
 }
@@ -126,6 +132,17 @@ fn tile(layer: Layer, anchors: &mut Vec<Corners>) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Divides anchors in pixels by the image's (height, width).
+fn normalise(anchors: &mut [Corners], image: (usize, usize)) {
+    let (height, width) = (image.0.max(1) as f32, image.1.max(1) as f32);
+    for [ymin, xmin, ymax, xmax] in anchors {
+        *ymin /= height;
+        *xmin /= width;
+        *ymax /= height;
+        *xmax /= width;
+    }
 }
 
 /// Refuses aspect ratios without a square root.

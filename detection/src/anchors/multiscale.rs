@@ -1,6 +1,6 @@
 //! `RetinaNet`'s anchors (arXiv:1708.02002): sizes follow the level's stride.
 
-use super::{Error, Grid};
+use super::{Error, Grid, normalise};
 use crate::Corners;
 
 /// The message `MultiscaleAnchorGenerator`.
@@ -62,13 +62,7 @@ impl Multiscale {
             anchors.extend(grid.generate(&[size])?);
         }
         if self.normalize_coordinates {
-            let (height, width) = (image.0.max(1) as f32, image.1.max(1) as f32);
-            for [ymin, xmin, ymax, xmax] in &mut anchors {
-                *ymin /= height;
-                *xmin /= width;
-                *ymax /= height;
-                *xmax /= width;
-            }
+            normalise(&mut anchors, image);
         }
         Ok(anchors)
     }

@@ -1,7 +1,7 @@
 //! `anchor_generator`
 
-use super::{Error, count, missing, require, unsupported};
-use crate::anchors::{Generator, Grid, Multiscale, Ssd};
+use super::{Error, count, missing, require};
+use crate::anchors::{Flexible, Generator, Grid, Level, Multiscale, Ssd};
 use coati_proto::object_detection::protos as pb;
 use coati_proto::object_detection::protos::anchor_generator::AnchorGeneratorOneof;
 
@@ -21,11 +21,19 @@ pub fn anchor_generator(message: Option<&pb::AnchorGenerator>) -> Result<Generat
             stride: (grid.height_stride() as f32, grid.width_stride() as f32),
             offset: (grid.height_offset() as f32, grid.width_offset() as f32),
         })),
-        AnchorGeneratorOneof::FlexibleGridAnchorGenerator(_) => Err(unsupported(
-            FIELD,
-            "flexible_grid_anchor_generator",
-            "ssd_anchor_generator is supported",
-        )),
+        AnchorGeneratorOneof::FlexibleGridAnchorGenerator(flexible) => Ok(Generator::Flexible(Flexible {
+            levels: flexible.anchor_grid.iter().map(level).collect(),
+            normalize_coordinates: flexible.normalize_coordinates(),
+        })),
+    }
+}
+
+fn level(grid: &pb::AnchorGrid) -> Level {
+    Level {
+        base_sizes: grid.base_sizes.clone(),
+        aspect_ratios: grid.aspect_ratios.clone(),
+        stride: (grid.height_stride() as f32, grid.width_stride() as f32),
+        offset: (grid.height_offset() as f32, grid.width_offset() as f32),
     }
 }
 

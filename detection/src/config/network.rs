@@ -156,18 +156,11 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
 }
 
 fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
-    let others = [
-        (
-            "convolutional_box_predictor.use_dropout",
-            message.use_dropout(),
-            "write use_dropout: false",
-        ),
-        (
-            "convolutional_box_predictor.apply_sigmoid_to_scores",
-            message.apply_sigmoid_to_scores(),
-            "this is not supported",
-        ),
-    ];
+    let others = [(
+        "convolutional_box_predictor.apply_sigmoid_to_scores",
+        message.apply_sigmoid_to_scores(),
+        "this is not supported",
+    )];
     others
         .into_iter()
         .try_for_each(|(field, set, hint)| require(!set, field, "set", hint))?;
@@ -185,25 +178,46 @@ fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, E
             message.conv_hyperparams.as_ref(),
             "convolutional_box_predictor.conv_hyperparams",
         )?,
-        kernel_size: count(message.kernel_size(), "convolutional_box_predictor.kernel_size")?,
+        kernel_size: window(
+            message.kernel_size(),
+            message.use_depthwise(),
+            "convolutional_box_predictor.kernel_size",
+        )?,
         num_layers_before_predictor: count(layers, "convolutional_box_predictor.num_layers_before_predictor")?,
         min_depth: count(message.min_depth(), "convolutional_box_predictor.min_depth")?,
         max_depth: count(message.max_depth(), "convolutional_box_predictor.max_depth")?,
         class_prediction_bias_init: message.class_prediction_bias_init(),
         use_depthwise: message.use_depthwise(),
         box_encodings_clip_range: range.map(|range| clip_range(range.min(), range.max())).transpose()?,
+        dropout_keep: dropout(
+            message.use_dropout(),
+            message.dropout_keep_probability(),
+            "convolutional_box_predictor.dropout_keep_probability",
+        )?,
         ..PredictorConfig::default()
     })
+}
+
+/// The reference refuses separable predictors of 1 x 1, the default of a `convolutional_box_predictor`.
+fn window(kernel_size: i32, separable: bool, field: &'static str) -> Result<usize, Error> {
+    require(
+        !separable || kernel_size != 1,
+        field,
+        "1, with use_depthwise: true",
+        "a separable convolution of 1 x 1 has no window; write kernel_size: 3",
+    )?;
+    count(kernel_size, field)
+}
+
+/// The share that is kept, where there is dropout.
+fn dropout(used: bool, keep: f32, field: &'static str) -> Result<Option<f32>, Error> {
+    require(!used || keep > 0.0 && keep <= 1.0, field, keep, "above 0, at most 1")?;
+    Ok((used && keep < 1.0).then_some(keep))
 }
 
 fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
     use pb::weight_shared_convolutional_box_predictor::ScoreConverter;
     let others = [
-        (
-            "weight_shared_convolutional_box_predictor.use_dropout",
-            message.use_dropout(),
-            "write use_dropout: false",
-        ),
         (
             "weight_shared_convolutional_box_predictor.score_converter",
             message.score_converter() != ScoreConverter::Identity,
@@ -240,8 +254,9 @@ fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<Predict
             message.conv_hyperparams.as_ref(),
             "weight_shared_convolutional_box_predictor.conv_hyperparams",
         )?,
-        kernel_size: count(
+        kernel_size: window(
             message.kernel_size(),
+            message.use_depthwise(),
             "weight_shared_convolutional_box_predictor.kernel_size",
         )?,
         num_layers_before_predictor: count(
@@ -252,6 +267,11 @@ fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<Predict
         class_prediction_bias_init: message.class_prediction_bias_init(),
         use_depthwise: message.use_depthwise(),
         share_prediction_tower: message.share_prediction_tower(),
+        dropout_keep: dropout(
+            message.use_dropout(),
+            message.dropout_keep_probability(),
+            "weight_shared_convolutional_box_predictor.dropout_keep_probability",
+        )?,
         box_encodings_clip_range: range.map(|range| clip_range(range.min(), range.max())).transpose()?,
         ..PredictorConfig::default()
     })
@@ -277,16 +297,14 @@ fn hyperparams(message: Option<&pb::Hyperparams>, field: &'static str) -> Result
             hyperparams::Activation::None => Activation::None,
             hyperparams::Activation::Relu => Activation::Relu,
             hyperparams::Activation::Relu6 => Activation::Relu6,
-            hyperparams::Activation::Swish => {
-                return Err(unsupported(
-                    field,
-                    "activation: SWISH",
-                    "NONE, RELU and RELU_6 are supported",
-                ));
-            }
+            hyperparams::Activation::Swish => Activation::Swish,
         },
+        group_norm: matches!(
+            message.normalizer_oneof,
+            Some(hyperparams::NormalizerOneof::GroupNorm(_))
+        ),
         batch_norm: match &message.normalizer_oneof {
-            None => None,
+            None | Some(hyperparams::NormalizerOneof::GroupNorm(_)) => None,
             Some(hyperparams::NormalizerOneof::BatchNorm(norm)) => Some(BatchNorm {
                 decay: norm.decay(),
                 epsilon: norm.epsilon(),
@@ -294,7 +312,13 @@ fn hyperparams(message: Option<&pb::Hyperparams>, field: &'static str) -> Result
                 scale: norm.scale(),
                 train: norm.train(),
             }),
-            Some(_) => return Err(unsupported(field, "another normalizer", "batch_norm is supported")),
+            Some(hyperparams::NormalizerOneof::SyncBatchNorm(_)) => {
+                return Err(unsupported(
+                    field,
+                    "sync_batch_norm",
+                    "batch_norm and group_norm are supported",
+                ));
+            }
         },
     })
 }

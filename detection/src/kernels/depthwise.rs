@@ -1,37 +1,91 @@
-//! 3 x 3 depthwise convolution, row by row. Input rows come activated and with their horizontal padding written out, so that no kernel
-//! has edges: column `j` of such a row is image column `j - left`.
+//! Depthwise convolution with square windows, row by row. Input rows come activated and with their horizontal padding written out, so that no
+//! kernel has edges: column `j` of such a row is image column `j - left`. Windows of 3 x 3 and 5 x 5 have code of their own.
 
 use super::isa::multiversion;
 use super::simd::Simd;
 
 /// Output pixels a step: weights are loaded once for so many.
 const STEP: usize = 4;
+/// Rows and columns of the largest window.
+pub(crate) const LARGEST: usize = 9;
 
-/// Three consecutive rows of the input of a 3 x 3 window.
-pub(crate) type Rows = [*const f32; 3];
+/// As many consecutive rows of the input as the window has.
+pub(crate) type Rows<'a> = &'a [*const f32];
+
+/// `K` and `STRIDE` are window and stride where the compiler is to know them, else 0.
+#[derive(Clone, Copy)]
+struct Shape<const K: usize, const STRIDE: usize> {
+    kernel: usize,
+    stride: usize,
+}
+
+impl<const K: usize, const STRIDE: usize> Shape<K, STRIDE> {
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    fn kernel(self) -> usize {
+        if K > 0 { K } else { self.kernel }
+    }
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    fn stride(self) -> usize {
+        if STRIDE > 0 { STRIDE } else { self.stride }
+    }
+}
+
+/// Runs `$body` with a [`Shape`] of type `$type` that the compiler knows, if it is among the usual ones.
+macro_rules! with_shape {
+    ($kernel:expr, $stride:expr, $shape:ident => $body:expr) => {{
+        let (kernel, stride) = ($kernel, $stride);
+        match (kernel, stride) {
+            (3, 1) => {
+                let $shape = Shape::<3, 1> { kernel, stride };
+                $body
+            }
+            (3, 2) => {
+                let $shape = Shape::<3, 2> { kernel, stride };
+                $body
+            }
+            (5, 1) => {
+                let $shape = Shape::<5, 1> { kernel, stride };
+                $body
+            }
+            (5, 2) => {
+                let $shape = Shape::<5, 2> { kernel, stride };
+                $body
+            }
+            _ => {
+                let $shape = Shape::<0, 0> { kernel, stride };
+                $body
+            }
+        }
+    }};
+}
 
 #[inline(always)]
 #[allow(clippy::inline_always)]
-unsafe fn row_step<S: Simd, const STRIDE: usize, const P: usize>(
+unsafe fn row_step<S: Simd, const K: usize, const STRIDE: usize, const P: usize>(
+    shape: Shape<K, STRIDE>,
     channels: usize,
-    rows: Rows,
+    (rows, x): (Rows, usize),
     weights: *const f32,
     out: *mut f32,
 ) {
+    let (k, stride) = (shape.kernel(), shape.stride());
     unsafe {
         let mut c = 0;
         while c < channels {
             let mut sums = [S::zero(); P];
-            for (ky, row) in rows.iter().enumerate() {
-                for kx in 0..3 {
-                    let w = S::load(weights.add((ky * 3 + kx) * channels + c));
+            for ky in 0..k {
+                let row = rows.get_unchecked(ky).add(x * stride * channels);
+                for kx in 0..k {
+                    let w = S::load(weights.add((ky * k + kx) * channels + c));
                     for (p, sum) in sums.iter_mut().enumerate() {
-                        *sum = S::mul_add(S::load(row.add((p * STRIDE + kx) * channels + c)), w, *sum);
+                        *sum = S::mul_add(S::load(row.add((p * stride + kx) * channels + c)), w, *sum);
                     }
                 }
             }
             for (p, &sum) in sums.iter().enumerate() {
-                S::store(out.add(p * channels + c), sum);
+                S::store(out.add((x + p) * channels + c), sum);
             }
             c += S::LANES;
         }
@@ -40,22 +94,23 @@ unsafe fn row_step<S: Simd, const STRIDE: usize, const P: usize>(
 
 #[inline(always)]
 #[allow(clippy::inline_always)]
-unsafe fn row_stride<S: Simd, const STRIDE: usize>(
+unsafe fn row_shape<S: Simd, const K: usize, const STRIDE: usize>(
+    shape: Shape<K, STRIDE>,
     pixels: usize,
     channels: usize,
     rows: Rows,
     weights: *const f32,
     out: *mut f32,
 ) {
+    assert!(rows.len() >= shape.kernel());
     let mut x = 0;
     while x < pixels {
         unsafe {
-            let here = rows.map(|row| row.add(x * STRIDE * channels));
             if x + STEP <= pixels {
-                row_step::<S, STRIDE, STEP>(channels, here, weights, out.add(x * channels));
+                row_step::<S, K, STRIDE, STEP>(shape, channels, (rows, x), weights, out);
                 x += STEP;
             } else {
-                row_step::<S, STRIDE, 1>(channels, here, weights, out.add(x * channels));
+                row_step::<S, K, STRIDE, 1>(shape, channels, (rows, x), weights, out);
                 x += 1;
             }
         }
@@ -65,6 +120,7 @@ unsafe fn row_stride<S: Simd, const STRIDE: usize>(
 #[inline(always)]
 #[allow(clippy::inline_always)]
 unsafe fn row_kernel<S: Simd>(
+    kernel: usize,
     stride: usize,
     pixels: usize,
     channels: usize,
@@ -72,55 +128,60 @@ unsafe fn row_kernel<S: Simd>(
     weights: *const f32,
     out: *mut f32,
 ) {
-    unsafe {
-        if stride == 1 {
-            row_stride::<S, 1>(pixels, channels, rows, weights, out);
-        } else {
-            row_stride::<S, 2>(pixels, channels, rows, weights, out);
-        }
-    }
+    with_shape!(kernel, stride, shape => unsafe {
+        row_shape::<S, _, _>(shape, pixels, channels, rows, weights, out);
+    });
 }
 
 multiversion! {
-    /// One row of `pixels` outputs; `weights` is `[3, 3, channels]`, `stride` 1 or 2.
+    /// One row of `pixels` outputs; `weights` is `[kernel, kernel, channels]`.
     ///
     /// # Safety
-    /// The rows hold `(pixels - 1) * stride + 3` padded columns of `channels`, `out` holds `pixels * channels`.
+    /// The rows hold `(pixels - 1) * stride + kernel` padded columns of `channels`, `out` holds `pixels * channels`.
     pub(crate) unsafe fn row = row_kernel(
-        stride: usize, pixels: usize, channels: usize, rows: Rows, weights: *const f32, out: *mut f32,
+        kernel: usize, stride: usize, pixels: usize, channels: usize, rows: Rows<'_>, weights: *const f32, out: *mut f32,
     )
 }
 
+/// `R` rows of the window at a time: as many as leave their sums in registers.
 #[inline(always)]
 #[allow(clippy::inline_always)]
-unsafe fn weights_stride<S: Simd, const STRIDE: usize>(
+unsafe fn weights_rows<S: Simd, const K: usize, const STRIDE: usize, const R: usize>(
+    shape: Shape<K, STRIDE>,
     pixels: usize,
     channels: usize,
-    rows: Rows,
+    rows: &[*const f32],
     dy: *const f32,
     sums: *mut f32,
 ) {
+    let (k, stride) = (shape.kernel(), shape.stride());
+    assert!(rows.len() == R && k <= LARGEST);
     unsafe {
         let mut c = 0;
         while c < channels {
-            let mut taps = [S::zero(); 9];
-            for (k, tap) in taps.iter_mut().enumerate() {
-                *tap = S::load(sums.add(k * channels + c));
+            let mut taps = [[S::zero(); LARGEST]; R];
+            for (ky, taps) in taps.iter_mut().enumerate() {
+                for (kx, tap) in taps.iter_mut().enumerate().take(k) {
+                    *tap = S::load(sums.add((ky * k + kx) * channels + c));
+                }
             }
-            let mut here = rows.map(|row| row.add(c));
-            let mut d = dy.add(c);
+            let mut at = c;
+            let mut d = dy.wrapping_add(c);
             for _ in 0..pixels {
                 let v = S::load(d);
-                for (ky, row) in here.iter().enumerate() {
-                    for kx in 0..3 {
-                        taps[ky * 3 + kx] = S::mul_add(S::load(row.add(kx * channels)), v, taps[ky * 3 + kx]);
+                for (row, taps) in rows.iter().zip(&mut taps) {
+                    let here = row.add(at);
+                    for (kx, tap) in taps.iter_mut().enumerate().take(k) {
+                        *tap = S::mul_add(S::load(here.add(kx * channels)), v, *tap);
                     }
                 }
-                here = here.map(|row| row.wrapping_add(STRIDE * channels));
+                at += stride * channels;
                 d = d.wrapping_add(channels);
             }
-            for (k, &tap) in taps.iter().enumerate() {
-                S::store(sums.add(k * channels + c), tap);
+            for (ky, taps) in taps.iter().enumerate() {
+                for (kx, &tap) in taps.iter().enumerate().take(k) {
+                    S::store(sums.add((ky * k + kx) * channels + c), tap);
+                }
             }
             c += S::LANES;
         }
@@ -129,7 +190,31 @@ unsafe fn weights_stride<S: Simd, const STRIDE: usize>(
 
 #[inline(always)]
 #[allow(clippy::inline_always)]
+unsafe fn weights_shape<S: Simd, const K: usize, const STRIDE: usize>(
+    shape: Shape<K, STRIDE>,
+    pixels: usize,
+    channels: usize,
+    rows: Rows,
+    dy: *const f32,
+    sums: *mut f32,
+) {
+    let k = shape.kernel();
+    unsafe {
+        if K == 3 {
+            weights_rows::<S, K, STRIDE, 3>(shape, pixels, channels, &rows[..3], dy, sums);
+            return;
+        }
+        for (ky, row) in rows[..k].iter().enumerate() {
+            let sums = sums.add(ky * k * channels);
+            weights_rows::<S, K, STRIDE, 1>(shape, pixels, channels, std::slice::from_ref(row), dy, sums);
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::inline_always)]
 unsafe fn weights_kernel<S: Simd>(
+    kernel: usize,
     stride: usize,
     pixels: usize,
     channels: usize,
@@ -137,22 +222,64 @@ unsafe fn weights_kernel<S: Simd>(
     dy: *const f32,
     sums: *mut f32,
 ) {
-    unsafe {
-        if stride == 1 {
-            weights_stride::<S, 1>(pixels, channels, rows, dy, sums);
-        } else {
-            weights_stride::<S, 2>(pixels, channels, rows, dy, sums);
+    with_shape!(kernel, stride, shape => unsafe {
+        weights_shape::<S, _, _>(shape, pixels, channels, rows, dy, sums);
+    });
+}
+
+multiversion! {
+    /// Adds one output row's part of the weights' gradient to `sums` (`[kernel, kernel, channels]`).
+    ///
+    /// # Safety
+    /// As [`row`], with `dy` in place of the output.
+    pub(crate) unsafe fn weights_gradient = weights_kernel(
+        kernel: usize, stride: usize, pixels: usize, channels: usize, rows: Rows<'_>, dy: *const f32, sums: *mut f32,
+    )
+}
+
+/// A row of output gradients, and the row of weights `[kernel, channels]` by which an input row reached it.
+pub(crate) type Reached = (*const f32, *const f32);
+
+#[inline(always)]
+#[allow(clippy::inline_always)]
+unsafe fn input_any<S: Simd>(
+    window: (usize, usize),
+    columns: (usize, usize),
+    left: usize,
+    channels: usize,
+    rows: &[Reached],
+    out: *mut f32,
+) {
+    let ((kernel, stride), (pixels, outputs)) = (window, columns);
+    for x in 0..pixels {
+        // Output column `last - j` was reached by tap `first + j * stride`.
+        let (last, first) = ((x + left) / stride, (x + left) % stride);
+        let from = (last + 1).saturating_sub(outputs);
+        let to = kernel.saturating_sub(first).div_ceil(stride).min(last + 1);
+        unsafe {
+            let mut c = 0;
+            while c < channels {
+                let mut sum = S::zero();
+                for (dy, w) in rows {
+                    for j in from..to {
+                        let d = S::load(dy.add((last - j) * channels + c));
+                        sum = S::mul_add(d, S::load(w.add((first + j * stride) * channels + c)), sum);
+                    }
+                }
+                S::store(out.add(x * channels + c), sum);
+                c += S::LANES;
+            }
         }
     }
 }
 
 multiversion! {
-    /// Adds one output row's part of the weights' gradient to `sums` (`[3, 3, channels]`).
+    /// One row of the input's gradient for any window and stride: `pixels` columns from the rows of `outputs` columns that it reached.
     ///
     /// # Safety
-    /// As [`row`], with `dy` in place of the output.
-    pub(crate) unsafe fn weights_gradient = weights_kernel(
-        stride: usize, pixels: usize, channels: usize, rows: Rows, dy: *const f32, sums: *mut f32,
+    /// `out` holds `pixels * channels`, each row of gradients `outputs * channels`, each row of weights `kernel * channels`.
+    pub(crate) unsafe fn input_gradient = input_any(
+        window: (usize, usize), columns: (usize, usize), left: usize, channels: usize, rows: &[Reached], out: *mut f32,
     )
 }
 

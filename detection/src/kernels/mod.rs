@@ -5,6 +5,7 @@
 //! is still in cache, and the backward pass of the activation and the sums of batch norm's gradient are taken where the gradient is made. Only
 //! the raw outputs of convolutions are stored.
 
+pub(crate) mod curves;
 pub(crate) mod depthwise;
 mod error;
 pub(crate) mod gemm;

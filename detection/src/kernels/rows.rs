@@ -1,18 +1,18 @@
 //! Elementwise passes over rows of `[pixels, channels]`, channels a multiple of 16, with per-channel coefficients.
 
+use super::curves::{Curve, Function, with_curve};
 use super::isa::multiversion;
 use super::simd::Simd;
 
 /// Pixels a step: per-channel coefficients are loaded once for so many.
 const STEP: usize = 4;
 
-/// Normalisation and activation of a layer per channel: `a = clamp(scale * y + shift, lo, hi)`.
+/// Normalisation and activation of a layer per channel: `a = f(scale * y + shift)`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Activation {
     pub(crate) scale: *const f32,
     pub(crate) shift: *const f32,
-    pub(crate) lo: f32,
-    pub(crate) hi: f32,
+    pub(crate) function: Function,
 }
 
 // SAFETY: the pointers are only read, and outlive the tasks that read them (`network` keeps the vectors).
@@ -33,14 +33,14 @@ unsafe impl Send for NormGradient {}
 unsafe impl Sync for NormGradient {}
 
 macro_rules! over_pixels {
-    ($pixels:expr, $body:ident::<$s:ty, _>($pixel:ident => $($arg:expr),* $(,)?)) => {{
+    ($pixels:expr, $body:ident::<[$($s:ty),+]>($pixel:ident => $($arg:expr),* $(,)?)) => {{
         let mut $pixel = 0;
         while $pixel + STEP <= $pixels {
-            $body::<$s, STEP>($($arg),*);
+            $body::<$($s),+, STEP>($($arg),*);
             $pixel += STEP;
         }
         while $pixel < $pixels {
-            $body::<$s, 1>($($arg),*);
+            $body::<$($s),+, 1>($($arg),*);
             $pixel += 1;
         }
     }};
@@ -48,22 +48,22 @@ macro_rules! over_pixels {
 
 #[inline(always)]
 #[allow(clippy::inline_always)]
-unsafe fn activate_step<S: Simd, const P: usize>(
+unsafe fn activate_step<S: Simd, C: Curve, const P: usize>(
     channels: usize,
     y: *const f32,
     ldy: usize,
     act: Activation,
+    curve: C,
     out: *mut f32,
     ldo: usize,
 ) {
     unsafe {
-        let (lo, hi) = (S::splat(act.lo), S::splat(act.hi));
         let mut c = 0;
         while c < channels {
             let (scale, shift) = (S::load(act.scale.add(c)), S::load(act.shift.add(c)));
             for p in 0..P {
                 let z = S::mul_add(S::load(y.add(p * ldy + c)), scale, shift);
-                S::store(out.add(p * ldo + c), S::clamp(z, lo, hi));
+                S::store(out.add(p * ldo + c), curve.value::<S>(z));
             }
             c += S::LANES;
         }
@@ -81,13 +81,15 @@ unsafe fn activate_rows<S: Simd>(
     out: *mut f32,
     ldo: usize,
 ) {
-    unsafe {
-        over_pixels!(pixels, activate_step::<S, _>(p => channels, y.add(p * ldy), ldy, act, out.add(p * ldo), ldo));
-    }
+    with_curve!(act.function, curve, C => unsafe {
+        over_pixels!(pixels, activate_step::<[S, C]>(
+            p => channels, y.add(p * ldy), ldy, act, curve, out.add(p * ldo), ldo,
+        ));
+    });
 }
 
 multiversion! {
-    /// `out = clamp(scale * y + shift)`.
+    /// `out = f(scale * y + shift)`.
     ///
     /// # Safety
     /// `y` and `out` hold `pixels` rows of `channels` at their leading dimensions.
@@ -133,7 +135,7 @@ unsafe fn gradient_rows<S: Simd>(
     ldo: usize,
 ) {
     unsafe {
-        over_pixels!(pixels, gradient_step::<S, _>(
+        over_pixels!(pixels, gradient_step::<[S]>(
             p => channels, dz.add(p * channels), y.add(p * channels), k, out.add(p * ldo), ldo,
         ));
     }
@@ -173,7 +175,7 @@ unsafe fn statistics_step<S: Simd, const P: usize>(channels: usize, y: *const f3
 #[allow(clippy::inline_always)]
 unsafe fn statistics_rows<S: Simd>(pixels: usize, channels: usize, y: *const f32, ldy: usize, sums: *mut f32) {
     unsafe {
-        over_pixels!(pixels, statistics_step::<S, _>(p => channels, y.add(p * ldy), ldy, sums));
+        over_pixels!(pixels, statistics_step::<[S]>(p => channels, y.add(p * ldy), ldy, sums));
     }
 }
 
@@ -189,19 +191,19 @@ multiversion! {
 
 #[inline(always)]
 #[allow(clippy::inline_always, clippy::too_many_arguments)]
-unsafe fn mask_step<S: Simd, const P: usize>(
+unsafe fn mask_step<S: Simd, C: Curve, const P: usize>(
     channels: usize,
     da: *const f32,
     ldd: usize,
     side: *const f32,
     y: *const f32,
     act: Activation,
+    curve: C,
     mean: *const f32,
     dz: *mut f32,
     sums: *mut f32,
 ) {
     unsafe {
-        let (lo, hi) = (S::splat(act.lo), S::splat(act.hi));
         let mut c = 0;
         while c < channels {
             let (scale, shift) = (S::load(act.scale.add(c)), S::load(act.shift.add(c)));
@@ -215,7 +217,7 @@ unsafe fn mask_step<S: Simd, const P: usize>(
                     d = S::add(d, S::load(side.add(at)));
                 }
                 let v = S::load(y.add(at));
-                let d = S::inside(S::mul_add(v, scale, shift), lo, hi, d);
+                let d = curve.slope::<S>(S::mul_add(v, scale, shift), d);
                 S::store(dz.add(at), d);
                 sum = S::add(sum, d);
                 product = S::mul_add(d, S::sub(v, mean), product);
@@ -241,23 +243,24 @@ unsafe fn mask_rows<S: Simd>(
     dz: *mut f32,
     sums: *mut f32,
 ) {
-    unsafe {
+    with_curve!(act.function, curve, C => unsafe {
         // The branch on `side` is hoisted out of the loops by having two copies of them.
         if side.is_null() {
-            over_pixels!(pixels, mask_step::<S, _>(
-                p => channels, da.add(p * ldd), ldd, std::ptr::null(), y.add(p * channels), act, mean, dz.add(p * channels), sums,
+            over_pixels!(pixels, mask_step::<[S, C]>(
+                p => channels, da.add(p * ldd), ldd, std::ptr::null(), y.add(p * channels), act, curve, mean,
+                dz.add(p * channels), sums,
             ));
         } else {
-            over_pixels!(pixels, mask_step::<S, _>(
-                p => channels, da.add(p * ldd), ldd, side.add(p * channels), y.add(p * channels), act, mean,
+            over_pixels!(pixels, mask_step::<[S, C]>(
+                p => channels, da.add(p * ldd), ldd, side.add(p * channels), y.add(p * channels), act, curve, mean,
                 dz.add(p * channels), sums,
             ));
         }
-    }
+    });
 }
 
 multiversion! {
-    /// Gradient through the activation: `dz = da + side` where the activation is not saturated, else 0; adds the sums of `dz` and of
+    /// Gradient through the activation: `dz = (da + side) * f'(z)`; adds the sums of `dz` and of
     /// `dz * (y - mean)` of each channel to `sums`. `side` may be null; all but `da` are dense.
     ///
     /// # Safety

@@ -6,15 +6,17 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
     __m256, __m512, _CMP_GT_OQ, _CMP_LT_OQ, _mm256_add_ps, _mm256_and_ps, _mm256_cmp_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm256_sub_ps,
-    _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_cmp_ps_mask, _mm512_maskz_mov_ps,
-    _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_cmp_ps_mask,
+    _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 /// One instruction set's vector of `f32`.
 ///
 /// # Safety
 /// Every function requires that the processor has the instruction set, and pointers valid for [`Simd::LANES`] elements.
+#[allow(clippy::inline_always)]
 pub(crate) trait Simd: Copy {
     /// Elements of a vector; divides 16.
     const LANES: usize;
@@ -33,6 +35,19 @@ pub(crate) trait Simd: Copy {
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `f` of each lane.
+    #[inline(always)]
+    unsafe fn each(x: Self::V, f: impl Fn(f32) -> f32) -> Self::V {
+        let mut lanes = [0.0; 16];
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), x);
+            for lane in &mut lanes[..Self::LANES] {
+                *lane = f(*lane);
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
     /// `x` limited to `[lo, hi]`; a NaN stays one, so that a diverged run is seen.
     unsafe fn clamp(x: Self::V, lo: Self::V, hi: Self::V) -> Self::V;
     /// `x` where `lo < z < hi`, elsewhere 0.
@@ -79,6 +94,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn sub(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn clamp(x: __m512, lo: __m512, hi: __m512) -> __m512 {
@@ -134,6 +153,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn sub(a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn clamp(x: __m256, lo: __m256, hi: __m256) -> __m256 {
@@ -202,6 +225,10 @@ impl Simd for Baseline {
     #[inline(always)]
     unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         map2(a, b, |x, y| x - y)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        map2(a, b, |x, y| x * y)
     }
     #[inline(always)]
     unsafe fn clamp(x: [f32; 4], lo: [f32; 4], hi: [f32; 4]) -> [f32; 4] {

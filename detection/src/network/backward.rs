@@ -6,14 +6,13 @@
 use super::blocks::{ImageBlocks, RowBlocks, leading};
 use super::buffers::{Buffers, grow};
 use super::config::Regularizer;
-use super::forward::{Context, activated_row, weight_rows};
+use super::forward::{Context, weight_rows};
 use super::norm;
 use super::plan::{Layer, Part, Source};
-use super::ring::Ring;
 use crate::kernels::parallel::{Shared, line, scratch};
 use crate::kernels::patches::gather_row;
 use crate::kernels::rows::{Activation, NormGradient, gradient, mask, statistics};
-use crate::kernels::{Isa, depthwise, gemm};
+use crate::kernels::{Isa, gemm};
 
 /// Gradients of the outputs.
 #[derive(Clone, Copy)]
@@ -151,7 +150,7 @@ impl Context<'_> {
     }
 
     /// Where the gradient that layer `i` passes on to its first input goes.
-    fn sink_of(&self, i: usize, layer: &Layer, buffers: &mut Buffers, slots: usize) -> Sink {
+    pub(crate) fn sink_of(&self, i: usize, layer: &Layer, buffers: &mut Buffers, slots: usize) -> Sink {
         match layer.source {
             Source::Image => Sink::Nowhere,
             Source::Layer(source) => self.sink(i, source, buffers, slots),
@@ -179,7 +178,7 @@ impl Context<'_> {
             y: Shared::of(&buffers.y),
             at: buffers.y_at[source],
             channels,
-            act: state.activation(input.limits),
+            act: state.activation(input.activation),
             mean: state.mean().as_ptr(),
         };
         let place = buffers.dz_of[source];
@@ -383,134 +382,20 @@ impl Context<'_> {
             }
         }
     }
-
-    fn depthwise_backward(&self, i: usize, layer: &Layer, buffers: &mut Buffers, grads: &mut [f32]) {
-        let Source::Layer(source) = layer.source else { return };
-        let channels = layer.padded_outputs();
-        let window = layer.window;
-        let stride = window.stride;
-        self.dense_taps(layer, buffers, stride == 1);
-        let ((h, w), (oh, ow)) = (window.input, window.output);
-        let (top, left) = (window.before.0 as isize, window.before.1);
-        let columns = ((ow - 1) * stride + 3).max(left + w);
-        let blocks = ImageBlocks::new(self.batch, oh);
-        let sink = self.sink_of(i, layer, buffers, blocks.count());
-        grow(&mut buffers.partials, blocks.count() * 9 * channels);
-        let (y, x_at, y_at) = (Shared::of(&buffers.y), buffers.y_at[source], buffers.y_at[i]);
-        let act = buffers.norms[source].activation(self.plan.layers[source].limits);
-        let dz = Shared::of(&buffers.dz[buffers.dz_of[i]]);
-        let k = Coefficients(buffers.norms[i].gradient());
-        let taps = Shared::of(&buffers.dense);
-        let partials = Shared::new(&mut buffers.partials);
-        // One column of zeros on either side of a gradient row.
-        let gradient_columns = ow + 2;
-        self.pool.each(blocks.count(), |task| {
-            let (n, range) = blocks.at(task);
-            let sizes = [
-                line(Ring::elements(columns * channels)),
-                line(Ring::elements(gradient_columns * channels)),
-                w * channels,
-            ];
-            scratch(sizes.iter().sum(), |memory| {
-                let (inputs, rest) = memory.split_at_mut(sizes[0]);
-                let (outputs, da) = rest.split_at_mut(sizes[1]);
-                let da = da.as_mut_ptr();
-                // SAFETY: tasks have their own rows of `dz`, partial gradients and slots.
-                unsafe {
-                    sink.begin(task);
-                    let weights = taps.at(0, 9 * channels).cast_const();
-                    let partial = partials.at(task * 9 * channels, 9 * channels);
-                    partial.write_bytes(0, 9 * channels);
-                    let mut inputs = Ring::new(inputs.as_mut_ptr(), columns * channels);
-                    let mut outputs = Ring::new(outputs.as_mut_ptr(), gradient_columns * channels);
-                    let mut output_row = |oy: isize| {
-                        outputs.row(oy, oh, |oy, to| {
-                            let (start, len) = ((n * oh + oy) * ow * channels, ow * channels);
-                            to.write_bytes(0, channels);
-                            let (dz, y) = (dz.at(start, len), y.at(y_at + start, len));
-                            gradient(self.isa, ow, channels, dz, y, k.get(), to.add(channels), channels);
-                            to.add((ow + 1) * channels).write_bytes(0, channels);
-                        })
-                    };
-                    let last = range.end;
-                    for oy in range {
-                        let first = (oy * stride) as isize - top;
-                        let input_rows = [0, 1, 2].map(|j| {
-                            inputs.row(first + j, h, |iy, to| {
-                                let from = y.at(x_at + (n * h + iy) * w * channels, w * channels);
-                                activated_row(self.isa, (from, w), channels, act, to, (left, columns));
-                            })
-                        });
-                        let here = output_row(oy as isize);
-                        let dy = here.add(channels);
-                        depthwise::weights_gradient(self.isa, stride, ow, channels, input_rows, dy, partial);
-                        let pixel = |iy: usize| (n * h + iy) * w;
-                        if stride == 1 {
-                            let rows = [-1, 0, 1].map(|j| output_row(oy as isize + j));
-                            depthwise::row(self.isa, 1, w, channels, rows, weights, da);
-                            sink.take(self.isa, task, (pixel(oy), w), da, channels);
-                            continue;
-                        }
-                        // With stride 2 row `2 oy - top` is reached by taps 0 of `oy` and 2 of `oy - 1`, the next by tap 1 of `oy`. Past
-                        // the last output row there may be one more input row, reached by tap 2 alone.
-                        let before = if oy > 0 {
-                            output_row(oy as isize - 1)
-                        } else {
-                            std::ptr::null()
-                        };
-                        let tap = |ky: usize| weights.add(ky * 3 * channels);
-                        let none = (std::ptr::null(), std::ptr::null());
-                        let mut steps = vec![
-                            (first, (here, tap(0)), (before, tap(2))),
-                            (first + 1, (here, tap(1)), none),
-                        ];
-                        if oy + 1 == oh && oy + 1 == last {
-                            steps.push((first + 2, none, (here, tap(2))));
-                        }
-                        for (iy, one, two) in steps {
-                            if iy >= 0 && (iy as usize) < h {
-                                let iy = iy as usize;
-                                depthwise::input_gradient_stride2(self.isa, w, left, channels, one, two, da);
-                                sink.take(self.isa, task, (pixel(iy), w), da, channels);
-                            }
-                        }
-                    }
-                }
-            });
-        });
-        let Some(weights) = layer.weights.first() else { return };
-        for tap in 0..9 {
-            let at = weights.offset + tap * layer.outputs;
-            let out = &mut grads[at..at + layer.outputs];
-            let mut totals = vec![0.0_f64; layer.outputs];
-            for task in 0..blocks.count() {
-                let from = (task * 9 + tap) * channels;
-                let partial = &buffers.partials[from..from + layer.outputs];
-                totals
-                    .iter_mut()
-                    .zip(partial)
-                    .for_each(|(total, &x)| *total += f64::from(x));
-            }
-            for (out, total) in out.iter_mut().zip(totals) {
-                *out = total as f32 + if weights.adds { *out } else { 0.0 };
-            }
-            penalise(weights.regularizer, &self.params[at..at + layer.outputs], out);
-        }
-    }
 }
 
 /// Coefficients that tasks on other threads read.
 #[derive(Clone, Copy)]
-struct Coefficients(NormGradient);
+pub(crate) struct Coefficients(pub(crate) NormGradient);
 
 impl Coefficients {
-    fn get(&self) -> NormGradient {
+    pub(crate) fn get(&self) -> NormGradient {
         self.0
     }
 }
 
 /// Adds a regulariser's gradient.
-fn penalise(regularizer: Regularizer, params: &[f32], grads: &mut [f32]) {
+pub(crate) fn penalise(regularizer: Regularizer, params: &[f32], grads: &mut [f32]) {
     match regularizer {
         Regularizer::None => {}
         Regularizer::L1 { weight } => {

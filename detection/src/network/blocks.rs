@@ -81,6 +81,11 @@ impl ImageBlocks {
         }
     }
 
+    /// One task an image.
+    pub(crate) fn whole(batch: usize, rows: usize) -> Self {
+        Self { rows, parts: 1, batch }
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.batch * self.parts
     }

@@ -43,12 +43,11 @@ impl NormState {
         k3 k3_mut = 8
     );
 
-    pub(crate) fn activation(&self, (lo, hi): (f32, f32)) -> Activation {
+    pub(crate) fn activation(&self, activation: super::config::Activation) -> Activation {
         Activation {
             scale: self.scale().as_ptr(),
             shift: self.shift().as_ptr(),
-            lo,
-            hi,
+            function: activation.into(),
         }
     }
 
@@ -74,8 +73,9 @@ pub(crate) struct Buffers {
     pub(crate) dz: Vec<Vec<f32>>,
     /// Which of them each layer's is: never one that is still needed.
     pub(crate) dz_of: Vec<usize>,
-    /// Of each value of a maximum, which pixel of the window it was.
-    pub(crate) winners: Vec<Vec<f32>>,
+    /// What a layer without weights notes for its way back: of each value of a maximum, which pixel of the window it was; of group norm, each
+    /// group's inverse standard deviation.
+    pub(crate) notes: Vec<Vec<f32>>,
     /// Per-block sums of a layer: of its statistics on the way forward, of its gradient on the way back.
     pub(crate) sums: Vec<Vec<f32>>,
     /// How many blocks wrote them.
@@ -112,7 +112,7 @@ impl Buffers {
                 .iter()
                 .map(|layer| NormState::new(layer.padded_outputs()))
                 .collect(),
-            winners: vec![Vec::new(); count],
+            notes: vec![Vec::new(); count],
             dz_of: places(plan),
             sums: vec![Vec::new(); count],
             blocks: vec![0; count],

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use coati_common::variables::{VariableKind, VariableSpec};
 
-use super::config::{BatchNorm, Hyperparams, InputRange, NetworkConfig, Regularizer};
+use super::config::{Activation, BatchNorm, Hyperparams, InputRange, NetworkConfig, Regularizer};
 use super::error::Error;
 use super::extractors::Extractor;
-use super::plan::{Head, Initial, Layer, Norm, Operation, Part, Plan, Source, Weights, Window};
+use super::plan::{Affine, Head, Initial, Layer, Norm, Operation, Part, Plan, Source, Weights, Window};
+use crate::kernels::depthwise::LARGEST;
 pub(crate) use crate::kernels::patches::Padding;
 
 /// `(rows and columns of the window, stride)`.
@@ -17,11 +18,6 @@ pub(crate) type Sliding = ((usize, usize), usize);
 pub(crate) fn square(kernel: usize, stride: usize) -> Sliding {
     ((kernel, kernel), stride)
 }
-
-/// Identity.
-pub(crate) const UNLIMITED: (f32, f32) = (f32::NEG_INFINITY, f32::INFINITY);
-/// Rectified.
-pub(crate) const RELU: (f32, f32) = (0.0, f32::INFINITY);
 
 /// How a layer's outputs are normalised.
 #[derive(Clone, Copy)]
@@ -215,11 +211,58 @@ impl<'a> Builder<'a> {
             outputs,
             weights: Vec::new(),
             norm: None,
-            limits: UNLIMITED,
+            activation: Activation::None,
+            affine: None,
             head: None,
             flat: self.plan.elements..self.plan.elements,
             readers: Vec::new(),
         })
+    }
+
+    /// Adds a layer with its normalisation and activation.
+    fn finish(
+        &mut self,
+        mut layer: Layer,
+        hyper: &Hyperparams,
+        normaliser: Normaliser,
+        activation: Activation,
+    ) -> Result<Source, Error> {
+        let name = layer.name.clone();
+        if hyper.group_norm && matches!(normaliser, Normaliser::Own) {
+            let linear = self.push(layer);
+            return self.group_norm(&name, linear, activation);
+        }
+        layer.activation = activation;
+        self.normalise(&name, hyper, normaliser, &mut layer);
+        Ok(self.push(layer))
+    }
+
+    /// slim's `group_norm` with its own settings.
+    fn group_norm(&mut self, name: &str, from: Source, activation: Activation) -> Result<Source, Error> {
+        const GROUPS: usize = 32;
+        let channels = self.channels(from);
+        if !channels.is_multiple_of(GROUPS) {
+            return Err(Error::Setting {
+                setting: "group_norm",
+                value: format!("asked for, and {name} has {channels} channels"),
+                expected: "a multiple of 32 channels in every layer, since there are 32 groups",
+            });
+        }
+        let operation = Operation::GroupNorm {
+            groups: GROUPS,
+            epsilon: 1e-6,
+        };
+        let scope = format!("{name}/GroupNorm");
+        let mut layer = self.layer(&scope, operation, from, square(1, 1), channels)?;
+        let mut add = |part: &str, value| {
+            let initial = Initial::Constant(value);
+            let name = format!("{scope}/{part}");
+            self.variable(name, &[channels], VariableKind::Trainable, initial).0
+        };
+        let (beta, gamma) = (add("beta", 0.0), add("gamma", 1.0));
+        layer.affine = Some(Affine { gamma, beta });
+        layer.activation = activation;
+        Ok(self.push(layer))
     }
 
     fn push(&mut self, mut layer: Layer) -> Source {
@@ -237,18 +280,11 @@ impl<'a> Builder<'a> {
         channels: usize,
         hyper: &Hyperparams,
     ) -> Result<Source, Error> {
-        let limits = hyper.activation.limits();
-        self.conv_with(
-            (name, "weights"),
-            from,
-            sliding,
-            channels,
-            hyper,
-            (Normaliser::Own, limits),
-        )
+        let after = (Normaliser::Own, hyper.activation);
+        self.conv_with((name, "weights"), from, sliding, channels, hyper, after)
     }
 
-    /// As [`Builder::conv`], with the weights' own name, another normalisation and other limits.
+    /// As [`Builder::conv`], with the weights' own name, another normalisation and another activation.
     pub(crate) fn conv_with(
         &mut self,
         (name, variable): (&str, &str),
@@ -256,7 +292,7 @@ impl<'a> Builder<'a> {
         sliding: Sliding,
         channels: usize,
         hyper: &Hyperparams,
-        (normaliser, limits): (Normaliser, (f32, f32)),
+        (normaliser, activation): (Normaliser, Activation),
     ) -> Result<Source, Error> {
         let mut layer = self.layer(name, Operation::Convolution, from, sliding, channels)?;
         let (rows, columns) = sliding.0;
@@ -264,9 +300,7 @@ impl<'a> Builder<'a> {
         let name_of = format!("{name}/{variable}");
         let weights = self.weights(name_of, shape, channels, hyper, hyper.regularizer);
         layer.weights.push(weights);
-        layer.limits = limits;
-        self.normalise(name, hyper, normaliser, &mut layer);
-        Ok(self.push(layer))
+        self.finish(layer, hyper, normaliser, activation)
     }
 
     /// slim's `separable_conv2d` without outputs of its own: a depthwise convolution alone.
@@ -277,8 +311,7 @@ impl<'a> Builder<'a> {
         sliding: Sliding,
         hyper: &Hyperparams,
     ) -> Result<Source, Error> {
-        let limits = hyper.activation.limits();
-        self.depthwise_with(name, from, (sliding, 1), hyper, (Normaliser::Own, limits))
+        self.depthwise_with(name, from, (sliding, 1), hyper, (Normaliser::Own, hyper.activation))
     }
 
     fn depthwise_with(
@@ -287,15 +320,15 @@ impl<'a> Builder<'a> {
         from: Source,
         (sliding, multiplier): (Sliding, usize),
         hyper: &Hyperparams,
-        (normaliser, limits): (Normaliser, (f32, f32)),
+        (normaliser, activation): (Normaliser, Activation),
     ) -> Result<Source, Error> {
-        let (kernel, stride) = sliding;
+        let (kernel, _) = sliding;
         // What the kernels can do; the stem of Inception reads the image and is computed as a product of matrices.
-        if from != Source::Image && (kernel != (3, 3) || stride > 2 || multiplier != 1) {
+        if from != Source::Image && (kernel.0 != kernel.1 || kernel.0 > LARGEST || multiplier != 1) {
             return Err(Error::Setting {
                 setting: "use_depthwise",
                 value: format!("true, and the window of {name} {} x {}", kernel.0, kernel.1),
-                expected: "windows of 3 x 3: kernel_size: 3 in the box predictor",
+                expected: "square windows of at most 9 x 9",
             });
         }
         let outputs = self.channels(from) * multiplier;
@@ -310,9 +343,7 @@ impl<'a> Builder<'a> {
         };
         let weights = self.weights(name_of, shape, outputs, hyper, regularizer);
         layer.weights.push(weights);
-        layer.limits = limits;
-        self.normalise(name, hyper, normaliser, &mut layer);
-        Ok(self.push(layer))
+        self.finish(layer, hyper, normaliser, activation)
     }
 
     /// slim's `separable_conv2d`: a depthwise convolution and a 1x1 convolution with nothing in between.
@@ -323,9 +354,9 @@ impl<'a> Builder<'a> {
         (sliding, multiplier): (Sliding, usize),
         channels: usize,
         hyper: &Hyperparams,
-        after: (Normaliser, (f32, f32)),
+        after: (Normaliser, Activation),
     ) -> Result<Source, Error> {
-        let nothing = (Normaliser::Nothing, UNLIMITED);
+        let nothing = (Normaliser::Nothing, Activation::None);
         let linear = self.depthwise_with(name, from, (sliding, multiplier), hyper, nothing)?;
         self.conv_with(
             (name, "pointwise_weights"),
@@ -345,7 +376,7 @@ impl<'a> Builder<'a> {
         sliding: Sliding,
         hyper: &Hyperparams,
     ) -> Result<Source, Error> {
-        self.depthwise_with(name, from, (sliding, 1), hyper, (Normaliser::Nothing, UNLIMITED))
+        self.depthwise_with(name, from, (sliding, 1), hyper, (Normaliser::Nothing, Activation::None))
     }
 
     /// A convolution, separable or not, with the group's own normalisation and activation.
@@ -359,7 +390,7 @@ impl<'a> Builder<'a> {
         separable: bool,
     ) -> Result<Source, Error> {
         if separable {
-            let after = (Normaliser::Own, hyper.activation.limits());
+            let after = (Normaliser::Own, hyper.activation);
             return self.separable(name, from, (sliding, 1), channels, hyper, after);
         }
         self.conv(name, from, sliding, channels, hyper)
@@ -391,13 +422,49 @@ impl<'a> Builder<'a> {
         Ok(self.push(layer?))
     }
 
-    /// The sum of `from` and `other`, limited. `other` has the same channels and either the same size or, rounded up, half of it.
-    pub(crate) fn add(&mut self, name: &str, from: Source, other: Source, limits: (f32, f32)) -> Result<Source, Error> {
+    /// The mean of each channel over the whole map: one pixel.
+    pub(crate) fn global_average(&mut self, name: &str, from: Source) -> Result<Source, Error> {
+        let before = std::mem::replace(&mut self.padding, Padding::Valid);
+        let layer = self.layer(
+            name,
+            Operation::AveragePool,
+            from,
+            (self.size(from), 1),
+            self.channels(from),
+        );
+        self.padding = before;
+        Ok(self.push(layer?))
+    }
+
+    /// `from`, each channel multiplied by the one pixel of `gate`.
+    pub(crate) fn gate(&mut self, name: &str, from: Source, gate: Source) -> Result<Source, Error> {
+        let mut layer = self.layer(name, Operation::Gate, from, square(1, 1), self.channels(from))?;
+        if let Source::Layer(gate) = gate {
+            layer.others.push(gate);
+        }
+        Ok(self.push(layer))
+    }
+
+    /// slim's `dropout`.
+    pub(crate) fn dropout(&mut self, name: &str, from: Source, keep: f32) -> Result<Source, Error> {
+        let operation = Operation::Dropout { keep };
+        let layer = self.layer(name, operation, from, square(1, 1), self.channels(from))?;
+        Ok(self.push(layer))
+    }
+
+    /// The sum of `from` and `other`, activated. `other` has the same channels and either the same size or, rounded up, half of it.
+    pub(crate) fn add(
+        &mut self,
+        name: &str,
+        from: Source,
+        other: Source,
+        activation: Activation,
+    ) -> Result<Source, Error> {
         let mut layer = self.layer(name, Operation::Add, from, square(1, 1), self.channels(from))?;
         if let Source::Layer(other) = other {
             layer.others.push(other);
         }
-        layer.limits = limits;
+        layer.activation = activation;
         Ok(self.push(layer))
     }
 

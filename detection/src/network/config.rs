@@ -137,6 +137,8 @@ pub struct PredictorConfig {
     pub share_prediction_tower: bool,
     /// Box encodings are limited to this interval.
     pub box_encodings_clip_range: Option<(f32, f32)>,
+    /// `dropout_keep_probability` where `use_dropout` is set: the share of the class predictor's inputs that training keeps.
+    pub dropout_keep: Option<f32>,
 }
 
 impl Default for PredictorConfig {
@@ -153,6 +155,7 @@ impl Default for PredictorConfig {
             depth: 0,
             share_prediction_tower: false,
             box_encodings_clip_range: None,
+            dropout_keep: None,
         }
     }
 }
@@ -168,8 +171,10 @@ pub struct Hyperparams {
     pub initializer: Initializer,
     /// After normalisation.
     pub activation: Activation,
-    /// Without it the convolutions have biases.
+    /// Without any normalisation the convolutions have biases.
     pub batch_norm: Option<BatchNorm>,
+    /// Group norm in its place, with slim's settings.
+    pub group_norm: bool,
 }
 
 impl Hyperparams {
@@ -190,6 +195,7 @@ impl Hyperparams {
                 scale: true,
                 train: true,
             }),
+            group_norm: false,
         }
     }
 }
@@ -274,15 +280,10 @@ pub enum Activation {
     Relu,
     /// `min(max(x, 0), 6)`
     Relu6,
-}
-
-impl Activation {
-    /// The interval that the activation limits its input to.
-    pub(crate) fn limits(self) -> (f32, f32) {
-        match self {
-            Self::None => (f32::NEG_INFINITY, f32::INFINITY),
-            Self::Relu => (0.0, f32::INFINITY),
-            Self::Relu6 => (0.0, 6.0),
-        }
-    }
+    /// `x / (1 + exp(-x))`
+    Swish,
+    /// `x * relu6(x + 3) / 6` (arXiv:1905.02244)
+    HardSwish,
+    /// `relu6(x + 3) * 0.16667`, the factor as MobileNet v3 rounds it: what gates its channels.
+    HardSigmoid,
 }

@@ -1,14 +1,13 @@
 //! The forward pass, layer by layer.
 
-use super::blocks::{ImageBlocks, RowBlocks, leading};
+use super::blocks::{RowBlocks, leading};
 use super::buffers::{Buffers, grow};
 use super::norm;
 use super::plan::{Head, Layer, Operation, Part, Plan, Source, Weights};
-use super::ring::Ring;
 use crate::kernels::parallel::{Pool, Shared, line, scratch};
 use crate::kernels::patches::{from_features, from_images};
 use crate::kernels::rows::statistics;
-use crate::kernels::{CHANNEL_BLOCK, Isa, depthwise, gemm};
+use crate::kernels::{CHANNEL_BLOCK, Isa, gemm};
 
 /// What every layer needs.
 #[derive(Clone, Copy)]
@@ -21,8 +20,10 @@ pub(crate) struct Context<'a> {
     /// `multiplier * x + offset` on the way in.
     pub(crate) input: (f32, [f32; 3]),
     pub(crate) batch: usize,
-    /// Whether batch norm uses the batch's statistics.
+    /// Whether batch norm uses the batch's statistics, and values are dropped.
     pub(crate) training: bool,
+    /// What is dropped depends on it.
+    pub(crate) key: u64,
 }
 
 /// Boxes and classes as the predictors write them.
@@ -36,7 +37,7 @@ pub(crate) struct Outputs {
 
 impl Context<'_> {
     /// Whether a layer normalises with the batch's own statistics.
-    fn takes_statistics(&self, layer: &Layer) -> bool {
+    pub(crate) fn takes_statistics(&self, layer: &Layer) -> bool {
         self.training && layer.norm.is_some_and(|norm| norm.train)
     }
 
@@ -194,73 +195,13 @@ impl Context<'_> {
             Source::Image => None,
             Source::Layer(source) => {
                 let from = &self.plan.layers[source];
-                Some((buffers.y_at[source], buffers.norms[source].activation(from.limits)))
+                Some((buffers.y_at[source], buffers.norms[source].activation(from.activation)))
             }
         };
         Reader {
             layer,
             features,
             y: Shared::of(&buffers.y),
-        }
-    }
-
-    fn depthwise(&self, i: usize, layer: &Layer, buffers: &mut Buffers) {
-        let Source::Layer(source) = layer.source else { return };
-        let channels = layer.padded_outputs();
-        self.dense_taps(layer, buffers, false);
-        let window = layer.window;
-        let ((h, w), (oh, ow)) = (window.input, window.output);
-        let (top, left) = (window.before.0 as isize, window.before.1);
-        let columns = ((ow - 1) * window.stride + 3).max(left + w);
-        let blocks = ImageBlocks::new(self.batch, oh);
-        buffers.blocks[i] = blocks.count();
-        grow(&mut buffers.sums[i], blocks.count() * 2 * channels);
-        let statistics_wanted = self.takes_statistics(layer);
-        let sums = Shared::new(&mut buffers.sums[i]);
-        let y = Shared::new(&mut buffers.y);
-        let (x_at, y_at) = (buffers.y_at[source], buffers.y_at[i]);
-        let act = buffers.norms[source].activation(self.plan.layers[source].limits);
-        let taps = Shared::of(&buffers.dense);
-        self.pool.each(blocks.count(), |task| {
-            let (n, rows) = blocks.at(task);
-            scratch(Ring::elements(columns * channels), |memory| {
-                // SAFETY: tasks write disjoint rows of `y` and slots of `sums`; the input is complete.
-                unsafe {
-                    let slot = sums.at(task * 2 * channels, 2 * channels);
-                    slot.write_bytes(0, 2 * channels);
-                    let weights = taps.at(0, 9 * channels);
-                    let mut ring = Ring::new(memory.as_mut_ptr(), columns * channels);
-                    for oy in rows {
-                        let first = (oy * window.stride) as isize - top;
-                        let window_rows = [0, 1, 2].map(|j| {
-                            ring.row(first + j, h, |iy, to| {
-                                let from = y.at(x_at + (n * h + iy) * w * channels, w * channels);
-                                activated_row(self.isa, (from, w), channels, act, to, (left, columns));
-                            })
-                        });
-                        let out = y.at(y_at + (n * oh + oy) * ow * channels, ow * channels);
-                        depthwise::row(self.isa, window.stride, ow, channels, window_rows, weights, out);
-                        if statistics_wanted {
-                            statistics(self.isa, ow, channels, out, channels, slot);
-                        }
-                    }
-                }
-            });
-        });
-    }
-
-    /// Copies a depthwise layer's weights to `buffers.dense` as `[3, 3, stored channels]`, mirrored if asked.
-    pub(crate) fn dense_taps(&self, layer: &Layer, buffers: &mut Buffers, mirrored: bool) {
-        let channels = layer.padded_outputs();
-        grow(&mut buffers.dense, 9 * channels);
-        let dense = &mut buffers.dense[..9 * channels];
-        dense.fill(0.0);
-        let Some(weights) = layer.weights.first() else { return };
-        for tap in 0..9 {
-            let read = if mirrored { 8 - tap } else { tap };
-            let from = weights.offset + read * layer.outputs;
-            dense[tap * channels..tap * channels + layer.outputs]
-                .copy_from_slice(&self.params[from..from + layer.outputs]);
         }
     }
 }
@@ -280,35 +221,6 @@ pub(crate) fn weight_rows(
         (row, row / inputs * stored + channel, column)
     });
     (len, places)
-}
-
-/// One row of an image, activated, with `left` columns of zeros before it and as many after it as make `columns`.
-///
-/// # Safety
-/// `from` holds `width` pixels, `to` holds `columns`.
-pub(crate) unsafe fn activated_row(
-    isa: Isa,
-    (from, width): (*const f32, usize),
-    channels: usize,
-    act: crate::kernels::rows::Activation,
-    to: *mut f32,
-    (left, columns): (usize, usize),
-) {
-    unsafe {
-        to.write_bytes(0, left * channels);
-        crate::kernels::rows::activate(
-            isa,
-            width,
-            channels,
-            from,
-            channels,
-            act,
-            to.add(left * channels),
-            channels,
-        );
-        to.add((left + width) * channels)
-            .write_bytes(0, (columns - left - width) * channels);
-    }
 }
 
 /// Reads blocks of a layer's input as rows of patches.

@@ -1,23 +1,28 @@
-//! Layers without weights: sums, concatenations and pools, forward and backward, row by row.
+//! Layers without weights: sums, products, concatenations, pools and dropout, forward and backward, row by row.
 
 use super::blocks::ImageBlocks;
 use super::buffers::{Buffers, grow};
+use super::dropout::Mask;
 use super::forward::Context;
 use super::plan::{Layer, Operation};
 use super::ring::Ring;
+use crate::kernels::CHANNEL_BLOCK;
 use crate::kernels::parallel::{Shared, line, scratch};
 use crate::kernels::patches::Window;
 use crate::kernels::rows::{Activation, activate};
 
+/// Rows that pools keep ready: each is read before the next is asked for.
+const RING: usize = 3;
+
 /// One of the maps that a layer reads.
 #[derive(Clone, Copy)]
-struct Input {
+pub(crate) struct Input {
     y: Shared,
     at: usize,
-    size: (usize, usize),
+    pub(crate) size: (usize, usize),
     /// Channels, and channels as stored.
-    channels: usize,
-    stored: usize,
+    pub(crate) channels: usize,
+    pub(crate) stored: usize,
     act: Activation,
 }
 
@@ -26,7 +31,7 @@ impl Input {
     ///
     /// # Safety
     /// Nobody writes the map meanwhile; `to` holds a row.
-    unsafe fn row(&self, context: &Context, (n, row): (usize, usize), to: *mut f32) {
+    pub(crate) unsafe fn row(&self, context: &Context, (n, row): (usize, usize), to: *mut f32) {
         let (height, width) = self.size;
         let len = width * self.stored;
         unsafe {
@@ -46,7 +51,7 @@ impl Input {
 }
 
 impl Context<'_> {
-    fn inputs(&self, layer: &Layer, buffers: &Buffers) -> Vec<Input> {
+    pub(crate) fn inputs(&self, layer: &Layer, buffers: &Buffers) -> Vec<Input> {
         layer
             .sources()
             .map(|source| {
@@ -57,13 +62,17 @@ impl Context<'_> {
                     size: from.window.output,
                     channels: from.outputs,
                     stored: from.padded_outputs(),
-                    act: buffers.norms[source].activation(from.limits),
+                    act: buffers.norms[source].activation(from.activation),
                 }
             })
             .collect()
     }
 
     pub(crate) fn junction(&self, i: usize, layer: &Layer, buffers: &mut Buffers) {
+        if let Operation::GroupNorm { groups, epsilon } = layer.operation {
+            self.group_norm(i, layer, buffers, (groups, epsilon));
+            return;
+        }
         let inputs = self.inputs(layer, buffers);
         let (stored, (height, width)) = (layer.padded_outputs(), layer.window.output);
         let largest = inputs
@@ -75,22 +84,30 @@ impl Context<'_> {
         let (y, y_at) = (Shared::new(&mut buffers.y), buffers.y_at[i]);
         let keeps = self.training && layer.operation == Operation::MaxPool;
         if keeps {
-            grow(&mut buffers.winners[i], self.batch * height * width * stored);
+            grow(&mut buffers.notes[i], self.batch * height * width * stored);
         }
-        let winners = Shared::new(&mut buffers.winners[i]);
+        let winners = Shared::new(&mut buffers.notes[i]);
         self.pool.each(blocks.count(), |task| {
             let (n, rows) = blocks.at(task);
-            scratch(line(Ring::elements(largest)) + width * stored, |memory| {
-                let (rings, codes) = memory.split_at_mut(line(Ring::elements(largest)));
+            scratch(line(Ring::elements(RING, largest)) + width * stored, |memory| {
+                let (rings, codes) = memory.split_at_mut(line(Ring::elements(RING, largest)));
                 // SAFETY: tasks have their own rows of `y` and `winners`; the inputs are complete.
                 unsafe {
-                    let mut ring = Ring::new(rings.as_mut_ptr(), largest);
+                    let mut ring = Ring::new(rings.as_mut_ptr(), RING, largest);
                     for oy in rows {
                         let start = (n * height + oy) * width * stored;
                         let out = std::slice::from_raw_parts_mut(y.at(y_at + start, width * stored), width * stored);
                         match layer.operation {
                             Operation::Add => self.sum_row(&inputs, (n, oy), out, rings),
                             Operation::Concat => self.concat_row(&inputs, stored, (n, oy), out, rings),
+                            Operation::Gate => self.gate_row(&inputs, (n, oy), out, rings),
+                            Operation::Dropout { keep } => {
+                                let Some(input) = inputs.first() else { return };
+                                input.row(self, (n, oy), out.as_mut_ptr());
+                                if self.training {
+                                    drop_row(Mask::new(self.key, i, n, keep), (layer.outputs, stored), oy, out);
+                                }
+                            }
                             _ => {
                                 let codes = if keeps {
                                     std::slice::from_raw_parts_mut(winners.at(start, width * stored), width * stored)
@@ -135,6 +152,17 @@ impl Context<'_> {
 
     /// # Safety
     /// As above.
+    unsafe fn gate_row(&self, inputs: &[Input], (n, oy): (usize, usize), out: &mut [f32], memory: &mut [f32]) {
+        let [map, gate, ..] = inputs else { return };
+        unsafe {
+            map.row(self, (n, oy), out.as_mut_ptr());
+            gate.row(self, (n, 0), memory.as_mut_ptr());
+        }
+        multiply(out, &memory[..gate.stored]);
+    }
+
+    /// # Safety
+    /// As above.
     unsafe fn concat_row(
         &self,
         inputs: &[Input],
@@ -157,23 +185,31 @@ impl Context<'_> {
     }
 
     pub(crate) fn junction_backward(&self, i: usize, layer: &Layer, buffers: &mut Buffers) {
+        if let Operation::GroupNorm { groups, .. } = layer.operation {
+            self.group_norm_backward(i, layer, buffers, groups);
+            return;
+        }
         let stored = layer.padded_outputs();
+        let inputs = self.inputs(layer, buffers);
         let (height, width) = layer.window.output;
         let mut first = 0;
-        for source in layer.sources().collect::<Vec<_>>() {
+        for (k, source) in layer.sources().collect::<Vec<_>>().into_iter().enumerate() {
             let from = &self.plan.layers[source];
             let (rows, columns) = from.window.output;
             let (channels, own) = (from.outputs, from.padded_outputs());
             let blocks = ImageBlocks::new(self.batch, rows);
             let sink = self.sink(i, source, buffers, blocks.count());
             let dz = Shared::of(&buffers.dz[buffers.dz_of[i]]);
-            let winners = Shared::of(&buffers.winners[i]);
+            let winners = Shared::of(&buffers.notes[i]);
             let doubled = layer.operation == Operation::Add && (rows, columns) != (height, width);
             let offset = first;
             first += channels;
+            let inputs = &inputs;
             self.pool.each(blocks.count(), |task| {
                 let (n, range) = blocks.at(task);
-                scratch(columns * own, |memory| {
+                scratch(line(columns * own) + width * stored, |memory| {
+                    let (memory, other) = memory.split_at_mut(line(columns * own));
+                    let memory = &mut memory[..columns * own];
                     let len = width * stored;
                     // SAFETY: tasks have their own rows and slots; `dz` is complete.
                     let gradient = |oy: usize| unsafe {
@@ -207,6 +243,25 @@ impl Context<'_> {
                                     to[channels..].fill(0.0);
                                 }
                             }
+                            Operation::Gate if k == 0 => {
+                                memory.copy_from_slice(gradient(row));
+                                // The gate is one pixel.
+                                unsafe { inputs[1].row(self, (n, 0), other.as_mut_ptr()) };
+                                multiply(memory, &other[..stored]);
+                            }
+                            Operation::Gate => {
+                                memory.fill(0.0);
+                                for oy in 0..height {
+                                    unsafe { inputs[0].row(self, (n, oy), other.as_mut_ptr()) };
+                                    add_products(memory, other, gradient(oy));
+                                }
+                            }
+                            Operation::Dropout { keep } => {
+                                memory.copy_from_slice(gradient(row));
+                                if self.training {
+                                    drop_row(Mask::new(self.key, i, n, keep), (channels, own), row, memory);
+                                }
+                            }
                             operation => {
                                 memory.fill(0.0);
                                 let largest = operation == Operation::MaxPool;
@@ -228,6 +283,39 @@ impl Context<'_> {
         let len = self.batch * layer.window.outputs() * layer.padded_outputs();
         buffers.dz[buffers.dz_of[i]][..len].fill(0.0);
         buffers.blocks[i] = 0;
+    }
+}
+
+/// Multiplies each pixel's channels by `factors`.
+fn multiply(pixels: &mut [f32], factors: &[f32]) {
+    for pixel in pixels.chunks_exact_mut(factors.len()) {
+        pixel.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    }
+}
+
+/// Adds to each channel the sum over a row's pixels of `a * b`. A row is summed by itself first, so that large maps lose nothing.
+fn add_products(sums: &mut [f32], a: &[f32], b: &[f32]) {
+    let channels = sums.len();
+    for first in (0..channels).step_by(CHANNEL_BLOCK) {
+        let mut row = [0.0_f32; CHANNEL_BLOCK];
+        for (a, b) in a.chunks_exact(channels).zip(b.chunks_exact(channels)) {
+            let pair = a[first..first + CHANNEL_BLOCK]
+                .iter()
+                .zip(&b[first..first + CHANNEL_BLOCK]);
+            row.iter_mut().zip(pair).for_each(|(sum, (a, b))| *sum += a * b);
+        }
+        add_to(&mut sums[first..first + CHANNEL_BLOCK], &row);
+    }
+}
+
+/// Drops values of row `row` of a map of `channels` channels, stored as `stored`.
+fn drop_row(mask: Mask, (channels, stored): (usize, usize), row: usize, values: &mut [f32]) {
+    let width = values.len() / stored;
+    for (x, pixel) in values.chunks_exact_mut(stored).enumerate() {
+        let first = (row * width + x) * channels;
+        for (c, value) in pixel[..channels].iter_mut().enumerate() {
+            *value *= mask.factor(first + c);
+        }
     }
 }
 

@@ -8,9 +8,12 @@ mod blocks;
 mod buffers;
 mod builder;
 mod config;
+mod depthwise;
+pub mod dropout;
 mod error;
 pub mod extractors;
 mod forward;
+mod group_norm;
 mod init;
 mod junctions;
 mod norm;
@@ -88,6 +91,8 @@ pub struct Network {
     columns: usize,
     /// Images of the last forward pass, if it was in training mode; their pixels are needed once more by the first layer.
     images: Option<Vec<f32>>,
+    /// What is dropped depends on it.
+    key: u64,
     /// Their box encodings, where those are limited: beyond the limits there is no gradient.
     boxes: Vec<f32>,
 }
@@ -112,6 +117,7 @@ impl Network {
             size: (config.image_height, config.image_width),
             columns: config.num_classes + 1,
             images: None,
+            key: 0,
             boxes: Vec::new(),
         })
     }
@@ -156,6 +162,28 @@ impl Network {
         &self.times
     }
 
+    /// Sets what the next steps drop, where the predictors have dropout: [`dropout::key`] of the step.
+    pub fn set_key(&mut self, key: u64) {
+        self.key = key;
+    }
+
+    /// The first layer of the last forward pass whose values are not all finite, before its normalisation and activation, and the first image of
+    /// the batch in it.
+    pub fn first_not_finite(&self) -> Option<(&str, usize)> {
+        let batch = self.images.as_ref()?.len() / (self.size.0 * self.size.1 * 3);
+        let mut layers = self.plan.layers.iter().zip(&self.buffers.y_at);
+        layers.find_map(|(layer, &at)| {
+            let len = layer.window.outputs() * layer.padded_outputs();
+            let values = self
+                .buffers
+                .y
+                .get(at..at + batch * len)
+                .filter(|_| layer.head.is_none())?;
+            let place = values.iter().position(|value| !value.is_finite())?;
+            Some((layer.name.as_str(), place / len))
+        })
+    }
+
     /// Predictions for `images` (`[batch, height, width, 3]`, values as [`NetworkConfig::input`] says).
     pub fn forward(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
         let (height, width) = self.size;
@@ -177,6 +205,7 @@ impl Network {
             buffers,
             times,
             boxes,
+            key,
             ..
         } = self;
         let training = mode == Mode::Train;
@@ -189,6 +218,7 @@ impl Network {
             input: plan.input,
             batch,
             training,
+            key: *key,
         };
         let to = forward::Outputs {
             boxes: Shared::new(&mut outputs.box_encodings),
@@ -259,6 +289,7 @@ impl Network {
             isa,
             buffers,
             times,
+            key,
             ..
         } = self;
         let context = Context {
@@ -270,6 +301,7 @@ impl Network {
             input: plan.input,
             batch,
             training: true,
+            key: *key,
         };
         let from = OutputGradients {
             boxes: d_box,

@@ -45,6 +45,11 @@ pub(crate) fn from_moving(layer: &Layer, params: &[f32], state: &mut NormState) 
         }
         return;
     }
+    if let Some(affine) = layer.affine {
+        state.scale_mut()[..layer.outputs].copy_from_slice(&params[affine.gamma..affine.gamma + layer.outputs]);
+        state.shift_mut()[..layer.outputs].copy_from_slice(&params[affine.beta..affine.beta + layer.outputs]);
+        return;
+    }
     let bias = layer.weights.first().and_then(|weights| weights.bias);
     for c in 0..layer.outputs {
         state.scale_mut()[c] = 1.0;
@@ -79,6 +84,10 @@ pub(crate) fn backward(
     for c in 0..layer.outputs {
         let (sum, product) = (totals[c], totals[channels + c]);
         let Some(norm) = layer.norm else {
+            if let Some(affine) = layer.affine {
+                grads[affine.gamma + c] = product as f32;
+                grads[affine.beta + c] = sum as f32;
+            }
             if let Some((bias, adds)) = layer
                 .weights
                 .first()

@@ -6,7 +6,7 @@ use std::ops::Range;
 use coati_common::variables::VariableSpec;
 
 use super::builder::Builder;
-use super::config::{Initializer, NetworkConfig, PredictorKind, Regularizer};
+use super::config::{Activation, Initializer, NetworkConfig, PredictorKind, Regularizer};
 use super::error::Error;
 use super::extractors::Extractor;
 use super::{extractors, predictors, shared_predictor};
@@ -23,7 +23,7 @@ pub enum Source {
 }
 
 /// What a layer computes before its normalisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Operation {
     /// Every output channel reads all input channels.
     Convolution,
@@ -37,6 +37,20 @@ pub enum Operation {
     MaxPool,
     /// The mean of those values in the window that lie inside the image.
     AveragePool,
+    /// The first map that it reads, each channel multiplied by the one pixel of the second.
+    Gate,
+    /// Each image's channels in so many groups of neighbours, each group with mean 0 and variance 1 (arXiv:1803.08494).
+    GroupNorm {
+        /// Number of groups.
+        groups: usize,
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// In training, values are set to 0 at random and the others divided by the share that is kept (`dropout`).
+    Dropout {
+        /// The share.
+        keep: f32,
+    },
 }
 
 /// A weight variable `[rows, columns, inputs, outputs]`; predictors may have two, side by side.
@@ -54,6 +68,15 @@ pub struct Weights {
     pub regularizer: Regularizer,
     /// Whether a later layer uses the same variables, so that gradients are added to that layer's.
     pub adds: bool,
+}
+
+/// Offsets of the variables that scale and shift what [`Operation::GroupNorm`] computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine {
+    /// Scale.
+    pub gamma: usize,
+    /// Offset.
+    pub beta: usize,
 }
 
 /// Offsets of batch norm's variables.
@@ -114,8 +137,10 @@ pub struct Layer {
     pub weights: Vec<Weights>,
     /// Batch norm; without it there may be biases.
     pub norm: Option<Norm>,
-    /// The activation limits its values to this interval.
-    pub limits: (f32, f32),
+    /// Scale and offset of each channel where no batch norm has them.
+    pub affine: Option<Affine>,
+    /// What its values go through last.
+    pub activation: Activation,
     /// Set on predictors.
     pub head: Option<Head>,
     /// The layer's variables in the flat vector.

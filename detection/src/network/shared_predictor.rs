@@ -1,13 +1,14 @@
 //! `weight_shared_convolutional_box_predictor`: all feature maps share towers and predictors, and have batch norms of their own (the
 //! reference's `WeightSharedConvolutionalBoxPredictor`, arXiv:1708.02002).
 
-use super::builder::{Builder, Normaliser, Padding, UNLIMITED, square};
+use super::builder::{Builder, Normaliser, Padding, square};
+use super::config::{Activation, Hyperparams};
 use super::error::Error;
 use super::plan::{Part, Source};
 
 const SCOPE: &str = "WeightSharedConvolutionalBoxPredictor";
 /// Whatever the settings say: towers have no other activation.
-const TOWER: (f32, f32) = (0.0, 6.0);
+const TOWER: Activation = Activation::Relu6;
 
 /// Adds the predictors of all feature maps.
 pub(crate) fn add(builder: &mut Builder, maps: &[Source]) -> Result<(), Error> {
@@ -56,7 +57,7 @@ fn one(builder: &mut Builder, index: usize, map: Map, anchors: usize) -> Result<
         Map::As(map) => map,
         Map::To(map, channels) => {
             let name = format!("{SCOPE}/ProjectionLayer/conv2d_{index}");
-            let plain = (Normaliser::Own, UNLIMITED);
+            let plain = (own(&predictor.hyperparams), Activation::None);
             builder.conv_with(
                 (&name, "weights"),
                 map,
@@ -86,13 +87,25 @@ fn one(builder: &mut Builder, index: usize, map: Map, anchors: usize) -> Result<
         (4 * anchors, 0.0),
         place,
     )?;
-    let classes = match classes {
+    let mut classes = match classes {
         Some(name) => tower(builder, name, index, map)?,
         None => boxes,
     };
+    if let Some(keep) = predictor.dropout_keep {
+        classes = builder.dropout(&format!("{SCOPE}/ClassPredictor_dropout_{index}"), classes, keep)?;
+    }
     let columns = (config.num_classes + 1) * anchors;
     let outputs = (columns, predictor.class_prediction_bias_init);
     head(builder, "ClassPredictor", classes, &[Part::Classes], outputs, place)
+}
+
+/// The towers know batch norm alone: whatever else the settings ask for, the reference gives them biases.
+fn own(hyper: &Hyperparams) -> Normaliser<'static> {
+    if hyper.batch_norm.is_some() {
+        Normaliser::Own
+    } else {
+        Normaliser::Biases
+    }
 }
 
 fn tower(builder: &mut Builder, tower: &str, index: usize, map: Source) -> Result<Source, Error> {

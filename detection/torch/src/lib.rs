@@ -2,6 +2,7 @@
 
 mod cuda;
 mod error;
+mod mask;
 mod session;
 
 use std::ffi::c_void;
@@ -16,6 +17,7 @@ static API: Api = Api {
     version: VERSION,
     open,
     forward,
+    set_key,
     backward,
     close,
 };
@@ -95,6 +97,13 @@ unsafe extern "C" fn forward(
         )
     };
     unsafe { guarded(message, work) }.is_some()
+}
+
+unsafe extern "C" fn set_key(session: *mut c_void, key: u64) {
+    // SAFETY: `open` made it, and nobody else uses it meanwhile.
+    if let Some(session) = unsafe { session.cast::<Session>().as_mut() } {
+        session.set_key(key);
+    }
 }
 
 unsafe extern "C" fn backward(

@@ -1,11 +1,12 @@
 //! A network's plan, executed by libtorch in float32 with channels last; gradients by automatic differentiation.
 
-use coati_detection::network::plan::{Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
-use coati_detection::network::{NetworkConfig, Regularizer};
+use coati_detection::network::plan::{Affine, Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
+use coati_detection::network::{Activation, NetworkConfig, Regularizer};
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda;
 use crate::error::Error;
+use crate::mask;
 
 /// A network on a device, and what its backward pass needs.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct Session {
     starts: Vec<usize>,
     /// The regularisers' factors of every parameter (L1, L2), where there are any.
     penalties: [Option<Tensor>; 2],
+    /// What is dropped depends on it.
+    key: u64,
     pending: Option<Pending>,
 }
 
@@ -82,8 +85,14 @@ impl Session {
             sizes,
             starts,
             penalties,
+            key: 0,
             pending: None,
         })
+    }
+
+    /// Sets what the next forward passes drop.
+    pub(crate) fn set_key(&mut self, key: u64) {
+        self.key = key;
     }
 
     /// Fills `boxes` (`[batch, anchors, 4]`) and `classes` (`[batch, anchors, columns]`).
@@ -184,7 +193,7 @@ impl Session {
         let batch = images.size()[0];
         let (mut boxes, mut classes, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
         let mut features: Vec<Option<Tensor>> = Vec::new();
-        for layer in &self.plan.layers {
+        for (index, layer) in self.plan.layers.iter().enumerate() {
             let x = match layer.source {
                 Source::Image => images,
                 Source::Layer(source) => features
@@ -210,15 +219,23 @@ impl Session {
                     let found = features.get(other).and_then(Option::as_ref);
                     found.ok_or(Error::NoVariable(other))
                 });
-                let y = junction(layer, x, &others.collect::<Result<Vec<_>, _>>()?)?;
-                features.push(Some(activated(layer.limits, y)?));
+                let mut y = match layer.operation {
+                    Operation::Dropout { keep } if training => x.f_mul(&mask::of(self.key, index, keep, x)?)?,
+                    _ => junction(layer, x, &others.collect::<Result<Vec<_>, _>>()?)?,
+                };
+                if let Some(Affine { gamma, beta }) = layer.affine {
+                    let (gamma, beta) = (variables.at(gamma)?, variables.at(beta)?);
+                    let channels = [1, -1, 1, 1];
+                    y = y.f_mul(&gamma.f_view(channels)?)?.f_add(&beta.f_view(channels)?)?;
+                }
+                features.push(Some(activated(layer.activation, y)?));
                 continue;
             };
             let mut y = convolution(layer, weights, &variables, x)?;
             if let Some(norm) = layer.norm {
                 y = normalised(layer, norm, &variables, &y, training, &mut statistics)?;
             }
-            features.push(Some(activated(layer.limits, y)?));
+            features.push(Some(activated(layer.activation, y)?));
         }
         let mut boxes = Tensor::f_cat(&boxes, 1)?;
         if let Some((lo, hi)) = self.plan.clip {
@@ -273,6 +290,15 @@ fn junction(layer: &Layer, x: &Tensor, others: &[&Tensor]) -> Result<Tensor, Err
             let mut all = vec![x.shallow_clone()];
             all.extend(others.iter().map(|other| other.shallow_clone()));
             Tensor::f_cat(&all, 1)?
+        }
+        Operation::Gate => match others {
+            [gate, ..] => x.f_mul(gate)?,
+            [] => x.shallow_clone(),
+        },
+        Operation::Dropout { .. } => x.shallow_clone(),
+        Operation::GroupNorm { groups, epsilon } => {
+            let nothing = None::<&Tensor>;
+            x.f_group_norm(groups as i64, nothing, nothing, f64::from(epsilon), false)?
         }
         Operation::MaxPool => {
             let outside = f64::from(f32::MIN);
@@ -331,15 +357,15 @@ fn normalised(
     Ok(normal)
 }
 
-fn activated((lo, hi): (f32, f32), y: Tensor) -> Result<Tensor, Error> {
-    Ok(if (lo, hi) == (0.0, 6.0) {
-        y.f_relu6()?
-    } else if (lo, hi) == (0.0, f32::INFINITY) {
-        y.f_relu()?
-    } else if lo.is_infinite() && hi.is_infinite() {
-        y
-    } else {
-        y.f_clamp(f64::from(lo), f64::from(hi))?
+fn activated(activation: Activation, y: Tensor) -> Result<Tensor, Error> {
+    let raised = |y: &Tensor| y.f_add_scalar(3.0)?.f_relu6();
+    Ok(match activation {
+        Activation::None => y,
+        Activation::Relu => y.f_relu()?,
+        Activation::Relu6 => y.f_relu6()?,
+        Activation::Swish => y.f_silu()?,
+        Activation::HardSwish => y.f_mul(&raised(&y)?)?.f_mul_scalar(1.0 / 6.0)?,
+        Activation::HardSigmoid => raised(&y)?.f_mul_scalar(0.16667)?,
     })
 }
 

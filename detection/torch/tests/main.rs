@@ -65,6 +65,8 @@ fn open(config: &NetworkConfig, network: &Network) -> Accelerator {
 fn agrees(config: &NetworkConfig, batch: usize, tolerance: f64) {
     let mut network = Network::new(config).unwrap();
     let mut torch = open(config, &network);
+    network.set_key(5);
+    torch.set_key(5);
     let mut params = network.init_values(3);
     for (p, x) in params.iter_mut().zip(noise(network.elements(), 9)) {
         *p += 0.1 * p.abs().max(0.2) * x;
@@ -138,6 +140,31 @@ fn moving_statistics_and_other_penalties() {
 #[test]
 fn activations_with_corners() {
     agrees(&small(&Hyperparams::mobilenet_v1(), &[3, 6], (129, 129)), 2, 0.1);
+}
+
+#[test]
+fn gates_groups_dropout_and_other_activations() {
+    let frozen = Hyperparams {
+        batch_norm: Hyperparams::mobilenet_v1()
+            .batch_norm
+            .map(|norm| BatchNorm { train: false, ..norm }),
+        ..Hyperparams::mobilenet_v1()
+    };
+    let mut config = small(&frozen, &[3, 6, 6], (97, 130));
+    config.extractor = "ssd_mobilenet_v3_small".to_owned();
+    config.predictor.use_depthwise = true;
+    config.predictor.kernel_size = 5;
+    config.predictor.dropout_keep = Some(0.7);
+    agrees(&config, 2, 2e-2);
+    let grouped = Hyperparams {
+        activation: Activation::Swish,
+        batch_norm: None,
+        group_norm: true,
+        ..Hyperparams::mobilenet_v1()
+    };
+    let mut config = small(&grouped, &[3, 6], (65, 49));
+    config.min_depth = 32;
+    agrees(&config, 2, 2e-3);
 }
 
 #[test]

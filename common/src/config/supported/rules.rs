@@ -43,15 +43,23 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     (
         "ConvolutionalBoxPredictor",
         "conv_hyperparams min_depth max_depth num_layers_before_predictor kernel_size class_prediction_bias_init use_depthwise \
-         box_encodings_clip_range",
+         box_encodings_clip_range use_dropout dropout_keep_probability",
     ),
     (
         "WeightSharedConvolutionalBoxPredictor",
         "conv_hyperparams depth num_layers_before_predictor kernel_size class_prediction_bias_init share_prediction_tower \
-         use_depthwise box_encodings_clip_range",
+         use_depthwise box_encodings_clip_range use_dropout dropout_keep_probability",
     ),
     ("BoxEncodingsClipRange", "min max"),
-    ("AnchorGenerator", "ssd_anchor_generator multiscale_anchor_generator"),
+    (
+        "AnchorGenerator",
+        "ssd_anchor_generator multiscale_anchor_generator flexible_grid_anchor_generator",
+    ),
+    ("FlexibleGridAnchorGenerator", "anchor_grid normalize_coordinates"),
+    (
+        "AnchorGrid",
+        "base_sizes aspect_ratios height_stride width_stride height_offset width_offset",
+    ),
     (
         "MultiscaleAnchorGenerator",
         "min_level max_level anchor_scale aspect_ratios scales_per_octave normalize_coordinates",
@@ -107,7 +115,10 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "HardExampleMiner",
         "num_hard_examples iou_threshold loss_type max_negatives_per_positive min_negatives_per_image",
     ),
-    ("Hyperparams", "regularizer initializer activation batch_norm"),
+    (
+        "Hyperparams",
+        "regularizer initializer activation batch_norm group_norm",
+    ),
     ("Regularizer", "l1_regularizer l2_regularizer"),
     ("L1Regularizer", "weight"),
     ("L2Regularizer", "weight"),
@@ -274,6 +285,9 @@ pub(super) const ONLY: &[(&str, &[&str])] = &[
             "embedded_ssd_mobilenet_v1",
             "ssd_mobilenet_v2",
             "ssd_mobilenet_v2_fpn",
+            "ssd_mobilenet_v3_large",
+            "ssd_mobilenet_v3_small",
+            "ssd_mobilenet_edgetpu",
             "ssd_inception_v2",
             "ssd_inception_v3",
             "ssd_resnet50_v1_fpn",
@@ -284,9 +298,6 @@ pub(super) const ONLY: &[(&str, &[&str])] = &[
             "ssd_resnet152_v1_ppn",
         ],
     ),
-    ("Hyperparams.activation", &["NONE", "RELU", "RELU_6"]),
-    ("ConvolutionalBoxPredictor.use_dropout", &["false"]),
-    ("WeightSharedConvolutionalBoxPredictor.use_dropout", &["false"]),
     ("InputReader.input_type", &["TF_EXAMPLE", "INPUT_DEFAULT"]),
     ("train_input_reader.num_epochs", &["0"]),
 ];
@@ -307,8 +318,6 @@ pub(super) const IGNORED: &[(&str, &str)] = &[
     ("BootstrappedSigmoidClassificationLoss", "anchorwise_output"),
     ("XYPairs", "training_data_type"),
     ("ArgMaxMatcher", "use_matmul_gather"),
-    ("ConvolutionalBoxPredictor", "dropout_keep_probability"),
-    ("WeightSharedConvolutionalBoxPredictor", "dropout_keep_probability"),
     ("WeightedSigmoidClassificationLoss", "anchorwise_output"),
     ("WeightedSmoothL1LocalizationLoss", "anchorwise_output"),
     ("Hyperparams", "regularize_depthwise"),

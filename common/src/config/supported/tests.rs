@@ -113,20 +113,14 @@ fn values_that_are_not_built() {
             "train_config.use_bfloat16: true",
         ),
         (
-            "activation: RELU_6",
-            "activation: SWISH",
-            "conv_hyperparams.activation: SWISH",
+            "batch_norm { train: true",
+            "sync_batch_norm { train: true",
+            "conv_hyperparams.sync_batch_norm: not supported yet",
         ),
     ] {
         let text = refusal(from, to);
         assert!(text.contains(path), "{path} in {text}");
     }
-    // A default can be what is not built.
-    assert_eq!(
-        refusal("use_dropout: false", ""),
-        "pipeline.config:31: model.ssd.box_predictor.convolutional_box_predictor.use_dropout: true (the default) is not supported yet\n\
-         hint: write `use_dropout: false`"
-    );
     // Spelled-out defaults are no reason to refuse.
     assert!(
         refused(&[(

@@ -1,6 +1,7 @@
 //! Feature pyramids (arXiv:1612.03144): the reference's `fpn_top_down_feature_maps` and the coarse maps behind it.
 
-use super::super::builder::{Builder, Normaliser, UNLIMITED, square};
+use super::super::builder::{Builder, Normaliser, square};
+use super::super::config::Activation;
 use super::super::error::Error;
 use super::super::plan::Source;
 
@@ -57,7 +58,7 @@ fn top_down(builder: &mut Builder, pyramid: &Pyramid, blocks: &[Source], depth: 
     let mut above = None;
     for (i, &block) in blocks.iter().enumerate().rev() {
         let name = format!("{}projection_{}", pyramid.scope, i + 1);
-        let bare = (Normaliser::Biases, UNLIMITED);
+        let bare = (Normaliser::Biases, Activation::None);
         let residual = builder.conv_with((&name, "weights"), block, square(1, 1), depth, &config.extra, bare)?;
         let Some(coarser) = above.replace(residual) else {
             maps.push(residual);
@@ -78,7 +79,7 @@ fn top_down(builder: &mut Builder, pyramid: &Pyramid, blocks: &[Source], depth: 
             &format!("{}top_down_{}", pyramid.scope, i + 1),
             residual,
             coarser,
-            UNLIMITED,
+            Activation::None,
         )?;
         above = Some(sum);
         let name = format!("{}smoothing_{}", pyramid.scope, i + 1);

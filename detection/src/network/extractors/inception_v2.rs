@@ -97,7 +97,7 @@ fn ssd(builder: &mut Builder) -> Result<Vec<Source>, Error> {
     let name = format!("{SCOPE}Conv2d_1a_7x7");
     let multiplier = (depth / 3).clamp(1, 8);
     let stem = (square(7, 2), multiplier);
-    let after = (Normaliser::Own, hyper.activation.limits());
+    let after = (Normaliser::Own, hyper.activation);
     let stem = builder.separable(&name, Source::Image, stem, depth, &drawn(hyper, 1.0), after)?;
     let pool = builder.max_pool(&format!("{SCOPE}MaxPool_2a_3x3"), stem, 3, 2)?;
     let (narrow, wide) = (drawn(hyper, 0.1), builder.depth(192));

@@ -1,6 +1,6 @@
 //! MobileNet v2 (arXiv:1801.04381): `ssd_mobilenet_v2` (ssdlite with `use_depthwise`) and `_fpn`.
 
-use super::super::builder::{Builder, Normaliser, UNLIMITED, square};
+use super::super::builder::{Builder, Normaliser, square};
 use super::super::config::{Activation, BatchNorm, Hyperparams};
 use super::super::error::Error;
 use super::super::plan::Source;
@@ -27,7 +27,7 @@ pub(super) const FPN: Extractor = Extractor {
 };
 
 /// slim's `training_scope` as the reference calls it; depthwise weights have no penalty.
-fn own() -> Hyperparams {
+pub(super) fn own() -> Hyperparams {
     Hyperparams {
         regularize_depthwise: false,
         ..Hyperparams::mobilenet_v1()
@@ -75,10 +75,10 @@ struct Base {
     expansions: Vec<Option<Source>>,
 }
 
-/// The settings that slim's `V2_DEF` has the last word on.
-fn settled(hyper: &Hyperparams) -> Hyperparams {
+/// The settings that slim's `V2_DEF` and `V3` have the last word on, whatever else is overridden.
+pub(super) fn settled(hyper: &Hyperparams) -> Hyperparams {
     let norm = hyper.batch_norm.unwrap_or(BatchNorm {
-        decay: 0.999,
+        decay: 0.9997,
         epsilon: 0.001,
         center: true,
         scale: true,
@@ -92,6 +92,7 @@ fn settled(hyper: &Hyperparams) -> Hyperparams {
     Hyperparams {
         activation: Activation::Relu6,
         batch_norm: Some(norm),
+        group_norm: false,
         ..hyper.clone()
     }
 }
@@ -123,7 +124,7 @@ fn base(builder: &mut Builder, last: usize) -> Result<Base, Error> {
         expansions.push((wide != from).then_some(wide));
         let own = builder.depthwise(&format!("{scope}/depthwise"), wide, square(3, stride), &hyper)?;
         let project = format!("{scope}/project");
-        let linear = (Normaliser::Own, UNLIMITED);
+        let linear = (Normaliser::Own, Activation::None);
         let project = builder.conv_with(
             (&project, "weights"),
             own,
@@ -134,7 +135,7 @@ fn base(builder: &mut Builder, last: usize) -> Result<Base, Error> {
         )?;
         let residual = stride == 1 && builder.channels(project) == inputs;
         layers.push(if residual {
-            builder.add(&format!("{scope}/add"), project, from, UNLIMITED)?
+            builder.add(&format!("{scope}/add"), project, from, Activation::None)?
         } else {
             project
         });

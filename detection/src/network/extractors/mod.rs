@@ -7,6 +7,7 @@ mod inception_v2;
 mod inception_v3;
 mod mobilenet_v1;
 mod mobilenet_v2;
+mod mobilenet_v3;
 mod ppn;
 mod resnet_v1;
 
@@ -47,6 +48,9 @@ pub static ALL: &[Extractor] = &[
     embedded_mobilenet_v1::SSD,
     mobilenet_v2::SSD,
     mobilenet_v2::FPN,
+    mobilenet_v3::LARGE,
+    mobilenet_v3::SMALL,
+    mobilenet_v3::EDGE_TPU,
     inception_v2::SSD,
     inception_v3::SSD,
     resnet_v1::FPN_50,

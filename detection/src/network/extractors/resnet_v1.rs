@@ -1,6 +1,6 @@
 //! `ResNet` v1 (arXiv:1512.03385) with the stride in the last unit of a block: `ssd_resnet50_v1_fpn`, `101`, `152` and their `_ppn` twins.
 
-use super::super::builder::{Builder, Normaliser, Padding, RELU, UNLIMITED, square};
+use super::super::builder::{Builder, Normaliser, Padding, square};
 use super::super::config::{Activation, BatchNorm, FanMode, Hyperparams, Initializer, Regularizer};
 use super::super::error::Error;
 use super::super::plan::Source;
@@ -84,6 +84,7 @@ fn own() -> Hyperparams {
             train: true,
         }),
         regularize_depthwise: true,
+        group_norm: false,
     }
 }
 
@@ -133,7 +134,7 @@ fn bottleneck(
     channels: usize,
     hyper: &Hyperparams,
 ) -> Result<Source, Error> {
-    let linear = (Normaliser::Own, UNLIMITED);
+    let linear = (Normaliser::Own, Activation::None);
     let wide = 4 * channels;
     let shortcut = if builder.channels(from) == wide {
         from
@@ -145,7 +146,7 @@ fn bottleneck(
     let narrow = builder.conv(&format!("{scope}conv2"), narrow, square(3, 1), channels, hyper)?;
     let name = format!("{scope}conv3");
     let residual = builder.conv_with((&name, "weights"), narrow, square(1, 1), wide, hyper, linear)?;
-    builder.add(&format!("{scope}add"), residual, shortcut, RELU)
+    builder.add(&format!("{scope}add"), residual, shortcut, Activation::Relu)
 }
 
 fn pyramid(builder: &mut Builder, name: &str, units: [usize; 4]) -> Result<Vec<Source>, Error> {

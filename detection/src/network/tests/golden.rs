@@ -1,12 +1,17 @@
 //! Numbers recorded from the reference implementation.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use coati_checkpoint::bundle::Reader;
+use coati_checkpoint::restore::Kind;
+use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec};
 use npyz::npz::NpzArchive;
+
+use crate::anchors::Generator;
 
 use super::super::{Fpn, Hyperparams, Mode, Network, NetworkConfig, PredictorConfig, PredictorKind};
 use super::{golden_config, relative_error, small};
@@ -69,7 +74,11 @@ fn hashed(spec: &VariableSpec) -> Vec<f32> {
             x ^= x >> 31;
             let z = 2.0 * ((x >> 40) as f64 / f64::from(1 << 24)) - 1.0;
             let value = match last {
-                "weights" if spec.name.ends_with("resnet_v1_50/conv1/weights") => {
+                "weights"
+                    if spec.name.contains("/resnet_v1_")
+                        && spec.name.ends_with("/conv1/weights")
+                        && !spec.name.contains("/block") =>
+                {
                     z * (6.0 / area(&spec.shape[..3])).sqrt() / 64.0
                 }
                 "weights" | "pointwise_weights" => z * (6.0 / area(&spec.shape[..3])).sqrt(),
@@ -109,24 +118,17 @@ fn largest_difference(found: &[f32], expected: &[f32]) -> f64 {
         .fold(0.0, |m, (&a, &b)| m.max(f64::from((a - b).abs())))
 }
 
-#[test]
-fn variables_are_those_of_the_reference() {
-    let Some(path) = shared("variable_names/ssd_mobilenet_v1.txt") else {
-        return;
-    };
-    let text = std::fs::read_to_string(path).unwrap();
-    let mut expected: Vec<String> = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect();
-    expected.sort();
-    let config = NetworkConfig {
-        num_classes: 90,
-        threads: Some(1),
-        ..NetworkConfig::ssd_mobilenet_v1(90)
-    };
-    let network = Network::new(&config).unwrap();
+/// A recorded list of variables: name, shape, type and whether it is trained, without its order.
+fn recorded_variables(name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(fixture(&format!("variable_names/{name}.txt"))).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let mut lines: Vec<String> = lines.map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+fn same_variables(name: &str, network: &Network) {
+    let expected = recorded_variables(name);
     let mut found: Vec<String> = network
         .variables()
         .iter()
@@ -136,7 +138,23 @@ fn variables_are_those_of_the_reference() {
         })
         .collect();
     found.sort();
-    assert_eq!(found, expected);
+    let missing: Vec<_> = expected.iter().filter(|line| !found.contains(line)).collect();
+    let more: Vec<_> = found.iter().filter(|line| !expected.contains(line)).collect();
+    assert!(
+        missing.is_empty() && more.is_empty(),
+        "{name}: missing {missing:?}, more {more:?}"
+    );
+}
+
+#[test]
+fn variables_are_those_of_the_reference() {
+    let config = NetworkConfig {
+        num_classes: 90,
+        threads: Some(1),
+        ..NetworkConfig::ssd_mobilenet_v1(90)
+    };
+    let network = Network::new(&config).unwrap();
+    same_variables("ssd_mobilenet_v1", &network);
     assert_eq!(
         network.feature_map_shapes(),
         [(19, 19), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
@@ -146,6 +164,31 @@ fn variables_are_those_of_the_reference() {
         network.variables()[0].name,
         "FeatureExtractor/MobilenetV1/Conv2d_0/weights"
     );
+}
+
+/// The recorded examples of the hash rule.
+#[test]
+fn hashed_weights_are_those_of_the_rule() {
+    let text = std::fs::read_to_string(fixture("forward_hashed/hash_rule_examples.json")).unwrap();
+    let examples: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    for example in &examples {
+        let shape = example["shape"].as_array().unwrap();
+        let spec = VariableSpec {
+            name: example["name"].as_str().unwrap().to_owned(),
+            shape: shape.iter().map(|side| side.as_i64().unwrap()).collect(),
+            kind: VariableKind::Trainable,
+        };
+        let values = hashed(&spec);
+        let first = example["first4"].as_array().unwrap();
+        for (found, expected) in values
+            .iter()
+            .zip(first)
+            .chain(values.last().zip(Some(&example["last"])))
+        {
+            assert_eq!(f64::from(*found), expected.as_f64().unwrap(), "{}", spec.name);
+        }
+    }
+    assert!(examples.len() > 3);
 }
 
 #[test]
@@ -230,57 +273,136 @@ const OTHERS: [&str; 5] = [
     "ssd_resnet50_v1_fpn",
 ];
 
+/// The models whose numbers were recorded by running the reference on the samples in `configs/`, with images of this side.
+const SAMPLES: [(&str, &str, usize); 12] = [
+    ("ssd_mobilenet_v3_large", "ssdlite_mobilenet_v3_large_320x320", 320),
+    ("ssd_mobilenet_v3_small", "ssdlite_mobilenet_v3_small_320x320", 320),
+    ("ssd_mobilenet_edgetpu", "ssdlite_mobilenet_edgetpu_320x320", 320),
+    ("ssd_mobilenet_v2_fpn", "ssd_mobilenet_v2_fpnlite_320x320", 320),
+    ("ssd_inception_v3", "ssd_inception_v3", 300),
+    ("embedded_ssd_mobilenet_v1", "embedded_ssd_mobilenet_v1", 256),
+    ("ssd_mobilenet_v1_ppn", "ssd_mobilenet_v1_ppn", 300),
+    ("ssd_resnet50_v1_ppn", "ssd_resnet50_v1_ppn_512x512", 320),
+    ("ssd_resnet101_v1_ppn", "ssd_resnet101_v1_ppn_512x512", 320),
+    ("ssd_resnet152_v1_ppn", "ssd_resnet152_v1_ppn_512x512", 320),
+    ("ssd_resnet101_v1_fpn", "ssd_resnet101_v1_fpn_640x640", 320),
+    ("ssd_resnet152_v1_fpn", "ssd_resnet152_v1_fpn_640x640", 320),
+];
+
+fn sample(file: &str, side: usize, num_classes: usize) -> NetworkConfig {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs"));
+    configured(&folder.join(format!("{file}_coco.config")), side, num_classes).0
+}
+
+/// A configuration's network and anchors.
+fn configured(path: &Path, side: usize, num_classes: usize) -> (NetworkConfig, Generator) {
+    let model = PipelineConfig::load(path).unwrap().proto.model.unwrap();
+    let ssd = crate::config::ssd(&model).unwrap();
+    let generator = crate::config::anchor_generator(ssd.anchor_generator.as_ref()).unwrap();
+    let options = crate::config::NetworkOptions {
+        regularization: true,
+        threads: Some(2),
+    };
+    let config = NetworkConfig {
+        image_height: side,
+        image_width: side,
+        num_classes,
+        ..crate::config::network(ssd, generator.anchors_per_location().unwrap(), options).unwrap()
+    };
+    (config, generator)
+}
+
+/// Configurations that ask for what no sample asks for.
+const OPTIONS: [&str; 2] = ["options", "shared_options"];
+
+fn options(name: &str, num_classes: usize) -> (NetworkConfig, Generator) {
+    configured(&fixture(&format!("forward_hashed/{name}.config")), 300, num_classes)
+}
+
+/// Every model but `ssd_mobilenet_v1`, which has tests of its own: its record and its network for so many classes.
+fn others(num_classes: usize) -> impl Iterator<Item = (&'static str, NetworkConfig)> {
+    let stocked = OTHERS.into_iter().map(move |name| (name, stock(name, num_classes)));
+    let sampled = SAMPLES
+        .into_iter()
+        .map(move |(name, file, side)| (name, sample(file, side, num_classes)));
+    let optional = OPTIONS
+        .into_iter()
+        .map(move |name| (name, options(name, num_classes).0));
+    stocked.chain(sampled).chain(optional)
+}
+
 #[test]
 fn variables_of_the_other_models_are_those_of_the_reference() {
-    for name in OTHERS {
-        let Some(path) = shared(&format!("variable_names/{name}.txt")) else {
-            return;
-        };
-        let text = std::fs::read_to_string(path).unwrap();
-        let mut expected: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        expected.sort_unstable();
-        let network = Network::new(&stock(name, 90)).unwrap();
-        let mut found: Vec<String> = network
-            .variables()
-            .iter()
-            .map(|spec| {
-                let trainable = if spec.kind == VariableKind::Trainable { "T" } else { "-" };
-                format!("{}\t{:?}\tfloat32\t{trainable}", spec.name, spec.shape)
-            })
-            .collect();
-        found.sort();
-        let missing: Vec<_> = expected
-            .iter()
-            .filter(|line| !found.iter().any(|f| f == *line))
-            .collect();
-        let more: Vec<_> = found.iter().filter(|line| !expected.contains(&line.as_str())).collect();
-        assert!(
-            missing.is_empty() && more.is_empty(),
-            "{name}: missing {missing:?}, more {more:?}"
-        );
+    for (name, config) in others(90) {
+        same_variables(name, &Network::new(&config).unwrap());
+    }
+    // Nothing is built whose variables are not recorded.
+    let recorded: Vec<String> = others(3).map(|(_, config)| config.extractor).collect();
+    for extractor in super::super::extractors::ALL.iter().skip(1) {
+        assert!(recorded.iter().any(|name| name == extractor.name), "{}", extractor.name);
     }
 }
 
 #[test]
 fn inference_of_the_other_models_equals_the_reference() {
-    for name in OTHERS {
-        let Some(path) = shared(&format!("forward_hashed/{name}.npz")) else {
-            return;
-        };
-        let mut npz = Npz::open(&path);
-        let images = npz.bytes("image_u8");
-        let mut network = Network::new(&stock(name, 3)).unwrap();
+    let mut npz = Npz::open(&fixture("forward_hashed/others.npz"));
+    for (name, config) in others(3) {
+        let (height, width) = (config.image_height, config.image_width);
+        let side = if width == 300 { 300 } else { 320 };
+        let image = npz.bytes(&format!("image_{side}"));
+        let rows = image.chunks_exact(side * 3).take(height);
+        let image: Vec<f32> = rows.flat_map(|row| &row[..width * 3]).copied().collect();
+        let mut network = Network::new(&config).unwrap();
         let params: Vec<f32> = network.variables().iter().flat_map(hashed).collect();
-        let outputs = network.forward(&params, &images, Mode::Eval).unwrap();
+        let outputs = network.forward(&params, &image, Mode::Eval).unwrap();
         for (found, array) in [
             (&outputs.box_encodings, "box_encodings"),
             (&outputs.class_logits, "class_predictions_with_background"),
         ] {
-            let expected = npz.floats(array);
-            let error = largest_difference(found, &expected) / deviation(&expected);
+            // Of every so many anchors one is recorded.
+            let expected = npz.floats(&format!("{name}__{array}"));
+            let step = (found.len() - 1) / (expected.len() - 4);
+            let some: Vec<f32> = found.chunks_exact(4).step_by(step).flatten().copied().collect();
+            let error =
+                largest_difference(&some, &expected) / f64::from(npz.floats(&format!("{name}__{array}__std"))[0]);
             println!("{name} {array}: {error:.1e}");
             assert!(error < 1e-3, "{name} {array}: {error}");
         }
+    }
+}
+
+#[test]
+fn anchors_that_are_written_out_equal_the_reference_s() {
+    let mut npz = Npz::open(&fixture("forward_hashed/others.npz"));
+    for name in OPTIONS {
+        let (config, generator) = options(name, 3);
+        let maps = Network::new(&config).unwrap().feature_map_shapes();
+        let found = generator.generate(&maps, (300, 300)).unwrap();
+        let some: Vec<f32> = found.iter().step_by(7).flatten().copied().collect();
+        let error = largest_difference(&some, &npz.floats(&format!("{name}__anchors")));
+        assert!(error < 1e-6, "{name}: {error}");
+    }
+}
+
+/// What `restore_map` asks a classifier's checkpoint for, recorded from the reference.
+#[test]
+fn a_classifier_is_asked_for_what_the_reference_asks() {
+    for name in OTHERS.into_iter().chain(["ssd_mobilenet_v1"]) {
+        let text =
+            std::fs::read_to_string(fixture(&format!("variable_names/{name}.restore_classification.txt"))).unwrap();
+        let expected: BTreeMap<&str, &str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| line.split_once('\t').map(|(key, variable)| (variable, key)).unwrap())
+            .collect();
+        let network = Network::new(&stock(name, 90)).unwrap();
+        let found: BTreeMap<&str, String> = network
+            .variables()
+            .iter()
+            .filter_map(|spec| Some((spec.name.as_str(), Kind::Classification.key(&spec.name)?)))
+            .collect();
+        let found: BTreeMap<&str, &str> = found.iter().map(|(variable, key)| (*variable, key.as_str())).collect();
+        assert_eq!(found, expected, "{name}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use tch::{Kind, Tensor};
 
+use super::super::dropout::Mask;
 use super::super::plan::{Layer, Operation, Part, Plan, Source, Weights, plan};
 use super::super::{
     Activation, BatchNorm, Hyperparams, InputRange, Mode, Network, NetworkConfig, Outputs, PredictorConfig,
@@ -67,7 +68,7 @@ impl Reference {
         let batch = images.size()[0];
         let mut features: Vec<Tensor> = Vec::new();
         let (mut boxes, mut classes, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
-        for layer in &self.plan.layers {
+        for (index, layer) in self.plan.layers.iter().enumerate() {
             let x = match layer.source {
                 Source::Image => images.shallow_clone(),
                 Source::Layer(source) => features[source].shallow_clone(),
@@ -88,9 +89,15 @@ impl Reference {
             }
             let Some(weights) = layer.weights.first() else {
                 let others: Vec<&Tensor> = layer.others.iter().map(|&other| &features[other]).collect();
-                let (lo, hi) = layer.limits;
-                let y = junction(layer, &x, &others);
-                features.push(y.clamp(f64::from(lo), f64::from(hi)));
+                let mut y = match layer.operation {
+                    Operation::Dropout { keep } if training => &x * dropped(index, keep, &x),
+                    _ => junction(layer, &x, &others),
+                };
+                if let Some(affine) = layer.affine {
+                    let [gamma, beta] = [affine.gamma, affine.beta].map(|at| self.at(at).reshape([1, -1, 1, 1]));
+                    y = y * gamma + beta;
+                }
+                features.push(activated(layer.activation, y));
                 continue;
             };
             let mut y = self.convolution(layer, weights, &x);
@@ -120,8 +127,7 @@ impl Reference {
                     y += per_channel(self.at(beta));
                 }
             }
-            let (lo, hi) = layer.limits;
-            features.push(y.clamp(f64::from(lo), f64::from(hi)));
+            features.push(activated(layer.activation, y));
         }
         Forward {
             boxes: match self.plan.clip {
@@ -146,6 +152,37 @@ impl Reference {
         }
         total
     }
+}
+
+/// The key of every step here.
+const KEY: u64 = 77;
+
+fn activated(activation: Activation, y: Tensor) -> Tensor {
+    let raised = |y: &Tensor| (y + 3.0).clamp(0.0, 6.0);
+    match activation {
+        Activation::None => y,
+        Activation::Relu => y.clamp_min(0.0),
+        Activation::Relu6 => y.clamp(0.0, 6.0),
+        Activation::Swish => y.sigmoid() * &y,
+        Activation::HardSwish => raised(&y) * &y / 6.0,
+        Activation::HardSigmoid => raised(&y) * 0.16667,
+    }
+}
+
+/// The factors of dropout, which are the kernels' own.
+fn dropped(layer: usize, keep: f32, x: &Tensor) -> Tensor {
+    let size = x.size();
+    let values = size[1..].iter().product::<i64>() as usize;
+    let factors: Vec<f32> = (0..size[0] as usize)
+        .flat_map(|image| {
+            let mask = Mask::new(KEY, layer, image, keep);
+            (0..values).map(move |index| mask.factor(index))
+        })
+        .collect();
+    let factors = Tensor::from_slice(&factors).to_kind(Kind::Double);
+    factors
+        .reshape([size[0], size[2], size[3], size[1]])
+        .permute([0, 3, 1, 2])
 }
 
 /// With the zeros that a layer's window reads beyond the edges.
@@ -178,6 +215,15 @@ fn junction(layer: &Layer, x: &Tensor, others: &[&Tensor]) -> Tensor {
             let mut all = vec![x.shallow_clone()];
             all.extend(others.iter().map(|other| other.shallow_clone()));
             Tensor::cat(&all, 1)
+        }
+        Operation::Gate => x * others[0],
+        Operation::Dropout { .. } => x.shallow_clone(),
+        Operation::GroupNorm { groups, epsilon } => {
+            let size = x.size();
+            let groups = x.reshape([size[0], groups as i64, -1]);
+            let mean = groups.mean_dim(-1, true, None);
+            let variance = (&groups - &mean).square().mean_dim(-1, true, None);
+            ((groups - mean) / (variance + f64::from(epsilon)).sqrt()).reshape(&size[..])
         }
         Operation::MaxPool => {
             // Outside counts as less than anything.
@@ -247,6 +293,7 @@ fn agrees_on(
     isa: crate::kernels::Isa,
 ) -> Result<(), String> {
     let mut network = Network::with_isa(config, isa).unwrap();
+    network.set_key(KEY);
     let mut params = network.init_values(3);
     // Scrambled, so that nothing sits at a special value.
     for (p, x) in params.iter_mut().zip(noise(network.elements(), seed)) {
@@ -539,4 +586,81 @@ fn projections_to_the_commonest_depth() {
     let mut config = other("embedded_ssd_mobilenet_v1", (256, 256), &[3; 5]);
     config.predictor = shared_towers(config.predictor);
     agrees(&config, 1, 1e-3);
+}
+
+#[test]
+fn squeezed_and_excited_channels_and_hard_swish() {
+    for (extractor, anchors) in [
+        ("ssd_mobilenet_v3_large", &[2, 3, 3, 3, 3, 3][..]),
+        ("ssd_mobilenet_v3_small", &[3, 6]),
+        ("ssd_mobilenet_edgetpu", &[2, 3, 3]),
+    ] {
+        let mut config = other(extractor, (97, 130), anchors);
+        config.use_depthwise = true;
+        config.predictor.use_depthwise = true;
+        config.predictor.kernel_size = 3;
+        agrees(&config, 2, 1e-3);
+    }
+    let config = NetworkConfig {
+        base: Hyperparams::mobilenet_v1(),
+        ..other("ssd_mobilenet_v3_small", (129, 160), &[3, 6])
+    };
+    agrees(&config, 2, 3e-3);
+}
+
+#[test]
+fn depthwise_windows_of_every_size() {
+    for kernel_size in [1, 2, 4, 5, 7, 9] {
+        let mut config = other("ssd_mobilenet_v1", (70, 97), &[2, 3]);
+        config.predictor.use_depthwise = true;
+        config.predictor.kernel_size = kernel_size;
+        agrees(&config, 2, 1e-3);
+    }
+    // Its last extra map has a window of 2 x 2 with stride 2.
+    let mut config = other("embedded_ssd_mobilenet_v1", (256, 256), &[3; 5]);
+    config.use_depthwise = true;
+    agrees(&config, 1, 1e-3);
+}
+
+#[test]
+fn group_norm_swish_and_dropout() {
+    let grouped = |hyper: &Hyperparams| Hyperparams {
+        batch_norm: None,
+        group_norm: true,
+        activation: Activation::Swish,
+        ..hyper.clone()
+    };
+    let mut config = other("ssd_mobilenet_v1", (97, 130), &[2, 3, 3]);
+    config.min_depth = 32;
+    (config.base, config.extra) = (grouped(&config.base), grouped(&config.extra));
+    config.predictor.hyperparams = grouped(&config.predictor.hyperparams);
+    config.predictor.num_layers_before_predictor = 1;
+    (config.predictor.min_depth, config.predictor.max_depth) = (32, 64);
+    config.predictor.dropout_keep = Some(0.6);
+    agrees(&config, 2, 2e-3);
+    // A shared predictor's towers have biases in its place.
+    let mut config = other("ssd_mobilenet_v1_ppn", (97, 113), &[3; 6]);
+    config.predictor = shared_towers(config.predictor);
+    config.predictor.hyperparams = grouped(&config.predictor.hyperparams);
+    config.predictor.dropout_keep = Some(0.8);
+    let names = plan(&config).unwrap().variables;
+    assert!(
+        names
+            .iter()
+            .all(|spec| !spec.name.contains("Norm") || spec.name.starts_with("FeatureExtractor/"))
+    );
+    assert!(
+        names
+            .iter()
+            .any(|spec| spec.name.ends_with("BoxPredictionTower/conv2d_0/biases"))
+    );
+    agrees(&config, 2, 1e-3);
+}
+
+#[test]
+fn layers_that_no_32_groups_fit_are_refused() {
+    let mut config = other("ssd_mobilenet_v1", (97, 130), &[2, 3, 3]);
+    config.base.group_norm = true;
+    let error = plan(&config).unwrap_err().to_string();
+    assert!(error.contains("MobilenetV1/Conv2d_0 has 8 channels"), "{error}");
 }
