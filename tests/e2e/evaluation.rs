@@ -240,3 +240,22 @@ fn evaluations_of_a_set_say_what_is_odd_and_name_what_is_wrong() {
     ]);
     assert_eq!(done.json()["images"], 11, "{done}");
 }
+
+#[test]
+fn a_scheduler_may_start_the_evaluator_outside_of_the_cluster() {
+    let job = evaluating_at_once("");
+    let config = r#"{"cluster": {"chief": ["127.0.0.1:9"]}, "task": {"type": "evaluator", "index": 0}}"#;
+    let second = config.replace("\"index\": 0", "\"index\": 1");
+    let refused = job.coati(TRAIN.split_whitespace()).env("TF_CONFIG", &second).run();
+    let _ = refused
+        .exits(2)
+        .says(&["evaluator-1: a job has one evaluator", "hint: its index is 0"]);
+    let evaluator = job.coati(TRAIN.split_whitespace()).env("TF_CONFIG", config).start();
+    evaluator.wait_for("waiting for the first checkpoint in model");
+    let _ = job.train("model", 12).run().exits(0);
+    let done = evaluator.finish().exits(0);
+    let _ = done.says(&[
+        "evaluation at step 12: AP ",
+        "the last checkpoint (step 12) is evaluated",
+    ]);
+}

@@ -25,6 +25,8 @@ use scores::{Scored, Scores};
 
 /// Images that go through the network together.
 const BATCH: usize = 8;
+/// Those that go first: nothing else is to be done while they are read.
+const FIRST_BATCH: usize = 2;
 /// Batches that wait for being scored.
 const WAITING: usize = 2;
 
@@ -267,9 +269,10 @@ fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<St
     let (send, batches) = mpsc::sync_channel(2);
     let (tell, bad) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut left = wanted as usize;
+        let (mut left, mut size) = (wanted as usize, FIRST_BATCH);
         loop {
-            let batch: Result<Vec<Example>, _> = examples.by_ref().take(BATCH.min(left)).collect();
+            let batch: Result<Vec<Example>, _> = examples.by_ref().take(size.min(left)).collect();
+            size = BATCH;
             let end = batch.as_ref().map_or(true, Vec::is_empty);
             left -= batch.as_ref().map_or(0, Vec::len);
             if batch.as_ref().is_ok_and(Vec::is_empty) || send.send(batch.map_err(Error::from)).is_err() || end {
