@@ -148,15 +148,14 @@ pub fn evaluate(
                 _ if options.stop.raised() => Err(Error::Stopped),
                 batch => batch,
             };
-            let found = batch.and_then(|batch| {
-                let images: Vec<f32> = batch.iter().flat_map(|example| example.input.iter().copied()).collect();
-                let objects: Vec<coati_detection::Groundtruth> = batch.iter().map(objects).collect();
+            let found = batch.and_then(|Batch { examples, images }| {
+                let objects: Vec<coati_detection::Groundtruth> = examples.iter().map(objects).collect();
                 let started = Instant::now();
                 let found = model.evaluate(variables, &images, &objects);
                 model_seconds += started.elapsed().as_secs_f64();
                 let (detections, found) = found.map_err(|error| Error::Model(error.to_string()))?;
                 losses.add(&found);
-                Ok((batch, detections))
+                Ok((examples, detections))
             });
             match found {
                 Ok(found) => {
@@ -262,7 +261,25 @@ impl Losses {
     }
 }
 
-type Batches = mpsc::Receiver<Result<Vec<Example>, Error>>;
+/// Images that go through the network together.
+struct Batch {
+    /// Their inputs are in `images`.
+    examples: Vec<Example>,
+    /// `[N, height, width, 3]`
+    images: Vec<f32>,
+}
+
+impl Batch {
+    fn new(mut examples: Vec<Example>) -> Self {
+        let mut images = Vec::with_capacity(examples.iter().map(|example| example.input.len()).sum());
+        for example in &mut examples {
+            images.extend_from_slice(&std::mem::take(&mut example.input));
+        }
+        Self { examples, images }
+    }
+}
+
+type Batches = mpsc::Receiver<Result<Batch, Error>>;
 
 /// Reads and decodes on a thread of its own while the network is busy.
 fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<String>>) {
@@ -275,7 +292,10 @@ fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<St
             size = BATCH;
             let end = batch.as_ref().map_or(true, Vec::is_empty);
             left -= batch.as_ref().map_or(0, Vec::len);
-            if batch.as_ref().is_ok_and(Vec::is_empty) || send.send(batch.map_err(Error::from)).is_err() || end {
+            if batch.as_ref().is_ok_and(Vec::is_empty)
+                || send.send(batch.map(Batch::new).map_err(Error::from)).is_err()
+                || end
+            {
                 break;
             }
         }

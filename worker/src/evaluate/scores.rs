@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::thread;
 
 use coati_common::config::PipelineConfig;
 use coati_dataset::eval::Example;
@@ -124,7 +125,17 @@ impl<'a> Scores<'a> {
         if let (Some(path), Some(collected)) = (&self.options.detections_path, &self.collected) {
             collected.write_files(path)?;
         }
-        let figures = self.metrics.evaluate()?;
+        let (mut shown, pictures) = self.gallery.finish();
+        let (metrics, review) = (&self.metrics, &self.review);
+        let (figures, plotted) = thread::scope(|scope| {
+            let plotting = (!shown.is_empty()).then(|| scope.spawn(move || plots(review)));
+            let figures = metrics.evaluate();
+            let joined =
+                plotting.map(|plotting| plotting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            (figures, joined)
+        });
+        let figures = figures?;
+        shown.extend(plotted.transpose()?.into_iter().flatten());
         let floor = self
             .options
             .constant_box
@@ -136,10 +147,6 @@ impl<'a> Scores<'a> {
                 "{} images have the id (image/source_id) of another one, the first is {first}; they are told apart by their records' numbers",
                 self.shared.len()
             ));
-        }
-        let (mut shown, pictures) = self.gallery.finish();
-        if !shown.is_empty() {
-            shown.extend(plots(&self.review)?);
         }
         Ok(Scored {
             figures,
