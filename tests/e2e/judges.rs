@@ -212,8 +212,9 @@ fn the_references_detections_give_its_metrics() {
     let (classes, counts) = (whole("classes"), whole("num"));
     let file = IndexedFile::open(&records).unwrap();
     let mut writer = Writer::new(Vec::new());
-    for image in 0..file.len() {
-        let (from, count) = (image * 100, usize::try_from(counts[image]).unwrap());
+    assert_eq!(file.len(), counts.len());
+    for (image, &count) in counts.iter().enumerate() {
+        let (from, count) = (image * 100, usize::try_from(count).unwrap());
         let found = Detections {
             boxes: (from..from + count)
                 .map(|at| [0, 1, 2, 3].map(|side| boxes[4 * at + side]))

@@ -79,10 +79,11 @@ pub trait Watcher {
 /// Evaluates until [`decide`] says that it is enough.
 pub fn follow(options: &Options, input: &Input, model: &mut Ssd, watcher: &mut dyn Watcher) -> Result<Ended, Error> {
     let folder = folder_of(&options.checkpoint_dir);
-    let mut journal = options
-        .journal
-        .then(|| Journal::open(&options.events))
-        .unwrap_or_default();
+    let mut journal = if options.journal {
+        Journal::open(&options.events)
+    } else {
+        Journal::default()
+    };
     let mut keeper = options.keep_best.clone().map(|wanted| Keeper::new(wanted, &folder));
     let mut master = options.master.clone().map(Master::new);
     let settings = options.config.eval_config();

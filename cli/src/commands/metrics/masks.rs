@@ -6,12 +6,11 @@ use coati_evaluation::Mask;
 
 /// The masks of a feature, one for each of `boxes`; none where it is absent. `size` is what `image/height` and `image/width` say.
 pub(super) fn read(features: &Features, name: &str, size: Option<[u32; 2]>, boxes: usize) -> Result<Vec<Mask>, String> {
-    let masks = match features.bytes(name) {
-        Ok(files) => of_files(name, &files)?,
-        Err(_) => {
-            let floats = features.floats(name).map_err(|error| error.to_string())?;
-            of_floats(name, &floats, size, boxes)?
-        }
+    let masks = if let Ok(files) = features.bytes(name) {
+        of_files(name, &files)?
+    } else {
+        let floats = features.floats(name).map_err(|error| error.to_string())?;
+        of_floats(name, &floats, size, boxes)?
     };
     if masks.is_empty() || masks.len() == boxes {
         return Ok(masks);
