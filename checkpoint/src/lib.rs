@@ -5,6 +5,7 @@
 //! data files, index, manifest, the directory's `checkpoint` [`state`] file, and only then the removal of old ones
 //! ([`keep`]).
 
+pub mod best;
 pub mod bundle;
 pub mod contents;
 pub mod diff;

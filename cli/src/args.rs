@@ -94,6 +94,9 @@ pub(crate) struct TrainArgs {
     /// Do not evaluate while training.
     #[arg(long)]
     pub no_eval: bool,
+    /// Keep the best checkpoint by this figure (its name in TensorBoard: DetectionBoxes_Precision/mAP) in MODEL_DIR/best.
+    #[arg(long, value_name = "METRIC")]
+    pub keep_best: Option<String>,
     /// Seed of the initial weights, the order of the records and the augmentation.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -132,6 +135,9 @@ pub(crate) struct EvalArgs {
     /// Write a page with metrics, curves, the worst images and the configuration here (HTML that needs no network); its plots go beside it as PNG.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Keep the best of the evaluated checkpoints by this figure (its name in TensorBoard) in CHECKPOINT_DIR/best.
+    #[arg(long, value_name = "METRIC")]
+    pub keep_best: Option<String>,
     /// Give up after this many seconds without a new checkpoint (without --run_once).
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub eval_timeout_secs: u64,

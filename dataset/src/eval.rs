@@ -21,6 +21,8 @@ pub struct Options {
     pub resizer: Option<ImageResizer>,
     /// The label map.
     pub example: example::Options,
+    /// What is read beyond boxes: masks.
+    pub extras: example::Extras,
     /// Limits of image decoding.
     pub decode: decode::Options,
     /// `--sample_1_of_n_eval_examples`: records 0, n, 2n, …; 0 counts as 1.
@@ -36,6 +38,7 @@ impl Default for Options {
             width: 300,
             resizer: None,
             example: example::Options::default(),
+            extras: example::Extras::default(),
             decode: decode::Options::default(),
             sample_1_of_n: 1,
             max_bad_records: None,
@@ -60,6 +63,8 @@ pub struct Example {
     pub groundtruth: Groundtruth,
     /// The boxes in absolute pixels of the stored image.
     pub boxes_px: Vec<[f32; 4]>,
+    /// Ids in the label map of classes that were verified in the image (`image/class/label`); empty where the record says nothing.
+    pub image_classes: Vec<i64>,
 }
 
 /// Records that are asked for before they are read.
@@ -122,7 +127,8 @@ impl Examples {
     fn read(&mut self, record: u64) -> Result<(Example, Vec<example::BadObject>), String> {
         let bytes = self.source.read(record).map_err(|error| error.to_string())?;
         let at = |error: &dyn std::fmt::Display| format!("{}: {error}", self.source.location(record));
-        let annotated = example::decode(&bytes, &self.options.example).map_err(|error| at(&error))?;
+        let annotated =
+            example::decode_with(&bytes, &self.options.example, &self.options.extras).map_err(|error| at(&error))?;
         let name = |error: &dyn std::fmt::Display| at(&format!("image {:?}: {error}", annotated.filename));
         let image = self.decoder.decode(annotated.image).map_err(|error| name(&error))?;
         let mut input = vec![0.0; self.resizer.output_len()];
@@ -145,6 +151,7 @@ impl Examples {
             input,
             groundtruth,
             boxes_px,
+            image_classes: annotated.image_classes,
         };
         Ok((example, annotated.bad_objects))
     }

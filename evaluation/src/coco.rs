@@ -141,6 +141,7 @@ impl Evaluator {
             let area = groundtruth
                 .area
                 .get(index)
+                .filter(|&&area| area > 0.0)
                 .map_or(bbox[2] * bbox[3], |&area| f64::from(area));
             added.push(Annotation {
                 id: (self.groundtruth.len() + index + 1) as u64,

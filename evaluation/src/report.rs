@@ -106,7 +106,8 @@ body{margin:0;background:#f4f5f7;color:#1c2330;font:16px/1.5 system-ui,-apple-sy
 main{max-width:1080px;margin:0 auto;padding:24px 20px 60px;background:#fff}
 h1{font-size:28px;margin:8px 0 16px;overflow-wrap:anywhere}h2{font-size:21px;margin:44px 0 8px;border-bottom:1px solid #dfe3ea;padding-bottom:4px}
 p{max-width:75ch}table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:12px 0}
-th,td{text-align:left;padding:4px 18px 4px 0;border-bottom:1px solid #eceff3;overflow-wrap:anywhere}th{font-weight:600;color:#556}
+.wide{overflow-x:auto}th,td{text-align:left;padding:4px 18px 4px 0;border-bottom:1px solid #eceff3;white-space:nowrap}th{font-weight:600;color:#556}
+table.facts td:last-child,table.metrics td:first-child{white-space:normal;overflow-wrap:anywhere}
 table.classes td:not(:first-child),table.classes th:not(:first-child),table.metrics td:last-child{text-align:right}
 table.facts td:first-child{color:#556}.cards{display:flex;flex-wrap:wrap;gap:12px;margin:24px 0}
 .card{border:1px solid #dfe3ea;border-radius:8px;padding:10px 18px;min-width:120px}.card b{display:block;font-size:26px}.card span{color:#556;font-size:14px}
@@ -231,14 +232,14 @@ fn picture(kind: &str, bytes: &[u8], what: &str) -> String {
 }
 
 fn table(class: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let mut text = format!("<table class=\"{class}\">\n");
+    let mut text = format!("<div class=\"wide\"><table class=\"{class}\">\n");
     if !head.is_empty() {
         text += &line("th", head.iter().copied());
     }
     for row in rows {
         text += &line("td", row.iter().map(String::as_str));
     }
-    text + "</table>\n"
+    text + "</table></div>\n"
 }
 
 /// A line of a table.

@@ -20,7 +20,7 @@ pub struct ImageGroundtruth {
     pub classes: Vec<u32>,
     /// Empty, or one a box: the box covers a crowd and detections inside it count neither way.
     pub is_crowd: Vec<bool>,
-    /// Empty, or one a box: pixels of the object; the box's area where absent.
+    /// Empty, or one a box: pixels of the object; the box's area where absent or 0.
     pub area: Vec<f32>,
 }
 

@@ -87,6 +87,17 @@ pub fn resolve(name: &str) -> Result<&'static str, Error> {
     })
 }
 
+/// Names of the figures that these metrics give, in their order.
+pub fn figure_names<S: AsRef<str>>(
+    names: &[S],
+    categories: &[Category],
+    options: &Options,
+) -> Result<Vec<String>, Error> {
+    let mut evaluation = Evaluation::new(names, categories, options)?;
+    evaluation.add(&Sample::default())?;
+    Ok(evaluation.evaluate()?.into_iter().map(|(name, _)| name).collect())
+}
+
 /// The evaluator of a name.
 fn evaluator(name: &'static str, categories: &[Category], options: &Options) -> Box<dyn Evaluator> {
     let coco = |shape| {
@@ -142,9 +153,13 @@ struct Unit {
     side: Option<f64>,
 }
 
-/// Boxes that do not touch their image.
+/// Boxes that do not touch their image, or reach far beyond it.
 #[derive(Default)]
 struct Outside {
+    /// Of images whose size is known.
+    all: usize,
+    /// More than a tenth of the image's side beyond its end.
+    beyond: usize,
     boxes: usize,
     images: usize,
     first: String,
@@ -175,6 +190,11 @@ impl Evaluation {
             detections: Unit::default(),
             outside: Outside::default(),
         })
+    }
+
+    /// What is measured, by the names in `metrics_set`.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.evaluators.iter().map(|evaluator| evaluator.name()).collect()
     }
 
     /// Number of images added.
@@ -240,6 +260,13 @@ impl Evaluation {
             notes.push(format!(
                 "{} boxes do not touch their image, in {} images, the first `{}`: are x and y swapped, or do the boxes belong to other images?",
                 self.outside.boxes, self.outside.images, self.outside.first
+            ));
+        }
+        // A few boxes may leave their image; what a third of them does is a habit of their maker.
+        if self.outside.beyond * 3 >= self.outside.all && self.outside.beyond > 0 {
+            notes.push(format!(
+                "{} of {} boxes end far beyond their image: are some of them [x, y, x, y] where [x, y, width, height] is due, or pixels of larger images?",
+                self.outside.beyond, self.outside.all
             ));
         }
         notes
@@ -346,6 +373,11 @@ impl Outside {
             return;
         };
         let all = sample.groundtruth.boxes.iter().chain(&sample.detections.boxes);
+        self.all += all.clone().count();
+        self.beyond += all
+            .clone()
+            .filter(|b| b[2] > 1.1 * height || b[3] > 1.1 * width)
+            .count();
         let count = all
             .filter(|b| b[2] < 0.0 || b[3] < 0.0 || b[0] > height || b[1] > width)
             .count();

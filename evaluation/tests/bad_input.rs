@@ -139,6 +139,17 @@ fn what_may_be_a_mistake_is_noted() {
 }
 
 #[test]
+fn corners_in_place_of_sizes_are_noted() {
+    let mut evaluation = evaluation(&["coco_detection_metrics"]);
+    let mut one = sample(FINE);
+    // [x, y, width, height] of what was [x, y, x, y]: 400 to 600 became 400 to 1000.
+    one.detections.boxes = vec![[300.0, 400.0, 300.0 + 450.0, 400.0 + 600.0]];
+    evaluation.add(&one).unwrap();
+    let notes = evaluation.notes().join("\n");
+    assert!(notes.contains("1 of 2 boxes end far beyond their image"), "{notes}");
+}
+
+#[test]
 fn mask_metrics_need_masks() {
     for name in [
         "coco_mask_metrics",

@@ -106,6 +106,7 @@ fn every_cluster_file_that_ships_is_accepted() {
     let expected = [
         ("asynchronous.yaml", 2, 3),
         ("cloud.yml", 9, 3),
+        ("evaluator.yaml", 1, 1),
         ("local.yaml", 2, 3),
         ("one-master.yaml", 0, 0),
         ("pets.yaml", 5, 3),
@@ -127,6 +128,19 @@ fn every_cluster_file_that_ships_is_accepted() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn the_figure_that_decides_which_checkpoint_is_kept_is_checked() {
+    let job = Job::light();
+    let cluster = Cluster::new()
+        .evaluator()
+        .coati("keep_best: DetectionBoxes_Precision/AP");
+    let cluster = job.cluster("cluster.yaml", &cluster);
+    let _ = check(&job, "pipeline.config", &format!("--cluster {cluster}")).exits(2).says(&[
+        "keep_best: `DetectionBoxes_Precision/AP` is no figure of this evaluation; did you mean `DetectionBoxes_Precision/mAP`?",
+        "hint: eval_config.metrics_set decides which there are",
+    ]);
 }
 
 #[test]
@@ -166,6 +180,16 @@ fn the_cluster_files_that_ship_run() {
         "cloud.yml",
         &["13 tasks on this machine", "10 replicas x batch 4, 3 parameter servers"],
     );
+    let flags = "train --pipeline_config_path pipeline.config --model_dir model-evaluator --num_train_steps 3";
+    let evaluated = job
+        .coati(flags.split(' '))
+        .cluster(cluster_config("evaluator.yaml"))
+        .run()
+        .exits(0);
+    let _ = evaluated.says(&[
+        "2 replicas x batch 4, 1 parameter server",
+        "evaluator-0 | evaluation at step 3",
+    ]);
 }
 
 #[test]

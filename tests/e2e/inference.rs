@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use coati_common::tfrecord::IndexedFile;
-use coati_tests::{Job, judge, records};
+use coati_tests::{Cluster, Job, judge, records};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const EVERY_SCORE: &str = "--score_threshold 0";
@@ -202,6 +204,65 @@ fn inference_keeps_records_adds_detections_and_goes_on_where_it_stopped() {
     }
     let over = infer("--input_tfrecord_paths val.record --output_tfrecord_path val.record").run();
     let _ = over.exits(2).says(&["val.record: is an input, too", "hint: "]);
+}
+
+#[test]
+fn replicas_of_a_cluster_share_the_inputs_and_a_killed_run_goes_on() {
+    let job = Job::new();
+    let _ = job.train("model", 2).run().exits(0);
+    // Enough to be stopped in the middle of.
+    let examples: Vec<_> = std::iter::repeat_with(|| records::read(&job.path("val.record")))
+        .take(10)
+        .flatten()
+        .collect();
+    for shard in 0..4 {
+        records::write(&job.path(&format!("in.record-{shard:05}-of-00004")), &examples);
+    }
+    job.cluster("cluster.yaml", &Cluster::new().workers(1).servers(1));
+    let infer = || {
+        let flags = "infer --input_tfrecord_paths in.record-?????-of-00004 --output_tfrecord_path out.record --model_dir model --format json";
+        job.coati(flags.split(' '))
+    };
+    let killed = infer().cluster("cluster.yaml").start();
+    killed.wait_for("shard 1 of 4: out.record-00000-of-00004");
+    killed.signal(Signal::SIGKILL);
+    drop(killed);
+
+    // Somebody else has one of the outputs for a while: the others are made meanwhile, and it is waited for.
+    let complete = |shard: u32| job.path(&format!("out.record-{shard:05}-of-00004")).exists();
+    let taken = (0..4).find(|&shard| !complete(shard)).unwrap();
+    let partial = job.path(&format!("out.record.infer/{taken:05}-of-00004.partial"));
+    let partial = fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(partial)
+        .unwrap();
+    let lock = Flock::lock(partial, FlockArg::LockExclusive).unwrap();
+    let running = infer().cluster("cluster.yaml").start();
+    for shard in (taken + 1..4).filter(|&shard| !complete(shard)) {
+        running.wait_for(&format!("shard {} of 4", shard + 1));
+    }
+    running.assert_alive();
+    drop(lock);
+    let done = running.finish().exits(0);
+    let done = done.says(&["inference has no use for its 1 parameter servers"]);
+    let report = done.json();
+    let count = |what: &str| report[what].as_array().unwrap().len();
+    assert_eq!(count("made") + count("complete"), 4, "{done}");
+    assert_eq!(report["records"], 120 * count("made"), "{done}");
+    assert!(report["detections"].as_u64().unwrap() > 0, "{done}");
+    // The same as one process makes.
+    let whole = |name: &str| fs::read(job.path(name)).unwrap();
+    let before = whole("out.record-00003-of-00004");
+    fs::remove_file(job.path("out.record-00003-of-00004")).unwrap();
+    let alone = infer().run().exits(0).json();
+    assert_eq!(
+        json!([alone["made"], alone["records"]]),
+        json!([["out.record-00003-of-00004"], 120])
+    );
+    assert!(before == whole("out.record-00003-of-00004"));
 }
 
 #[test]

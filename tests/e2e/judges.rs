@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use coati_tests::{Cluster, Job, cluster_config, judge, shared, tensors};
+use coati_common::tfrecord::{IndexedFile, Writer};
+use coati_dataset::example::rewrite::{Detections, with_detections};
+use coati_tests::{Cluster, Job, cluster_config, judge, repository, shared, tensors};
 use serde_json::{Value, json};
 
 /// Trains 20 steps on a cluster and evaluates.
@@ -189,6 +191,62 @@ fn a_checkpoint_of_the_reference_gives_its_metrics() {
             );
         }
     }
+}
+
+#[test]
+fn the_references_detections_give_its_metrics() {
+    let (Some(expected), Some(records)) = (
+        shared("golden/ssd_bccd/metrics.json"),
+        shared("golden/bccd_tfrecord/test.record"),
+    ) else {
+        return;
+    };
+    let job = Job::light();
+    let archive = repository().join("tests/fixtures/golden/ssd_bccd/detections.npz");
+    let mut archive = npyz::npz::NpzArchive::open(archive).unwrap();
+    let floats = |archive: &mut npyz::npz::NpzArchive<_>, name: &str| -> Vec<f32> {
+        archive.by_name(name).unwrap().unwrap().into_vec().unwrap()
+    };
+    let (boxes, scores) = (floats(&mut archive, "boxes"), floats(&mut archive, "scores"));
+    let mut whole = |name: &str| -> Vec<i32> { archive.by_name(name).unwrap().unwrap().into_vec().unwrap() };
+    let (classes, counts) = (whole("classes"), whole("num"));
+    let file = IndexedFile::open(&records).unwrap();
+    let mut writer = Writer::new(Vec::new());
+    assert_eq!(file.len(), counts.len());
+    for (image, &count) in counts.iter().enumerate() {
+        let (from, count) = (image * 100, usize::try_from(count).unwrap());
+        let found = Detections {
+            boxes: (from..from + count)
+                .map(|at| [0, 1, 2, 3].map(|side| boxes[4 * at + side]))
+                .collect(),
+            labels: classes[from..from + count].iter().map(|&class| class.into()).collect(),
+            scores: scores[from..from + count].to_vec(),
+        };
+        let record = file.read(image).unwrap().unwrap();
+        writer.write(&with_detections(&record, &found, true).unwrap()).unwrap();
+    }
+    job.write("found.record", writer.into_inner());
+    let map = records.parent().unwrap().join("label_map.pbtxt");
+    let metrics = "metrics records --input_path found.record --format json --metrics_set";
+    let names = "coco_detection_metrics,pascal_voc_detection_metrics";
+    let command = job
+        .coati(metrics.split(' '))
+        .with(&format!("{names} --label_map_path {}", map.display()));
+    let ours = command.run().exits(0).json();
+    let expected: Value = serde_json::from_slice(&fs::read(expected).unwrap()).unwrap();
+    let mut compared = 0;
+    for (name, theirs) in expected["metrics"].as_object().unwrap() {
+        if !name.contains("Boxes_") {
+            continue;
+        }
+        let (ours, theirs) = (ours[name].as_f64().unwrap(), theirs.as_f64().unwrap());
+        assert!(
+            (ours - theirs).abs() < 1e-6,
+            "{name}: {ours} here, {theirs} with the reference"
+        );
+        compared += 1;
+    }
+    assert_eq!(compared, 16);
 }
 
 #[test]

@@ -42,6 +42,13 @@ impl Cluster {
         self
     }
 
+    /// `evaluatorCount: 1`
+    #[must_use]
+    pub fn evaluator(self) -> Self {
+        self.training_input("evaluatorType: standard")
+            .training_input("evaluatorCount: 1")
+    }
+
     /// `coati.placement`
     #[must_use]
     pub fn placement(mut self, placement: &'static str) -> Self {

@@ -1,8 +1,10 @@
 //! Evaluation of variables on the evaluation set: detections, the metrics of `metrics_set`, pictures.
 
-use std::collections::HashSet;
+mod scores;
+
 use std::path::PathBuf;
 use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
 use coati_common::config::PipelineConfig;
@@ -10,21 +12,23 @@ use coati_common::config::supported::METRICS;
 use coati_dataset::eval::{Example, Examples};
 use coati_detection::Detections;
 use coati_detection::model::{Ssd, StepLosses};
-use coati_evaluation::coco::{self, Evaluator};
-use coati_evaluation::floor::{self, Floor};
-use coati_evaluation::review::{self, Review};
-use coati_evaluation::{self as evaluation, Evaluation, ImageDetections, ImageGroundtruth, Sample, plot, report};
+use coati_evaluation::floor::Floor;
+use coati_evaluation::review::Review;
+use coati_evaluation::{self as evaluation, coco};
 use coati_proto::object_detection::protos::EvalConfig;
 
-use crate::gallery::{Gallery, Shown};
 use crate::input::{self, Input};
 use crate::model;
 use crate::observe::EvalReport;
+use crate::stop::StopFlag;
+use scores::{Scored, Scores};
 
 /// Images that go through the network together.
 const BATCH: usize = 8;
-/// Width of a report's pictures in pixels.
-const THUMBNAIL: u32 = 1000;
+/// Those that go first: nothing else is to be done while they are read.
+const FIRST_BATCH: usize = 2;
+/// Batches that wait for being scored.
+const WAITING: usize = 2;
 
 /// What evaluation can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +54,19 @@ pub enum Error {
     /// The model refused.
     #[error("{0}")]
     Model(String),
+    /// None of the records could be used.
+    #[error(
+        "{files}: no image could be evaluated{first}\nhint: `coati data validate` says what is wrong with the records"
+    )]
+    Nothing {
+        /// The set.
+        files: String,
+        /// What was wrong with the first record.
+        first: String,
+    },
+    /// Somebody asked to stop.
+    #[error("stopped on request")]
+    Stopped,
     /// A picture could not be written.
     #[error("cannot write picture {path}: {message}")]
     Picture {
@@ -71,6 +88,8 @@ pub struct Options {
     pub detections_path: Option<PathBuf>,
     /// Keep pictures of so many of the worst images for the report.
     pub worst_images: usize,
+    /// Ends it before its time.
+    pub stop: StopFlag,
 }
 
 /// Metrics and, if asked for, the floor.
@@ -85,6 +104,8 @@ pub struct Outcome {
 }
 
 /// Evaluates `variables` (flat vector) of step `global_step`. `progress` hears of done and total images.
+///
+/// Three stages go on at the same time: reading and decoding, the network (in this thread), and scoring (metrics, pictures).
 pub fn evaluate(
     model: &mut Ssd,
     variables: &[f32],
@@ -96,117 +117,90 @@ pub fn evaluate(
 ) -> Result<Outcome, Error> {
     let begun = Instant::now();
     let settings = config.eval_config();
-    let categories = input::categories(&input.labels);
-    let mut metrics = Evaluation::new(&names(settings), &categories, &metric_options(settings))?;
-    let mut collected = options
-        .detections_path
-        .as_ref()
-        .map(|_| Evaluator::new(categories.clone()));
     let examples = Examples::new(
         input.source.clone(),
         input::eval_options(config, input, model.input_size())?,
     );
     let total = examples.total();
-    // As in the reference, 0 means all; more than there are is all, too.
-    let wanted = match u64::from(settings.num_examples()) {
+    // Unless it is set, all are, as in the reference, whose own default means nothing any more; so are 0 and more than there are.
+    let wanted = match settings.num_examples.map_or(0, u64::from) {
         0 => total,
         n => n.min(total),
     };
-    let export = settings
-        .visualization_export_dir
-        .as_deref()
-        .filter(|folder| !folder.is_empty());
-    let mut gallery = Gallery::new(
-        options.pictures_dir.as_deref(),
-        export.map(PathBuf::from),
-        settings,
-        &categories,
-    );
-    let mut review = Review::new(
-        categories.clone(),
-        review::Options {
-            score_threshold: settings.min_score_threshold().into(),
-            worst_images: options.worst_images,
-        },
-    );
-    let mut sized = Vec::new();
-    let (mut model_seconds, mut done) = (0.0, 0);
+    let mut scores = Scores::new(config, input, options)?;
+    let mut model_seconds = 0.0;
     let mut losses = Losses::default();
-    let (mut ids, mut shared) = (HashSet::new(), Vec::new());
-
     let (batches, bad) = ahead(examples, wanted);
-    for batch in &batches {
-        let batch = batch?;
-        let images: Vec<f32> = batch.iter().flat_map(|example| example.input.iter().copied()).collect();
-        let started = Instant::now();
-        let objects: Vec<coati_detection::Groundtruth> = batch.iter().map(objects).collect();
-        let (detections, found) = model
-            .evaluate(variables, &images, &objects)
-            .map_err(|error| Error::Model(error.to_string()))?;
-        losses.add(&found);
-        model_seconds += started.elapsed().as_secs_f64();
-        for (example, found) in batch.iter().zip(&detections) {
-            let id = unique(&mut ids, example);
-            if id != example.source_id && !example.source_id.is_empty() {
-                shared.push(input.source.location(example.record).to_string());
+    let mut done = 0;
+    let scored = thread::scope(|scope| -> Result<Scores<'_>, Error> {
+        let (send, found) = mpsc::sync_channel::<(Vec<Example>, Vec<Detections>)>(WAITING);
+        let scoring = scope.spawn(move || -> Result<Scores<'_>, Error> {
+            for (batch, detections) in found {
+                for (example, found) in batch.iter().zip(&detections) {
+                    scores.add(example, found)?;
+                }
             }
-            let (groundtruth, found_px) = (groundtruth(example), absolute(example, found));
-            let sample = sample(&id, example, &groundtruth, &found_px);
-            metrics.add(&sample).map_err(|source| Error::Record {
-                place: input.source.location(example.record),
-                source,
-            })?;
-            if let Some(collected) = &mut collected {
-                collected.add_groundtruth(&id, &groundtruth)?;
-                collected.add_detections(&id, &found_px)?;
-            }
-            gallery.add(example, found)?;
-            let name = if example.filename.is_empty() {
-                &id
-            } else {
-                &example.filename
+            Ok(scores)
+        });
+        let mut stopped = None;
+        for batch in &batches {
+            let batch = match batch {
+                _ if options.stop.raised() => Err(Error::Stopped),
+                batch => batch,
             };
-            review.add(&sample, name, &mut || thumbnail(&gallery, example, found));
-            if options.constant_box {
-                sized.push((
-                    id,
-                    [example.image.height as f32, example.image.width as f32],
-                    groundtruth,
-                ));
+            let found = batch.and_then(|Batch { examples, images }| {
+                let objects: Vec<coati_detection::Groundtruth> = examples.iter().map(objects).collect();
+                let started = Instant::now();
+                let found = model.evaluate(variables, &images, &objects);
+                model_seconds += started.elapsed().as_secs_f64();
+                let (detections, found) = found.map_err(|error| Error::Model(error.to_string()))?;
+                losses.add(&found);
+                Ok((examples, detections))
+            });
+            match found {
+                Ok(found) => {
+                    done += found.0.len() as u64;
+                    // Where scoring has failed it says why below.
+                    if send.send(found).is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    stopped = Some(error);
+                    break;
+                }
             }
-            done += 1;
+            progress(done, wanted);
         }
-        progress(done, wanted);
+        drop(send);
+        let scored = scoring.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        stopped.map_or(scored, Err)
+    })?;
+    if done == 0 {
+        let files: Vec<String> = input.source.files().map(|path| path.display().to_string()).collect();
+        let first = bad.recv().unwrap_or_default().into_iter().next();
+        return Err(Error::Nothing {
+            files: files.join(", "),
+            first: first.map_or_else(String::new, |first| format!("; {first}")),
+        });
     }
-    if let (Some(path), Some(collected)) = (&options.detections_path, &collected) {
-        collected.write_files(path)?;
-    }
-    let figures = metrics.evaluate()?;
-    let floor = options
-        .constant_box
-        .then(|| floor::best_constant_box(&categories, &sized))
-        .transpose()?;
+    let Scored {
+        figures,
+        floor,
+        review,
+        mut notes,
+        shown,
+        pictures,
+    } = scored.finish()?;
     // NaN, which JSON does not have, is null: a class without groundtruth has no AP.
     let mut named: serde_json::Map<String, serde_json::Value> =
         figures.into_iter().map(|(name, value)| (name, value.into())).collect();
     losses.report(done, &mut named);
-    let bad_records = bad.recv().unwrap_or_default();
-    let mut notes = metrics.notes();
-    if let Some(first) = shared.first() {
-        notes.push(format!(
-            "{} images have the id (image/source_id) of another one, the first is {first}; they are told apart by their records' numbers",
-            shared.len()
-        ));
-    }
-    if u64::from(settings.num_examples()) > total {
+    if settings.num_examples.is_some_and(|wanted| u64::from(wanted) > total) {
         notes.push(format!(
             "eval_config.num_examples is {}, but the set has {total} images; all of them are evaluated",
             settings.num_examples()
         ));
-    }
-    let (mut shown, pictures) = gallery.finish();
-    if !shown.is_empty() {
-        shown.extend(plots(&review)?);
     }
     let report = EvalReport {
         global_step,
@@ -214,7 +208,7 @@ pub fn evaluate(
         metrics: named,
         seconds: begun.elapsed().as_secs_f64(),
         model_seconds,
-        bad_records,
+        bad_records: bad.recv().unwrap_or_default(),
         notes,
         pictures,
         shown,
@@ -222,38 +216,17 @@ pub fn evaluate(
     Ok(Outcome { report, floor, review })
 }
 
-/// For the report. A picture that cannot be made is left out there.
-fn thumbnail(gallery: &Gallery, example: &Example, found: &Detections) -> Vec<u8> {
-    gallery
-        .picture(example, found)
-        .and_then(|picture| report::thumbnail(&picture, THUMBNAIL).ok())
-        .unwrap_or_default()
-}
-
-/// What TensorBoard shows beside the images.
-fn plots(review: &Review) -> Result<[Shown; 2], Error> {
-    let curves = review.curves();
-    let names: Vec<String> = curves.iter().map(|curve| curve.class.clone()).collect();
-    let failed = |error: image::ImageError| Error::Picture {
-        path: PathBuf::new(),
-        message: error.to_string(),
-    };
-    Ok([
-        Shown::new("PrecisionRecall", &plot::precision_recall(&curves)).map_err(failed)?,
-        Shown::new("ConfusionMatrix", &plot::confusion(&names, review.confusion())).map_err(failed)?,
-    ])
-}
-
 /// What `metrics_set` asks for and this model can give: masks are for models that predict them, and checking the configuration has warned.
-fn names(settings: &EvalConfig) -> Vec<&str> {
+pub(crate) fn names(settings: &EvalConfig) -> Vec<&str> {
     let names = settings.metrics_set.iter().map(String::as_str);
     names.filter(|name| METRICS.contains(name)).collect()
 }
 
-fn metric_options(settings: &EvalConfig) -> evaluation::Options {
+pub(crate) fn metric_options(settings: &EvalConfig) -> evaluation::Options {
     evaluation::Options {
         include_metrics_per_category: settings.include_metrics_per_category(),
         all_metrics_per_category: settings.all_metrics_per_category(),
+        skip_predictions_for_unlabeled_class: settings.skip_predictions_for_unlabeled_class(),
         recall_bounds: [
             f64::from(settings.recall_lower_bound()),
             f64::from(settings.recall_upper_bound()),
@@ -262,19 +235,8 @@ fn metric_options(settings: &EvalConfig) -> evaluation::Options {
     }
 }
 
-/// One image with the flags that metrics other than COCO's ask for.
-fn sample(id: &str, example: &Example, groundtruth: &ImageGroundtruth, found: &ImageDetections) -> Sample {
-    Sample {
-        image: id.to_owned(),
-        size: Some([example.image.height as f64, example.image.width as f64]),
-        groundtruth: evaluation::Groundtruth {
-            difficult: example.groundtruth.difficult.clone(),
-            group_of: example.groundtruth.group_of.clone(),
-            ..groundtruth.into()
-        },
-        detections: found.into(),
-    }
-}
+/// The parts of [`Losses`], by the reference's names.
+pub(crate) const LOSSES: [&str; 4] = ["localization", "classification", "regularization", "total"];
 
 /// Sums of the losses of single images; the reference reports their means beside the metrics.
 #[derive(Default)]
@@ -293,26 +255,47 @@ impl Losses {
     }
 
     fn report(&self, images: u64, named: &mut serde_json::Map<String, serde_json::Value>) {
-        let names = ["localization", "classification", "regularization", "total"];
-        for (name, sum) in names.into_iter().zip(self.sums) {
+        for (name, sum) in LOSSES.into_iter().zip(self.sums) {
             named.insert(format!("Loss/{name}_loss"), (sum / images.max(1) as f64).into());
         }
     }
 }
 
-type Batches = mpsc::Receiver<Result<Vec<Example>, Error>>;
+/// Images that go through the network together.
+struct Batch {
+    /// Their inputs are in `images`.
+    examples: Vec<Example>,
+    /// `[N, height, width, 3]`
+    images: Vec<f32>,
+}
+
+impl Batch {
+    fn new(mut examples: Vec<Example>) -> Self {
+        let mut images = Vec::with_capacity(examples.iter().map(|example| example.input.len()).sum());
+        for example in &mut examples {
+            images.extend_from_slice(&std::mem::take(&mut example.input));
+        }
+        Self { examples, images }
+    }
+}
+
+type Batches = mpsc::Receiver<Result<Batch, Error>>;
 
 /// Reads and decodes on a thread of its own while the network is busy.
 fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<String>>) {
     let (send, batches) = mpsc::sync_channel(2);
     let (tell, bad) = mpsc::channel();
     std::thread::spawn(move || {
-        let mut left = wanted as usize;
+        let (mut left, mut size) = (wanted as usize, FIRST_BATCH);
         loop {
-            let batch: Result<Vec<Example>, _> = examples.by_ref().take(BATCH.min(left)).collect();
+            let batch: Result<Vec<Example>, _> = examples.by_ref().take(size.min(left)).collect();
+            size = BATCH;
             let end = batch.as_ref().map_or(true, Vec::is_empty);
             left -= batch.as_ref().map_or(0, Vec::len);
-            if batch.as_ref().is_ok_and(Vec::is_empty) || send.send(batch.map_err(Error::from)).is_err() || end {
+            if batch.as_ref().is_ok_and(Vec::is_empty)
+                || send.send(batch.map(Batch::new).map_err(Error::from)).is_err()
+                || end
+            {
                 break;
             }
         }
@@ -322,45 +305,7 @@ fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<St
     (batches, bad)
 }
 
-/// The image's id: `image/source_id`, told apart by the record's number where it is missing or not unique.
-fn unique(names: &mut HashSet<String>, example: &Example) -> String {
-    let id = if example.source_id.is_empty() || names.contains(&example.source_id) {
-        format!("{}#{}", example.source_id, example.record)
-    } else {
-        example.source_id.clone()
-    };
-    names.insert(id.clone());
-    id
-}
-
 /// What the losses are computed against.
 fn objects(example: &Example) -> coati_detection::Groundtruth {
     model::groundtruth(&example.source_id, &example.groundtruth)
-}
-
-fn groundtruth(example: &Example) -> ImageGroundtruth {
-    ImageGroundtruth {
-        boxes_px: example.boxes_px.clone(),
-        classes: example
-            .groundtruth
-            .classes
-            .iter()
-            .map(|class| (class + 1) as u32)
-            .collect(),
-        is_crowd: example.groundtruth.is_crowd.clone(),
-        area: Vec::new(),
-    }
-}
-
-fn absolute(example: &Example, found: &Detections) -> ImageDetections {
-    let (height, width) = (example.image.height as f32, example.image.width as f32);
-    ImageDetections {
-        boxes_px: found
-            .boxes
-            .iter()
-            .map(|b| [b[0] * height, b[1] * width, b[2] * height, b[3] * width])
-            .collect(),
-        scores: found.scores.clone(),
-        classes: found.classes.iter().map(|class| (class + 1) as u32).collect(),
-    }
 }

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use coati_dataset::eval::Example;
+use coati_dataset::pixels::Pixels;
 use coati_detection::Detections;
-use coati_evaluation::draw::{self, Label, beside, draw_boxes, draw_outline};
-use coati_evaluation::{Category, palette};
+use coati_evaluation::draw::{self, Label, beside, draw_boxes, draw_mask, draw_outline};
+use coati_evaluation::{Category, Mask, palette};
 use coati_proto::object_detection::protos::EvalConfig;
 use image::RgbImage;
 
@@ -115,7 +116,7 @@ pub struct Gallery<'a> {
     /// Where the configuration wants files (`visualization_export_dir`).
     export: Option<PathBuf>,
     settings: &'a EvalConfig,
-    categories: &'a [Category],
+    categories: Vec<Category>,
     /// How many images are still to be drawn.
     left: usize,
     shown: Vec<Shown>,
@@ -128,7 +129,7 @@ impl<'a> Gallery<'a> {
         folder: Option<&Path>,
         export: Option<PathBuf>,
         settings: &'a EvalConfig,
-        categories: &'a [Category],
+        categories: Vec<Category>,
     ) -> Self {
         let count = settings.num_visualizations() as usize;
         Self {
@@ -192,17 +193,23 @@ impl<'a> Gallery<'a> {
                 draw_outline(&mut left, box_px, colour);
             }
         }
-        draw_detections(&mut left, found, self.categories, Style::from(self.settings));
+        draw_detections(&mut left, found, &self.categories, Style::from(self.settings));
         let truth: Vec<Label> = example
             .boxes_px
             .iter()
             .zip(&example.groundtruth.classes)
             .map(|(&box_px, &class)| Label {
                 box_px,
-                text: class_name(self.categories, class as usize),
+                text: class_name(&self.categories, class as usize),
                 colour: class as usize + 1,
             })
             .collect();
+        let masks = example.groundtruth.masks.iter().map(mask);
+        for (mask, &class) in masks.zip(&example.groundtruth.classes) {
+            if let Some(mask) = mask {
+                draw_mask(&mut right, &mask, class as usize + 1);
+            }
+        }
         draw_boxes(&mut right, &truth);
         Some(beside(&left, &right))
     }
@@ -221,6 +228,13 @@ impl<'a> Gallery<'a> {
             format!("export-image-{number}.png")
         }
     }
+}
+
+/// The pixels of an object.
+fn mask(pixels: &Pixels) -> Option<Mask> {
+    let belongs: Vec<u8> = pixels.values.iter().map(|&value| u8::from(value > 0.0)).collect();
+    let (height, width) = (u32::try_from(pixels.height).ok()?, u32::try_from(pixels.width).ok()?);
+    Mask::from_rows(&belongs, height, width)
 }
 
 /// Writes a picture's file; its folder is made if need be.
@@ -262,6 +276,7 @@ mod tests {
             input: Vec::new(),
             boxes_px: groundtruth.boxes_px(height, width),
             groundtruth,
+            image_classes: Vec::new(),
         }
     }
 
@@ -288,9 +303,8 @@ mod tests {
             keep_image_id_for_visualization_export: Some(true),
             ..EvalConfig::default()
         };
-        let categories = categories();
         let (pictures, export) = (folder.path().join("pictures"), folder.path().join("export"));
-        let mut gallery = Gallery::new(Some(&pictures), Some(export.clone()), &settings, &categories);
+        let mut gallery = Gallery::new(Some(&pictures), Some(export.clone()), &settings, categories());
         for record in 5..9 {
             gallery.add(&example(record), &found()).unwrap();
         }
@@ -312,14 +326,27 @@ mod tests {
     #[test]
     fn detections_stand_left_in_their_classes_colour_and_groundtruth_right() {
         let settings = EvalConfig::default();
-        let categories = categories();
-        let gallery = Gallery::new(None, None, &settings, &categories);
+        let gallery = Gallery::new(None, None, &settings, categories());
         let picture = gallery.picture(&example(0), &found()).unwrap();
         // The lower edges of the object's box, row 53 of columns 40 to 72.
         assert_eq!(*picture.get_pixel(56, 53), of_class(1));
         assert_eq!(*picture.get_pixel(56 + 84, 53), of_class(2));
         // The second detection lies below the threshold.
         assert_eq!(*picture.get_pixel(20, 23), image::Rgb([50; 3]));
+    }
+
+    #[test]
+    fn masks_of_the_groundtruth_are_laid_over_it() {
+        let settings = EvalConfig::default();
+        let gallery = Gallery::new(None, None, &settings, categories());
+        let mut example = example(0);
+        let mut values = vec![0.0; 60 * 80];
+        values[20 * 80 + 10] = 1.0;
+        example.groundtruth.masks = vec![Pixels::plane(60, 80, values).unwrap()];
+        let picture = gallery.picture(&example, &Detections::default()).unwrap();
+        let grey = image::Rgb([50; 3]);
+        assert_ne!(*picture.get_pixel(84 + 10, 20), grey);
+        assert_eq!([*picture.get_pixel(10, 20), *picture.get_pixel(84 + 11, 20)], [grey; 2]);
     }
 
     #[test]

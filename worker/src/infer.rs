@@ -3,7 +3,8 @@
 mod shard;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use coati_common::tfrecord;
 use coati_dataset::decode::Image;
@@ -14,10 +15,14 @@ use coati_detection::Detections;
 use serde::Serialize;
 
 use crate::detect::{self, Detector};
-use shard::{Claimed, Shard, State};
+use shard::{Claimed, Counts, Shard, State};
 
 /// Records that cannot be used, named one by one; the others are counted.
 const NAMED: usize = 20;
+/// How often a shard that another process is at is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A process that writes nothing for so long hangs.
+const STUCK_AFTER: Duration = Duration::from_secs(600);
 
 /// What inference can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +46,16 @@ pub enum Error {
         action: &'static str,
         /// Why.
         source: std::io::Error,
+    },
+    /// Whoever is at a shard does not get on with it.
+    #[error("{}: another process has been at it for {minutes} min without writing a record\nhint: find it with `fuser {}`; when it has ended, the same command makes the rest", output.display(), partial.display())]
+    Stuck {
+        /// The output.
+        output: PathBuf,
+        /// What it writes.
+        partial: PathBuf,
+        /// For how long.
+        minutes: u64,
     },
     /// Input and output are the same file.
     #[error("{}: is an input, too\nhint: --output_tfrecord_path must name another file; inputs are never changed", .0.display())]
@@ -68,6 +83,8 @@ pub struct Options {
     pub batch_size: usize,
     /// Make outputs anew that were made otherwise.
     pub overwrite: bool,
+    /// Stay until every output is complete: wait for those that another process is at, and make them where it dies.
+    pub wait: bool,
 }
 
 /// What was done.
@@ -115,6 +132,101 @@ pub fn outputs(inputs: usize, output: &Path) -> Vec<PathBuf> {
 /// Makes all outputs that are not complete. Several processes may run the same command, on one disk: each takes shards that nobody else is at.
 pub fn run(detector: &mut Detector, options: &Options, watcher: &mut dyn Watcher) -> Result<Report, Error> {
     let begun = Instant::now();
+    let shards = shards(&detector.digest()?, options)?;
+    refuse_others(&shards, options)?;
+    let mut report = Report::default();
+    let mut elsewhere = Vec::new();
+    for (index, shard) in shards.iter().enumerate() {
+        if !take(detector, options, &shards, index, &mut report, watcher)? {
+            elsewhere.push(shard);
+        }
+    }
+    if options.wait {
+        for (index, shard) in shards.iter().enumerate() {
+            let mut stalled = Stalled::default();
+            while !take(detector, options, &shards, index, &mut report, watcher)? {
+                stalled.look(shard)?;
+                thread::sleep(LOOK_EVERY);
+            }
+        }
+    } else {
+        report.elsewhere = elsewhere.into_iter().map(|shard| shard.output().to_owned()).collect();
+    }
+    report.seconds = begun.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What there is of the outputs, without making any: which are complete, and what is in them.
+pub fn survey(detector: &Detector, options: &Options) -> Result<Report, Error> {
+    let shards = shards(&detector.digest()?, options)?;
+    refuse_others(&shards, options)?;
+    let mut report = Report::default();
+    for shard in &shards {
+        if shard.state()? == State::Complete {
+            let counts = shard.counts().unwrap_or_default();
+            report.complete.push(shard.output().to_owned());
+            report.records += counts.records;
+            report.detections += counts.detections;
+            report.without_image_count += counts.without_image;
+        }
+    }
+    Ok(report)
+}
+
+/// Makes a shard unless somebody is at it. True where it is complete now.
+fn take(
+    detector: &mut Detector,
+    options: &Options,
+    shards: &[Shard],
+    index: usize,
+    report: &mut Report,
+    watcher: &mut dyn Watcher,
+) -> Result<bool, Error> {
+    let shard = &shards[index];
+    let path = shard.output().to_owned();
+    match shard.claim()? {
+        Claimed::Complete => {
+            if !report.made.contains(&path) && !report.complete.contains(&path) {
+                report.complete.push(path);
+            }
+            Ok(true)
+        }
+        Claimed::Elsewhere => Ok(false),
+        Claimed::Ours { writer, again } => {
+            watcher.shard(index + 1, shards.len(), &path, again);
+            make(detector, options, shard, writer, report, watcher)?;
+            report.made.push(path);
+            Ok(true)
+        }
+    }
+}
+
+/// Whether a shard that another process is at gets on.
+#[derive(Default)]
+struct Stalled {
+    seen: Option<(u64, SystemTime)>,
+    since: Option<Instant>,
+}
+
+impl Stalled {
+    fn look(&mut self, shard: &Shard) -> Result<(), Error> {
+        let now = shard.progress();
+        if now != self.seen || self.since.is_none() {
+            (self.seen, self.since) = (now, Some(Instant::now()));
+        }
+        if self.since.is_some_and(|since| since.elapsed() >= STUCK_AFTER) {
+            return Err(Error::Stuck {
+                output: shard.output().to_owned(),
+                partial: shard.partial().to_owned(),
+                minutes: STUCK_AFTER.as_secs() / 60,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Inputs and outputs in pairs; `digest` is the detector's.
+fn shards(digest: &str, options: &Options) -> Result<Vec<Shard>, Error> {
     let inputs = pattern::expand(&options.input_tfrecord_paths)?;
     let outputs = outputs(inputs.len(), &options.output_tfrecord_path);
     let canonical = |path: &PathBuf| path.canonicalize().ok();
@@ -125,25 +237,19 @@ pub fn run(detector: &mut Detector, options: &Options, watcher: &mut dyn Watcher
     {
         return Err(Error::OverInput(same.clone()));
     }
-    let digest = detector.digest()?;
-    let shards: Vec<Shard> = inputs
-        .iter()
-        .zip(&outputs)
-        .enumerate()
+    let folder = state_folder(&options.output_tfrecord_path);
+    let pairs = inputs.iter().zip(&outputs).enumerate();
+    pairs
         .map(|(index, (input, output))| {
-            let folder = state_folder(&options.output_tfrecord_path);
-            Shard::new(
-                input,
-                output,
-                &folder,
-                (index, inputs.len()),
-                &digest,
-                options.discard_image_pixels,
-            )
+            let place = (index, inputs.len());
+            Shard::new(input, output, &folder, place, digest, options.discard_image_pixels)
         })
-        .collect::<Result<_, _>>()?;
-    // What was made otherwise is said before hours are spent on the rest.
-    for shard in &shards {
+        .collect()
+}
+
+/// What was made otherwise is said before hours are spent on the rest.
+fn refuse_others(shards: &[Shard], options: &Options) -> Result<(), Error> {
+    for shard in shards {
         if let (State::Other(why), false) = (shard.state()?, options.overwrite) {
             return Err(Error::Other {
                 path: shard.output().to_owned(),
@@ -151,21 +257,7 @@ pub fn run(detector: &mut Detector, options: &Options, watcher: &mut dyn Watcher
             });
         }
     }
-    let mut report = Report::default();
-    for (index, shard) in shards.iter().enumerate() {
-        let path = shard.output().to_owned();
-        match shard.claim()? {
-            Claimed::Complete => report.complete.push(path),
-            Claimed::Elsewhere => report.elsewhere.push(path),
-            Claimed::Ours { writer, again } => {
-                watcher.shard(index + 1, shards.len(), &path, again);
-                make(detector, options, shard, writer, &mut report, watcher)?;
-                report.made.push(path);
-            }
-        }
-    }
-    report.seconds = begun.elapsed().as_secs_f64();
-    Ok(report)
+    Ok(())
 }
 
 /// Where a run keeps what it knows of its shards, and shards that are not complete.
@@ -185,7 +277,7 @@ fn make(
 ) -> Result<(), Error> {
     let reader = tfrecord::Reader::open(shard.input())?;
     let records = reader.enumerate().map(|(number, record)| Record { number, record });
-    let before = report.records;
+    let (before, images_before) = (report.clone(), report.records);
     let discard = options.discard_image_pixels;
     let mut take = |record: Record, outcome: Result<(Image, Detections), String>| -> Result<(), Error> {
         let place = format!("{}: record {}", shard.input().display(), record.number);
@@ -213,17 +305,23 @@ fn make(
             bytes
         });
         writer.write(&made)?;
+        writer.flush()?;
         report.records += 1;
         Ok(())
     };
-    let mut done = before;
+    let mut done = images_before;
     detector.run(records, options.batch_size, Record::image, &mut |record, outcome| {
         take(record, outcome)?;
         done += 1;
         watcher.records(done);
         Ok::<(), Error>(())
     })?;
-    writer.finish(shard)
+    let counts = Counts {
+        records: report.records - before.records,
+        detections: report.detections - before.detections,
+        without_image: report.without_image_count - before.without_image_count,
+    };
+    writer.finish(shard, counts)
 }
 
 struct Record {

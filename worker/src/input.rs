@@ -370,6 +370,10 @@ pub fn eval_options(
             classes: Classes::from(&input.labels),
             strict: false,
         },
+        extras: example::Extras {
+            masks: extras(config.eval_input_reader()).masks,
+            ..example::Extras::default()
+        },
         sample_1_of_n: u64::from(config.eval_input_reader().sample_1_of_n_examples()),
         ..eval::Options::default()
     })

@@ -3,6 +3,7 @@
 //! [`train`] runs a job in one process, [`cluster`] one task of a cluster; both drive [`replica`] over an [`exchange`].
 //! [`evaluate`] computes metrics, [`observe`] is what a job tells those who watch, [`replay`] makes a job again from its log.
 
+pub mod best;
 pub mod cluster;
 #[cfg(test)]
 #[allow(
@@ -13,6 +14,7 @@ pub mod cluster;
 mod conformance;
 pub mod detect;
 pub mod evaluate;
+pub mod evaluator;
 pub mod exchange;
 pub mod fine_tune;
 pub mod gallery;

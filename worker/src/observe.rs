@@ -75,7 +75,7 @@ pub struct Started {
 }
 
 /// An evaluation's result.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct EvalReport {
     /// Of the checkpoint.
     pub global_step: u64,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use coati_common::invariants;
 use coati_detection::model::Ssd;
 
+use crate::best::{self, Keeper, Verdict};
 use crate::growth::Growth;
 use crate::input::{self, Input, Which};
 use crate::local;
@@ -29,6 +30,8 @@ pub(crate) struct Session<'a> {
     begun: Instant,
     eval_input: Option<Input>,
     evaluated: Instant,
+    evaluations: u32,
+    keeper: Option<Keeper>,
     first_step: Option<f64>,
     growth: Growth,
 }
@@ -41,6 +44,14 @@ impl<'a> Session<'a> {
             .then(|| input::open_for_job(&options.config, Which::Eval, &options.model_dir))
             .transpose()
             .map_err(Error::user)?;
+        let keeper = match (&options.keep_best, &eval_input) {
+            (Some(wanted), Some(input)) => {
+                let categories = input::categories(&input.labels);
+                wanted.check(&options.config, &categories).map_err(Error::user)?;
+                Some(Keeper::new(wanted.clone(), &options.model_dir))
+            }
+            _ => None,
+        };
         let now = Instant::now();
         Ok(Self {
             options,
@@ -50,6 +61,8 @@ impl<'a> Session<'a> {
             begun: now,
             eval_input,
             evaluated: now,
+            evaluations: 0,
+            keeper,
             first_step: None,
             growth: Growth::default(),
         })
@@ -136,6 +149,14 @@ impl<'a> Session<'a> {
     pub(crate) fn evaluate(&mut self, ssd: &mut Ssd, checkpoint: &Checkpoint) {
         let Some(input) = &self.eval_input else { return };
         let config = &self.options.config;
+        let most = config.eval_config().max_evals();
+        if most > 0 && self.evaluations >= most {
+            return;
+        }
+        self.evaluations += 1;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.hold(&checkpoint.prefix);
+        }
         let outcome = model::read_variables(ssd, &checkpoint.prefix, config.eval_config().use_moving_averages())
             .map_err(|error| error.to_string())
             .and_then(|variables| {
@@ -158,6 +179,12 @@ impl<'a> Session<'a> {
                         .warning(&format!("the evaluation's curves could not be written: {error}"));
                 }
                 self.observer.evaluated(&outcome.report);
+                match self.keeper.as_mut().map(|keeper| keeper.judge(&outcome.report)) {
+                    Some(Ok(Verdict::Kept(text))) => self.observer.note(&text),
+                    Some(Ok(Verdict::NoFigure)) => self.observer.warning(&best::no_figure(checkpoint.step)),
+                    Some(Err(error)) => self.observer.warning(&error),
+                    Some(Ok(Verdict::NotBetter)) | None => {}
+                }
             }
             Err(error) => self
                 .observer

@@ -13,6 +13,7 @@ use coati_coordinator::membership::Identity;
 use coati_dataset::batch::{self, Loader};
 use coati_param_server::OptimizerConfig;
 
+use crate::best::KeepBest;
 use crate::fine_tune::{self, Restored};
 use crate::input::{self, Input, Which};
 use crate::job::{self, Job};
@@ -48,6 +49,8 @@ pub struct Options {
     pub started_at: SystemTime,
     /// `coati.on_nan` of a job in this process; a cluster's is in its own settings.
     pub on_nan: OnNan,
+    /// `coati.keep_best`, or `--keep_best`.
+    pub keep_best: Option<KeepBest>,
 }
 
 impl Options {

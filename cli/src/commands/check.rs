@@ -5,6 +5,7 @@ use coati_checkpoint::restore::Verdict;
 use coati_common::cluster::{ClusterFile, ClusterPlan};
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
+use coati_worker::best::KeepBest;
 use coati_worker::input::{self, Which};
 use coati_worker::{fine_tune, model};
 use serde_json::json;
@@ -31,6 +32,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
             Err(error) => problems.push(format!("{name}_input_reader: {error}")),
         }
     }
+    problems.extend(plan.as_ref().and_then(|plan| kept(&config, plan)));
     let fine_tune = fine_tuning(&config).unwrap_or_else(|error| {
         problems.push(error.to_string());
         None
@@ -86,6 +88,14 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     } else {
         Err(Failure::user(problems.join("\n")).into())
     }
+}
+
+/// What is wrong with the figure that decides which checkpoint is kept. A reader that cannot be opened is told of elsewhere.
+fn kept(config: &PipelineConfig, plan: &ClusterPlan) -> Option<String> {
+    let wanted = KeepBest::new(plan.keep_best.clone()?);
+    let input = input::open(config, Which::Eval).ok()?;
+    let error = wanted.check(config, &input::categories(&input.labels)).err()?;
+    Some(format!("{}: {error}", plan.path.display()))
 }
 
 /// What training would begin with. What is wrong with the model is said elsewhere.

@@ -1,26 +1,24 @@
 //! `coati eval`: the newest checkpoint, or every one as it appears.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use coati_checkpoint::state::{self, Latest};
+use coati_checkpoint::state::Latest;
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
-use coati_detection::model::Ssd;
 use coati_evaluation::floor::Floor;
+use coati_worker::best::KeepBest;
 use coati_worker::evaluate::{self, Outcome};
-use coati_worker::input::{self, Input, Which};
-use coati_worker::{model, tensorboard};
+use coati_worker::evaluator::{self, Watcher};
+use coati_worker::input::{self, Which};
+use coati_worker::stop::StopFlag;
+use coati_worker::{model, train};
 use serde_json::json;
 
 use super::eval_report;
 use crate::args::{EvalArgs, Format};
 use crate::console::{report, say};
-use crate::failure::Failure;
-
-/// How often a folder is looked at for a new checkpoint.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let mut config = PipelineConfig::load(&args.pipeline_config_path)?;
@@ -32,56 +30,83 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         config.evaluate_training_data();
     }
     let input = input::open(&config, Which::Eval)?;
-    let mut model = model::build(&config, None)?;
-    let events = events_folder(args);
-
-    let mut evaluated = None;
-    let mut waiting_since = Instant::now();
-    let mut reports = Vec::new();
-    loop {
-        match newest(&args.checkpoint_dir)? {
-            Some(latest) if evaluated != Some(latest.step) => {
-                let outcome = one(args, &config, &input, &mut model, &latest)?;
-                tensorboard::write_evaluation(&events, &outcome.report)?;
-                if let Some(path) = &args.report {
-                    eval_report::write(path, args, &config, &latest.prefix, &outcome)?;
-                }
-                if args.format == Format::Text {
-                    print(&outcome);
-                }
-                evaluated = Some(latest.step);
-                reports.push(outcome);
-                waiting_since = Instant::now();
-            }
-            None if args.run_once => {
-                return Err(Failure::user(format!(
-                    "{}: no complete checkpoint\nhint: --checkpoint_dir is the --model_dir of a job that has saved, or a prefix such as …/model.ckpt-2000",
-                    args.checkpoint_dir.display()
-                ))
-                .into());
-            }
-            _ if waiting_since.elapsed() >= Duration::from_secs(args.eval_timeout_secs) => {
-                return Err(Failure::job(format!(
-                    "{}: no new checkpoint for {} s\nhint: is the job still running? --run_once evaluates what is there",
-                    args.checkpoint_dir.display(),
-                    args.eval_timeout_secs
-                ))
-                .into());
-            }
-            _ => std::thread::sleep(LOOK_EVERY),
-        }
-        let last = evaluated.is_some_and(|step| step >= u64::from(config.train_config().num_steps()));
-        let enough = config.eval_config().max_evals() > 0 && reports.len() >= config.eval_config().max_evals() as usize;
-        if evaluated.is_some() && (args.run_once || last || enough) {
-            break;
-        }
+    let keep_best = args.keep_best.clone().map(KeepBest::new);
+    if let Some(wanted) = &keep_best {
+        wanted.check(&config, &input::categories(&input.labels))?;
     }
+    let mut model = model::build(&config, None)?;
+    let options = evaluator::Options {
+        checkpoint_dir: args.checkpoint_dir.clone(),
+        events: events_folder(args),
+        run_once: args.run_once,
+        patience: Duration::from_secs(args.eval_timeout_secs),
+        master: None,
+        journal: false,
+        keep_best,
+        evaluate: evaluate::Options {
+            pictures_dir: args.pictures_dir.clone(),
+            constant_box: args.constant_box,
+            detections_path: args.detections_path.clone(),
+            worst_images: args.report.as_ref().map_or(0, |_| eval_report::WORST_IMAGES),
+            ..evaluate::Options::default()
+        },
+        stop: StopFlag::default(),
+        config: config.clone(),
+    };
+    let mut told = Told {
+        args,
+        config: &config,
+        bar: indicatif::ProgressBar::new(0),
+        last: None,
+    };
+    let ended = evaluator::follow(&options, &input, &mut model, &mut told);
+    told.bar.finish_and_clear();
+    ended.map_err(super::train::failure)?;
     if args.format == Format::Json
-        && let Some(outcome) = reports.last()
+        && let Some(last) = &told.last
     {
-        report(&serde_json::to_string(&as_json(outcome)?).context("the metrics")?);
+        report(&serde_json::to_string(last).context("the metrics")?);
     }
     Ok(())
+}
+
+/// Prints evaluations, and writes the page of each.
+struct Told<'a> {
+    args: &'a EvalArgs,
+    config: &'a PipelineConfig,
+    bar: indicatif::ProgressBar,
+    last: Option<serde_json::Value>,
+}
+
+impl Watcher for Told<'_> {
+    fn progress(&mut self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    fn evaluated(&mut self, checkpoint: &Latest, outcome: &Outcome) -> Result<(), train::Error> {
+        self.bar.reset();
+        let failed = |error: anyhow::Error| train::Error::Job(format!("{error:#}"));
+        if let Some(path) = &self.args.report {
+            let write = || eval_report::write(path, self.args, self.config, &checkpoint.prefix, outcome);
+            self.bar.suspend(write).map_err(failed)?;
+        }
+        self.bar.suspend(|| match self.args.format {
+            Format::Text => print(outcome),
+            Format::Json => told(outcome),
+        });
+        self.last = Some(as_json(outcome).map_err(failed)?);
+        Ok(())
+    }
+
+    fn note(&mut self, text: &str) {
+        // Who asked for one evaluation waits for nothing.
+        self.bar.suspend(|| say(text));
+    }
+
+    fn warning(&mut self, text: &str) {
+        self.bar.suspend(|| say(&format!("warning: {text}")));
+    }
 }
 
 fn events_folder(args: &EvalArgs) -> PathBuf {
@@ -98,50 +123,6 @@ fn events_folder(args: &EvalArgs) -> PathBuf {
         };
         folder.join(name)
     })
-}
-
-/// A folder's newest checkpoint, or the one with this prefix.
-fn newest(path: &Path) -> anyhow::Result<Option<Latest>> {
-    if coati_storage::is_dir(path) || !coati_storage::is_file(&coati_checkpoint::bundle::index_path(path)) {
-        return Ok(state::latest(path)?);
-    }
-    let step = model::step_of(path)?;
-    Ok(Some(Latest {
-        prefix: path.to_owned(),
-        step,
-        manifest: None,
-    }))
-}
-
-fn one(
-    args: &EvalArgs,
-    config: &PipelineConfig,
-    input: &Input,
-    model: &mut Ssd,
-    latest: &Latest,
-) -> anyhow::Result<Outcome> {
-    let variables = model::read_variables(model, &latest.prefix, config.eval_config().use_moving_averages())?;
-    let bar = indicatif::ProgressBar::new(0);
-    let options = evaluate::Options {
-        pictures_dir: args.pictures_dir.clone(),
-        constant_box: args.constant_box,
-        detections_path: args.detections_path.clone(),
-        worst_images: args.report.as_ref().map_or(0, |_| eval_report::WORST_IMAGES),
-    };
-    let outcome = evaluate::evaluate(
-        model,
-        &variables,
-        latest.step,
-        config,
-        input,
-        &options,
-        &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        },
-    );
-    bar.finish_and_clear();
-    Ok(outcome?)
 }
 
 fn as_json(outcome: &Outcome) -> anyhow::Result<serde_json::Value> {
@@ -172,14 +153,19 @@ fn print(outcome: &Outcome) {
             metrics.ap50()
         ));
     }
-    for record in result.notes.iter().chain(&result.bad_records) {
-        say(&format!("warning: {record}"));
-    }
+    told(outcome);
     if let Some(first) = result.pictures.first() {
         say(&format!(
             "{} pictures, the first: {}",
             result.pictures.len(),
             first.display()
         ));
+    }
+}
+
+/// What the user should know beside the figures.
+fn told(outcome: &Outcome) {
+    for record in outcome.report.notes.iter().chain(&outcome.report.bad_records) {
+        say(&format!("warning: {record}"));
     }
 }

@@ -15,6 +15,7 @@ use crate::args::Format;
 use crate::console::{report, say};
 use crate::failure::Failure;
 
+mod masks;
 mod records;
 
 #[derive(Debug, Subcommand)]
@@ -145,7 +146,8 @@ fn coco(args: &CocoArgs) -> anyhow::Result<()> {
     };
     let read = coco_json::read(&args.groundtruth, &args.detections, args.iou_type == IouType::Segm)?;
     let evaluation = Evaluation::new(&names, &read.categories, &options)?;
-    write(&evaluated(evaluation, &read.samples)?, &args.output)
+    let files = [args.groundtruth.as_path(), &args.detections];
+    write(&evaluated(evaluation, &read.samples, &files)?, &args.output)
 }
 
 fn oid_challenge(args: &OidChallengeArgs) -> anyhow::Result<()> {
@@ -167,7 +169,8 @@ fn oid_challenge(args: &OidChallengeArgs) -> anyhow::Result<()> {
         ..Options::default()
     };
     let evaluation = Evaluation::new(&[name], &categories, &options)?;
-    write(&evaluated(evaluation, &read.samples)?, &args.output)
+    let files = [files.boxes, files.predictions];
+    write(&evaluated(evaluation, &read.samples, &files)?, &args.output)
 }
 
 fn oid_vrd(args: &OidVrdArgs) -> anyhow::Result<()> {
@@ -195,11 +198,16 @@ fn oid_vrd(args: &OidVrdArgs) -> anyhow::Result<()> {
     write(&metrics, &args.output)
 }
 
-fn evaluated(mut evaluation: Evaluation, samples: &[Sample]) -> anyhow::Result<Vec<Metric>> {
+/// What is wrong with the samples is wrong with one of the two `files`: objects, detections.
+fn evaluated(mut evaluation: Evaluation, samples: &[Sample], files: &[&Path; 2]) -> anyhow::Result<Vec<Metric>> {
+    let bad = |error: coati_evaluation::Error| {
+        let [objects, detections] = files.map(|path| path.display());
+        Failure::user(format!("{objects}, {detections}: {error}"))
+    };
     for sample in samples {
-        evaluation.add(sample)?;
+        evaluation.add(sample).map_err(bad)?;
     }
-    let metrics = evaluation.evaluate()?;
+    let metrics = evaluation.evaluate().map_err(bad)?;
     note(&evaluation.notes());
     Ok(metrics)
 }

@@ -1,11 +1,12 @@
 //! `coati train`: in this process, as the launcher of a local cluster, or as one task of a cluster.
 
 use std::ffi::OsString;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use coati_common::cluster::{ClusterFile, ClusterPlan, Placement, TaskType, TfConfig};
+use coati_common::cluster::{Address, ClusterFile, ClusterPlan, MachineRole, Placement, TaskId, TaskType, TfConfig};
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
 use coati_common::exit::ExitCode;
@@ -14,7 +15,9 @@ use coati_common::rpc::security::{FOLDER, Sources};
 use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
 use coati_param_server::{Strategy, service};
+use coati_worker::best::KeepBest;
 use coati_worker::cluster::{Cluster, run_master, run_worker};
+use coati_worker::evaluator::{Ended, run_evaluator};
 use coati_worker::fine_tune;
 use coati_worker::input::{self, Input};
 use coati_worker::job;
@@ -137,6 +140,11 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
         stop: StopFlag::default(),
         started_at: started_at(),
         on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
+        keep_best: args
+            .keep_best
+            .clone()
+            .or_else(|| plan.filter(|_| !args.no_eval).and_then(|plan| plan.keep_best.clone()))
+            .map(KeepBest::new),
     })
 }
 
@@ -146,7 +154,7 @@ fn started_at() -> SystemTime {
 }
 
 /// What can be known to be wrong before anything starts.
-fn preflight(options: &train::Options) -> anyhow::Result<Input> {
+fn preflight(options: &train::Options) -> anyhow::Result<Vec<Input>> {
     job::check_free(&options.model_dir)?;
     let support = supported::check(
         &options.config,
@@ -160,14 +168,27 @@ fn preflight(options: &train::Options) -> anyhow::Result<Input> {
     }
     job::check_model_dir(&options.model_dir, &options.config)?;
     fine_tune::open_for_job(&options.config, &options.model_dir)?;
-    Ok(input::open_for_job(
+    let mut inputs = vec![input::open_for_job(
         &options.config,
         input::Which::Train,
         &options.model_dir,
-    )?)
+    )?];
+    if options.eval && !options.config.eval_input_readers().is_empty() {
+        let eval = input::open_for_job(&options.config, input::Which::Eval, &options.model_dir)?;
+        if let Some(wanted) = &options.keep_best {
+            wanted.check(&options.config, &input::categories(&eval.labels))?;
+        }
+        inputs.push(eval);
+    } else if options.keep_best.is_some() {
+        return Err(Failure::user(
+            "keep_best: this job evaluates nothing, so no checkpoint can be the best\nhint: leave out --no_eval, and give the configuration an eval_input_reader; or leave out keep_best",
+        )
+        .into());
+    }
+    Ok(inputs)
 }
 
-fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbose: u8) -> anyhow::Result<()> {
+fn launch(options: &train::Options, mut plan: ClusterPlan, sources: &Sources, verbose: u8) -> anyhow::Result<()> {
     let unfit = super::check::consistency_warnings(&options.config, &plan);
     for warning in plan.warnings.iter().chain(&unfit) {
         say(&format!("warning: {warning}"));
@@ -179,17 +200,24 @@ fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbos
             plan.ignored.join(", ")
         ));
     }
-    if plan.evaluators.count > 0 {
+    if plan.evaluators.count > 0 && !options.eval {
+        say(&format!(
+            "--no_eval: the evaluator of {} is not started",
+            plan.path.display()
+        ));
+        plan.evaluators = MachineRole::default();
+    }
+    let inputs = preflight(options)?;
+    sources.make()?;
+    sources.load(Duration::ZERO)?;
+    if plan.evaluators.count > 0 && options.config.eval_input_readers().is_empty() {
         return Err(Failure::user(format!(
-            "{}: evaluatorCount is {}: evaluators of their own are not built yet\nhint: leave it out; the master evaluates between checkpoints",
+            "{}: evaluatorCount is 1, but {} has no eval_input_reader\nhint: add one, or leave evaluatorCount out",
             plan.path.display(),
-            plan.evaluators.count
+            options.config.name()
         ))
         .into());
     }
-    let input = preflight(options)?;
-    sources.make()?;
-    sources.load(Duration::ZERO)?;
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut launch = launcher::Options::new(plan, binary, args);
@@ -216,7 +244,9 @@ fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbos
         .build()
         .context("cannot start the launcher")?;
     // Made once, here, for all tasks.
-    input.keep_index(&options.model_dir);
+    for input in &inputs {
+        input.keep_index(&options.model_dir);
+    }
     let outcome = runtime.block_on(launcher::run(launch)).map_err(|error| Failure {
         code: error.exit_code(),
         message: error.to_string(),
@@ -248,9 +278,22 @@ fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbos
     }
 }
 
-/// The tasks that train.
+/// The tasks that have a model.
 fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPlan>) -> anyhow::Result<()> {
-    supported::check(&options.config, Mode::Train)?;
+    supported::check(
+        &options.config,
+        if config.task.kind == TaskType::Evaluator {
+            Mode::Eval
+        } else {
+            Mode::Train
+        },
+    )?;
+    // An evaluator of its own spares the training replicas the evaluation.
+    let has_evaluator = !config.cluster.evaluators.is_empty() || plan.is_some_and(|plan| plan.evaluators.count > 0);
+    let options = &train::Options {
+        eval: options.eval && !has_evaluator,
+        ..options.clone()
+    };
     let mut limits = Limits::default();
     if let Some(plan) = plan {
         limits.heartbeat_interval = plan.heartbeat.interval;
@@ -270,6 +313,12 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
         limits,
     };
     match config.task.kind {
+        TaskType::Master if config.cluster.workers.is_empty() && config.cluster.ps.is_empty() => {
+            let _here = Here::bind(&config.cluster.master)?;
+            job::check_free(&options.model_dir)?;
+            on_signals(options.stop.clone())?;
+            ended(train_here(options, &mut Console::new()))
+        }
         TaskType::Master => {
             job::check_free(&options.model_dir)?;
             on_signals(options.stop.clone())?;
@@ -280,10 +329,7 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
             run_worker(options, &cluster).map_err(failure)
         }
         TaskType::Ps => serve(config),
-        TaskType::Evaluator => Err(Failure::user(
-            "evaluators of their own are not built yet\nhint: leave evaluatorCount out; the master evaluates",
-        )
-        .into()),
+        TaskType::Evaluator => evaluate(options, config),
     }
 }
 
@@ -301,12 +347,50 @@ fn ended(outcome: Result<Outcome, train::Error>) -> anyhow::Result<()> {
     }
 }
 
-fn failure(error: train::Error) -> anyhow::Error {
+pub(crate) fn failure(error: train::Error) -> anyhow::Error {
     match error {
         train::Error::User(message) => Failure::user(message),
         other => Failure::job(other.to_string()),
     }
     .into()
+}
+
+/// The address of a master that nobody else takes part with: launcher and evaluator see by it that the master is there.
+struct Here {
+    _listening: std::thread::JoinHandle<()>,
+}
+
+impl Here {
+    fn bind(address: &Address) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((address.host.as_str(), address.port))
+            .map_err(|error| Failure::job(format!("cannot listen on {address}: {error}")))?;
+        let accepting = move || {
+            for stream in listener.incoming() {
+                drop(stream);
+            }
+        };
+        let listening = std::thread::Builder::new().name("here".to_owned()).spawn(accepting);
+        Ok(Self {
+            _listening: listening.context("cannot listen")?,
+        })
+    }
+}
+
+/// Evaluates checkpoints until the last one is evaluated.
+fn evaluate(options: &train::Options, config: &TfConfig) -> anyhow::Result<()> {
+    if config.task != TaskId::new(TaskType::Evaluator, 0) {
+        return Err(Failure::user(format!(
+            "{}: a job has one evaluator, which takes each checkpoint in turn\nhint: its index is 0",
+            config.task
+        ))
+        .into());
+    }
+    leave_on_signal(options.stop.clone())?;
+    let master = config.cluster.master.to_string();
+    match run_evaluator(options, master, Limits::default().rejoin, &mut Console::new()).map_err(failure)? {
+        Ended::Finished(_) => Ok(()),
+        Ended::Stopped => Err(Failure::interrupted("stopped on request").into()),
+    }
 }
 
 /// Serves variables until the job ends.

@@ -23,5 +23,6 @@ pub use plan::{
     MachineRole, Placement, Restart, WeightCompression,
 };
 pub use security::OnNan;
+pub use suggest::nearest;
 pub use task::{TaskId, TaskType};
 pub use tf_config::{Address, ClusterSpec, TfConfig};

@@ -271,6 +271,8 @@ pub struct ClusterPlan {
     pub restart: Restart,
     /// `coati.devices`.
     pub devices: Devices,
+    /// `coati.keep_best`: the metric by which the best checkpoint is kept.
+    pub keep_best: Option<String>,
     /// Keys that were accepted and mean nothing outside Google Cloud, in the file's order: `region`, `masterConfig.imageUri`.
     pub ignored: Vec<String>,
     /// Things that work but may not be what was meant, each a sentence.

@@ -4,7 +4,7 @@
 const THRESHOLD: f64 = 0.62;
 
 /// The candidate most like `written`, ignoring case, if one is near enough.
-pub(crate) fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wanted = written.to_lowercase();
     candidates
         .into_iter()

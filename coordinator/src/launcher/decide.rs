@@ -5,10 +5,10 @@
 //!
 //! | cause | told to stop (SIGTERM) | killed |
 //! |---|---|---|
-//! | the master ended in order | the others, if still there after `drain` | `kill` later |
-//! | Ctrl-C, SIGTERM; time limit | the master at once, which writes a checkpoint and ends the job; the others `drain` after it | `stop` after the request |
+//! | the master ended in order | the others, if still there after `drain`; the evaluator after `evaluate`, if the job is done | `kill` later |
+//! | Ctrl-C, SIGTERM; time limit | the evaluator at once, and the master, which writes a checkpoint and ends the job; the others `drain` after it | `stop` after the request |
 //! | a parameter server or the master failed | everybody at once | `failure` after the failure |
-//! | a worker or evaluator failed | the training tasks at once; the parameter servers when the master, which may still write a checkpoint, has ended | `failure` after the failure |
+//! | a worker failed | the training tasks at once; the parameter servers when the master, which may still write a checkpoint, has ended | `failure` after the failure |
 //! | a task did not answer in time | everybody at once | `failure` after the deadline |
 //!
 //! A second request to stop kills everybody at once, in every case.
@@ -17,7 +17,8 @@
 //! no failure.
 //!
 //! A crash is a failure only when the task has been started again too often ([`Verdict`]); once a job ends, nothing is
-//! started any more.
+//! started any more, but for an evaluator that still has the last checkpoint to look at. Nothing that an evaluator does ends a
+//! job: when it cannot go on, training goes on without it.
 
 mod facts;
 mod restart;
@@ -47,6 +48,8 @@ pub struct Limits {
     pub failure: Duration,
     /// From the master's end until the others are told to stop.
     pub drain: Duration,
+    /// From the end of a job that is done until its evaluator must be done with the last checkpoint.
+    pub evaluate: Duration,
     /// From being told to stop until being killed, once the master has ended.
     pub kill: Duration,
     /// From being told to leave a job that goes on until being killed.
@@ -65,6 +68,7 @@ impl Default for Limits {
             stop: Duration::from_secs(60),
             failure: Duration::from_secs(20),
             drain: Duration::from_secs(20),
+            evaluate: Duration::from_secs(3600),
             kill: Duration::from_secs(5),
             leave: Duration::from_secs(60),
             max_running: None,
@@ -163,16 +167,21 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
         }
     }
     let mut restarts = Vec::new();
-    if cause.is_none() {
-        for (index, task) in state.tasks.iter().enumerate() {
-            match restart::verdict(task, &limits.restart, master_since(state)) {
-                Some(Verdict::Again { at, counts }) if at <= now => restarts.push((index, counts)),
-                Some(Verdict::Again { at, .. }) => wake(at),
-                _ => {}
+    let mut waiting = false;
+    for (index, task) in state.tasks.iter().enumerate() {
+        if !may_start(now, task, cause, state, limits) {
+            continue;
+        }
+        match restart::verdict(task, &limits.restart, master_since(state)) {
+            Some(Verdict::Again { at, counts }) if at <= now => restarts.push((index, counts)),
+            Some(Verdict::Again { at, .. }) => {
+                waiting = true;
+                wake(at);
             }
+            _ => {}
         }
     }
-    let done = state.tasks.iter().all(|task| task.exit.is_some());
+    let done = restarts.is_empty() && !waiting && state.tasks.iter().all(|task| task.exit.is_some());
     let exit = cause
         .filter(|_| done)
         .map(|(since, cause)| exit_code(since, cause, state));
@@ -189,6 +198,21 @@ pub fn decide(now: Instant, state: &State, limits: &Limits) -> Decision {
 /// What follows from the end of this task's newest process while the job runs; nothing for one that runs.
 pub fn verdict(index: usize, state: &State, limits: &Limits) -> Option<Verdict> {
     restart::verdict(state.tasks.get(index)?, &limits.restart, master_since(state))
+}
+
+/// Whether a task that ended may be started again: while the job runs, and an evaluator also while it has the last checkpoint of a job
+/// that is done to look at.
+fn may_start(now: Instant, task: &TaskState, cause: Option<(Instant, Cause)>, state: &State, limits: &Limits) -> bool {
+    match cause {
+        None => true,
+        Some((since, Cause::Ended(ExitCode::Success))) => {
+            task.id.kind == TaskType::Evaluator
+                && task.told.is_none()
+                && state.stops.is_empty()
+                && now < since + limits.evaluate
+        }
+        Some(_) => false,
+    }
 }
 
 /// When the newest process of the master was started.
@@ -212,15 +236,20 @@ fn deadlines(index: usize, since: Instant, cause: Cause, state: &State, limits: 
         .and_then(|task| task.exit)
         .map(|(at, _)| at);
     let (terminate, kill) = match cause {
-        Cause::Ended(_) => {
+        Cause::Ended(exit) => {
+            let patience = if kind == TaskType::Evaluator && exit == ExitCode::Success {
+                limits.evaluate
+            } else {
+                limits.drain
+            };
             // Somebody in a hurry does not wait for the others to leave by themselves.
             let hurry = state.stops.first().copied().filter(|at| *at > since);
-            let terminate = hurry.map_or(since + limits.drain, |at| at.min(since + limits.drain));
+            let terminate = hurry.map_or(since + patience, |at| at.min(since + patience));
             (Some(terminate), terminate + limits.kill)
         }
         Cause::Interrupted | Cause::TimeLimit => {
             let last = since + limits.stop;
-            if kind == TaskType::Master {
+            if matches!(kind, TaskType::Master | TaskType::Evaluator) {
                 (Some(since), last)
             } else {
                 let terminate = master_end.map(|at| at + limits.drain);
@@ -229,7 +258,7 @@ fn deadlines(index: usize, since: Instant, cause: Cause, state: &State, limits: 
         }
         Cause::Failed(culprit) => {
             let culprit = state.tasks.get(culprit).map(|task| task.id.kind);
-            let in_order = matches!(culprit, Some(TaskType::Worker | TaskType::Evaluator));
+            let in_order = culprit == Some(TaskType::Worker);
             let terminate = if in_order && kind == TaskType::Ps {
                 master_end.map(|at| at.max(since))
             } else {
@@ -363,7 +392,20 @@ fn reason(now: Instant, cause: Option<(Instant, Cause)>, state: &State, limits: 
     };
     let again = state.stops.iter().filter(|at| **at > since).count();
     match cause {
-        Cause::Ended(ExitCode::Success) => "the job is done".to_owned(),
+        Cause::Ended(ExitCode::Success) => {
+            let evaluating = state
+                .tasks
+                .iter()
+                .find(|task| task.id.kind == TaskType::Evaluator && task.exit.is_none() && task.told.is_none());
+            match evaluating {
+                Some(task) if again == 0 => format!(
+                    "the job is done; waiting for {} to evaluate its last checkpoint (at most {}; Ctrl-C ends that at once)",
+                    task.id,
+                    duration::format(limits.evaluate)
+                ),
+                _ => "the job is done".to_owned(),
+            }
+        }
         Cause::Ended(exit) => format!("the master ended the job ({exit})"),
         Cause::Interrupted if again > 0 => "asked to stop again: killing every task".to_owned(),
         Cause::Interrupted => format!(

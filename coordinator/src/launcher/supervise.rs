@@ -9,14 +9,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use coati_common::cluster::{Address, ClusterSpec};
+use coati_common::cluster::{Address, ClusterSpec, TaskType};
+use coati_common::exit::ExitCode;
 use nix::sys::signal::Signal as Unix;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
 use super::control::{Call, Claim, Control};
-use super::decide::{Decision, Exit, RUNNING, Signal, State, decide};
+use super::decide::{Decision, Exit, RUNNING, Signal, State, Verdict, decide, ended, verdict};
 use super::logs::{LogLine, TaskLog};
 use super::process::{Group, Spawner};
 use super::report::Report;
@@ -145,6 +146,7 @@ impl Supervisor {
                 if let Some(group) = &mut task.group {
                     group.end();
                 }
+                self.mourn(index);
             }
             Event::Ready(..) => {
                 state.ready = Some(now);
@@ -158,6 +160,28 @@ impl Supervisor {
                     self.say(&format!("the cluster answers after {seconds:.1} s"));
                 }
             }
+        }
+    }
+
+    /// An evaluator that is not started again ends nothing, so somebody must say that it is gone.
+    fn mourn(&self, index: usize) {
+        let Some(state) = self.state.tasks.get(index) else {
+            return;
+        };
+        let gone = state.id.kind == TaskType::Evaluator
+            && state.told.is_none()
+            && verdict(index, &self.state, &self.options.limits) == Some(Verdict::Left)
+            && state
+                .exit
+                .is_some_and(|(_, exit)| exit.meaning() != Some(ExitCode::Success));
+        if gone {
+            let how = ended(state, &self.options.limits.restart).unwrap_or_default();
+            let log = self.tasks.get(index).and_then(|task| task.log.path());
+            let log = log.map_or_else(String::new, |path| format!("; its log is {}", path.display()));
+            self.say(&format!(
+                "warning: {} {how}: training goes on without evaluation{log}\nhint: `coati eval` evaluates checkpoints meanwhile or afterwards",
+                state.id
+            ));
         }
     }
 

@@ -147,6 +147,8 @@ pub struct Annotated<'a> {
     pub filename: String,
     /// The good objects; boxes within `[0, 1]`.
     pub objects: Groundtruth,
+    /// Ids in the label map of classes whose presence or absence in the image was verified (`image/class/label`).
+    pub image_classes: Vec<i64>,
     /// The objects that were left out.
     pub bad_objects: Vec<BadObject>,
 }
@@ -228,6 +230,7 @@ pub fn decode_with<'a>(record: &'a [u8], options: &Options, extras: &Extras) -> 
         width,
         source_id: text("image/source_id")?,
         filename: text("image/filename")?,
+        image_classes: features.ints("image/class/label")?,
         objects,
         bad_objects,
     })

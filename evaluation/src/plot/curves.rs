@@ -48,6 +48,11 @@ pub fn precision_recall(curves: &[Curve]) -> RgbImage {
     }
     let left = (LEFT + SIDE) as i64 + 20;
     let mut top = TOP as i64;
+    if !order.is_empty() {
+        // Over the numbers.
+        let place = left + 32 + TEXT.advance() * (NAME as i64 + 4);
+        text::write(&mut picture, (place, top - TEXT.height() - 6), "AP", TEXT, INK);
+    }
     let mut entry = |picture: &mut RgbImage, colour: Rgb<u8>, name: &str, ap: f64| {
         let middle = (top + TEXT.height() / 2) as f64;
         line(
@@ -79,6 +84,16 @@ pub fn precision_recall(curves: &[Curve]) -> RgbImage {
             trace(&mut picture, &mean(curves), 3.0, black);
         }
         entry(&mut picture, black, "mean of classes", sum / order.len() as f64);
+    }
+    let without = curves.len() - order.len();
+    if without > 0 {
+        let text = if without == 1 {
+            "1 class without objects".to_owned()
+        } else {
+            format!("{without} classes without objects")
+        };
+        let below = top + if order.is_empty() { 0 } else { 8 };
+        text::write(&mut picture, (left + 32, below), &text, TEXT, INK);
     }
     picture
 }

@@ -105,6 +105,7 @@ pub fn prove(job: &Job, seed: u64, history: &History, prefix: &Path) -> (Replay,
 
 fn options_of(job: &Job, seed: u64) -> train::Options {
     train::Options {
+        keep_best: None,
         on_nan: coati_common::cluster::OnNan::default(),
         config: or_panic(PipelineConfig::load(&job.path("pipeline.config")), "the configuration"),
         model_dir: job.path("proof"),

@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use coati_checkpoint::files::write_atomic;
 use coati_common::tfrecord;
@@ -30,6 +30,11 @@ struct Note {
     /// Of the output.
     bytes: u64,
     records: u64,
+    #[serde(default)]
+    detections: u64,
+    /// Records that are as they were, for want of a usable image.
+    #[serde(default)]
+    without_image: u64,
 }
 
 /// What there is of an output.
@@ -51,6 +56,14 @@ pub(super) struct Shard {
     note: PathBuf,
     partial: PathBuf,
     made_from: String,
+}
+
+/// What became of a shard's records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub records: u64,
+    pub detections: u64,
+    pub without_image: u64,
 }
 
 /// Whose a shard is.
@@ -103,6 +116,11 @@ impl Shard {
         &self.output
     }
 
+    /// Where it is written until it is whole.
+    pub(super) fn partial(&self) -> &Path {
+        &self.partial
+    }
+
     /// What there is of it.
     pub(super) fn state(&self) -> Result<State, Error> {
         let bytes = match fs::metadata(&self.output) {
@@ -119,6 +137,22 @@ impl Shard {
             Some(note) if note.bytes != bytes => State::Missing,
             Some(_) => State::Complete,
         })
+    }
+
+    /// What the note of a complete shard says.
+    pub(super) fn counts(&self) -> Option<Counts> {
+        let note = self.read_note().filter(|note| note.made_from == self.made_from)?;
+        Some(Counts {
+            records: note.records,
+            detections: note.detections,
+            without_image: note.without_image,
+        })
+    }
+
+    /// How much whoever has the shard has written of it, and when last.
+    pub(super) fn progress(&self) -> Option<(u64, SystemTime)> {
+        let partial = fs::metadata(&self.partial).ok()?;
+        Some((partial.len(), partial.modified().ok()?))
     }
 
     fn read_note(&self) -> Option<Note> {
@@ -184,8 +218,13 @@ impl Writer {
         self.records.write(record).map_err(failed(&self.path, "write"))
     }
 
+    /// Makes what was written visible to those who wait for this shard.
+    pub(super) fn flush(&mut self) -> Result<(), Error> {
+        self.records.flush().map_err(failed(&self.path, "write"))
+    }
+
     /// Gives the shard its name.
-    pub(super) fn finish(mut self, shard: &Shard) -> Result<(), Error> {
+    pub(super) fn finish(mut self, shard: &Shard, counts: Counts) -> Result<(), Error> {
         let failed = failed(&self.path, "write");
         let synced = self.records.flush().and_then(|()| {
             let file = self.records.get_ref().get_ref();
@@ -197,6 +236,8 @@ impl Writer {
             made_from: shard.made_from.clone(),
             bytes: synced.map_err(&failed)?.len(),
             records: self.count,
+            detections: counts.detections,
+            without_image: counts.without_image,
         };
         let text = serde_json::to_vec(&note).map_err(|error| failed(error.into()))?;
         write_atomic(&shard.note, &text).map_err(|error| failed(io::Error::other(error.to_string())))?;
@@ -245,8 +286,15 @@ mod tests {
             matches!(shard.claim().unwrap(), Claimed::Elsewhere),
             "one process at a time"
         );
-        writer.finish(&shard).unwrap();
+        writer.finish(&shard, Counts::default()).unwrap();
         assert_eq!(shard.state().unwrap(), State::Complete);
+        assert_eq!(
+            shard.counts(),
+            Some(Counts {
+                records: 1,
+                ..Counts::default()
+            })
+        );
         assert!(matches!(shard.claim().unwrap(), Claimed::Complete));
         assert_eq!(fs::metadata(shard.output()).unwrap().len(), 16 + 3);
     }
@@ -261,7 +309,7 @@ mod tests {
         assert_eq!(shard.state().unwrap(), State::Missing);
         let (mut writer, again) = ours(&shard);
         writer.write(b"x").unwrap();
-        writer.finish(&shard).unwrap();
+        writer.finish(&shard, Counts::default()).unwrap();
         assert!(again);
         assert_eq!(fs::metadata(shard.output()).unwrap().len(), 17);
         // Shortened afterwards.
@@ -279,7 +327,7 @@ mod tests {
     fn what_was_made_otherwise_is_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let first = shard(folder.path(), "model");
-        ours(&first).0.finish(&first).unwrap();
+        ours(&first).0.finish(&first, Counts::default()).unwrap();
         let other = shard(folder.path(), "another model");
         assert!(matches!(other.state().unwrap(), State::Other(why) if why.contains("another model")));
         fs::remove_file(&first.note).unwrap();

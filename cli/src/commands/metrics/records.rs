@@ -1,5 +1,7 @@
-//! Records that hold detections beside the groundtruth (`image/detection/…`), as the reference's `offline_eval_map_corloc` reads them.
+//! Records that hold detections beside the groundtruth (`image/detection/…`), as the reference's `offline_eval_map_corloc` reads them; masks of
+//! detections, for which it has no name, are in `image/detection/mask`.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,7 +9,7 @@ use coati_dataset::example::wire::Features;
 use coati_dataset::shards::Source;
 use coati_evaluation::{Detections, Evaluation, Groundtruth, Options, Sample};
 
-use super::{OutputArgs, by_name, note, write};
+use super::{OutputArgs, by_name, masks, note, write};
 use crate::failure::Failure;
 
 #[derive(Clone, Debug, Args)]
@@ -69,13 +71,30 @@ pub(super) fn run(args: &RecordsArgs) -> anyhow::Result<()> {
     } else {
         args.num_examples.min(total)
     };
+    let names = evaluation.names();
+    let asked = Asked {
+        masks: names
+            .iter()
+            .any(|name| name.contains("mask") || name.contains("segmentation")),
+        pixels: names.iter().any(|name| name.starts_with("coco_")),
+    };
     let mut without = 0_u64;
+    let (mut ids, mut twice) = (HashSet::new(), Vec::new());
     for number in 0..wanted {
         let place = source.location(number);
         let record = source.read(number)?;
         let bad = |message: String| Failure::user(format!("{place}: {message}"));
-        match sample(&record).map_err(bad)? {
-            Some(sample) => evaluation.add(&sample).map_err(|error| bad(error.to_string()))?,
+        match sample(&record, asked).map_err(bad)? {
+            Some(mut sample) => {
+                // As in an evaluation: told apart by the record's number.
+                if sample.image.is_empty() || !ids.insert(sample.image.clone()) {
+                    if !sample.image.is_empty() {
+                        twice.push(place.to_string());
+                    }
+                    sample.image = format!("{}#{number}", sample.image);
+                }
+                evaluation.add(&sample).map_err(|error| bad(error.to_string()))?;
+            }
             None if without == 0 => {
                 without = 1;
                 notes.push(format!(
@@ -85,17 +104,34 @@ pub(super) fn run(args: &RecordsArgs) -> anyhow::Result<()> {
             None => without += 1,
         }
     }
+    if let Some(first) = twice.first() {
+        notes.push(format!(
+            "{} images have the id (image/source_id) of another one, the first is {first}; they are told apart by their records' numbers",
+            twice.len()
+        ));
+    }
     if without > 1 {
         notes.push(format!("{without} records were left out"));
     }
     note(&notes);
-    let metrics = evaluation.evaluate()?;
+    let metrics = evaluation
+        .evaluate()
+        .map_err(|error| Failure::user(format!("{}: {error}", args.input_path.join(", "))))?;
     note(&evaluation.notes());
     write(&metrics, &args.output)
 }
 
+/// What metrics ask for beside boxes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    /// Masks of objects and detections.
+    masks: bool,
+    /// Boxes in pixels, since sizes count (COCO's small, medium and large objects).
+    pixels: bool,
+}
+
 /// One record; none where it lacks groundtruth or detections altogether (`TfExampleDetectionAndGTParser`).
-fn sample(record: &[u8]) -> Result<Option<Sample>, String> {
+fn sample(record: &[u8], asked: Asked) -> Result<Option<Sample>, String> {
     let features = Features::parse(record).map_err(|error| error.to_string())?;
     let needed = [
         "image/object/bbox/xmin",
@@ -139,24 +175,64 @@ fn sample(record: &[u8]) -> Result<Option<Sample>, String> {
         .text("image/source_id")
         .map_err(|error| error.to_string())?
         .unwrap_or_default();
+    let size = size(&features)?;
+    let mut objects = boxes("object")?;
+    let mut found = boxes("detection")?;
+    let masks = |name: &str, boxes: usize| {
+        if asked.masks {
+            masks::read(&features, name, size, boxes)
+        } else {
+            Ok(Vec::new())
+        }
+    };
+    let (object_masks, found_masks) = (
+        masks("image/object/mask", objects.len())?,
+        masks("image/detection/mask", found.len())?,
+    );
+    if asked.pixels {
+        let [height, width] = size
+            .ok_or("image/height, image/width: absent or 0\nhint: COCO's metrics tell small objects from large ones in pixels")?
+            .map(f64::from);
+        for [ymin, xmin, ymax, xmax] in objects.iter_mut().chain(&mut found) {
+            (*ymin, *xmin, *ymax, *xmax) = (*ymin * height, *xmin * width, *ymax * height, *xmax * width);
+        }
+    }
+    let area = floats("image/object/area")?.into_iter().map(f64::from).collect();
     Ok(Some(Sample {
         image: image.into_owned(),
-        size: None,
+        size: size.filter(|_| asked.pixels).map(|size| size.map(f64::from)),
         groundtruth: Groundtruth {
-            boxes: boxes("object")?,
+            boxes: objects,
             classes: classes("image/object/class/label")?,
             difficult: flags("image/object/difficult")?,
             group_of: flags("image/object/group_of")?,
+            is_crowd: flags("image/object/is_crowd")?,
+            area,
+            masks: object_masks,
             image_classes: (!verified.is_empty()).then_some(verified),
             ..Groundtruth::default()
         },
         detections: Detections {
-            boxes: boxes("detection")?,
+            boxes: found,
+            masks: found_masks,
             scores: floats("image/detection/score")?.into_iter().map(f64::from).collect(),
             classes: classes("image/detection/label")?,
             ..Detections::default()
         },
     }))
+}
+
+/// Height and width, where the record has both.
+fn size(features: &Features) -> Result<Option<[u32; 2]>, String> {
+    let side = |name: &str| -> Result<Option<u32>, String> {
+        let first = features.ints(name).map_err(|error| error.to_string())?.first().copied();
+        Ok(first
+            .and_then(|value| u32::try_from(value).ok())
+            .filter(|&side| side > 0))
+    };
+    Ok(side("image/height")?
+        .zip(side("image/width")?)
+        .map(|(height, width)| [height, width]))
 }
 
 #[cfg(test)]
@@ -211,7 +287,7 @@ mod tests {
 
     #[test]
     fn groundtruth_and_detections_of_a_record() {
-        let sample = sample(&record(vec![])).unwrap().unwrap();
+        let sample = sample(&record(vec![]), Asked::default()).unwrap().unwrap();
         assert_eq!(sample.image, "x");
         assert_eq!(sample.groundtruth.boxes, [[0.0, 0.25, 0.5, 1.0]]);
         assert_eq!(
@@ -228,18 +304,89 @@ mod tests {
     #[test]
     fn records_without_detections_are_told_apart_from_bad_ones() {
         assert!(
-            sample(&record(vec![("image/detection/score", None)]))
+            sample(&record(vec![("image/detection/score", None)]), Asked::default())
                 .unwrap()
                 .is_none()
         );
-        let pixels = sample(&record(vec![("image/detection/bbox/xmax", Some(floats(&[320.0])))])).unwrap_err();
+        let pixels = sample(
+            &record(vec![("image/detection/bbox/xmax", Some(floats(&[320.0])))]),
+            Asked::default(),
+        )
+        .unwrap_err();
         assert!(
             pixels.contains("fractions of the image's height and width are due\nhint:"),
             "{pixels}"
         );
-        let uneven = sample(&record(vec![("image/object/bbox/xmax", Some(floats(&[0.5, 0.6])))])).unwrap_err();
+        let uneven = sample(
+            &record(vec![("image/object/bbox/xmax", Some(floats(&[0.5, 0.6])))]),
+            Asked::default(),
+        )
+        .unwrap_err();
         assert!(uneven.contains("image/object/bbox: [1, 1, 1, 2] values"), "{uneven}");
-        let class = sample(&record(vec![("image/detection/label", Some(ints(&[-1])))])).unwrap_err();
+        let class = sample(
+            &record(vec![("image/detection/label", Some(ints(&[-1])))]),
+            Asked::default(),
+        )
+        .unwrap_err();
         assert!(class.contains("class -1\nhint: classes start at 1"), "{class}");
+    }
+
+    fn sized(more: Vec<(&str, Option<Kind>)>) -> Vec<u8> {
+        let mut all = vec![("image/height", Some(ints(&[4]))), ("image/width", Some(ints(&[2])))];
+        all.extend(more);
+        record(all)
+    }
+
+    #[test]
+    fn sizes_count_in_pixels() {
+        let pixels = Asked {
+            pixels: true,
+            ..Asked::default()
+        };
+        let with_area = sized(vec![("image/object/area", Some(floats(&[3.0])))]);
+        let found = sample(&with_area, pixels).unwrap().unwrap();
+        assert_eq!(found.groundtruth.boxes, [[0.0, 0.5, 2.0, 2.0]]);
+        assert_eq!((found.size, found.groundtruth.area), (Some([4.0, 2.0]), vec![3.0]));
+        let unknown = sample(&record(vec![]), pixels).unwrap_err();
+        assert!(
+            unknown.contains("image/height, image/width: absent or 0\nhint:"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn masks_are_files_or_floats() {
+        let asked = Asked {
+            masks: true,
+            ..Asked::default()
+        };
+        let picture = image::GrayImage::from_fn(2, 4, |x, y| image::Luma([if x == 1 && y < 2 { 255 } else { 0 }]));
+        let mut png = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let file = Kind::BytesList(tf::BytesList {
+            value: vec![png.into_inner()],
+        });
+        let plane = floats(&[0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]);
+        let both = sized(vec![
+            ("image/object/mask", Some(file)),
+            ("image/detection/mask", Some(plane)),
+        ]);
+        let found = sample(&both, asked).unwrap().unwrap();
+        let (truth, seen) = (&found.groundtruth.masks[0], &found.detections.masks[0]);
+        assert_eq!((truth.area(), seen.area(), truth.intersection(seen)), (2, 3, 2));
+        assert!(
+            sample(&both, Asked::default())
+                .unwrap()
+                .unwrap()
+                .groundtruth
+                .masks
+                .is_empty()
+        );
+        let short = sized(vec![("image/object/mask", Some(floats(&[1.0; 7])))]);
+        let error = sample(&short, asked).unwrap_err();
+        assert!(
+            error.contains("image/object/mask: 7 values\nhint: 1 masks of 4 x 2 pixels"),
+            "{error}"
+        );
     }
 }

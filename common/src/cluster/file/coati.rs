@@ -10,7 +10,7 @@ use crate::cluster::security::{OnNan, Security};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
-pub(super) const KEYS: [&str; 13] = [
+pub(super) const KEYS: [&str; 14] = [
     "launcher",
     "hosts",
     "placement",
@@ -24,6 +24,7 @@ pub(super) const KEYS: [&str; 13] = [
     "heartbeat_timeout",
     "restart",
     "devices",
+    "keep_best",
 ];
 
 const RESTART: [&str; 2] = ["max", "window"];
@@ -49,6 +50,7 @@ pub(super) struct Coati {
     pub(super) heartbeat: Heartbeat,
     pub(super) restart: Restart,
     pub(super) devices: Devices,
+    pub(super) keep_best: Option<String>,
 }
 
 pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
@@ -81,6 +83,7 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             "heartbeat_interval" => coati.heartbeat.interval = positive(document, node, &key)?,
             "heartbeat_timeout" => coati.heartbeat.timeout = positive(document, node, &key)?,
             "restart" => coati.restart = restart(document, node)?,
+            "keep_best" => coati.keep_best = Some(document.text(node, &key)?),
             _ => coati.devices = devices(document, node, &key)?,
         }
     }

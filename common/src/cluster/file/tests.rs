@@ -91,6 +91,7 @@ fn every_file_that_is_shipped_loads() {
     let expected = [
         ("asynchronous.yaml", 2, 3, 0),
         ("cloud.yml", 9, 3, 10),
+        ("evaluator.yaml", 1, 1, 0),
         ("local.yaml", 2, 3, 0),
         ("one-master.yaml", 0, 0, 0),
         ("pets.yaml", 5, 3, 6),
@@ -448,7 +449,7 @@ fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
          replication: 1\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
-         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n"
+         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n  keep_best: DetectionBoxes_Precision/mAP@.50IOU\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
@@ -464,6 +465,19 @@ fn our_own_section_is_read() {
     );
     assert_eq!((plan.restart.max, plan.restart.window), (3, Duration::from_secs(120)));
     assert_eq!(plan.devices, Devices::GpuList(vec![1, 0]));
+    assert_eq!(plan.keep_best.as_deref(), Some("DetectionBoxes_Precision/mAP@.50IOU"));
+}
+
+#[test]
+fn a_job_has_one_evaluator() {
+    let with = |count: u32| format!("{LOCAL}  evaluatorType: standard\n  evaluatorCount: {count}\n");
+    assert_eq!(plan(&with(1)).evaluators.count, 1);
+    let (message, hint) = message(&with(2));
+    assert!(
+        message.starts_with("`evaluatorCount` is 2: a job has one evaluator"),
+        "{message}"
+    );
+    assert!(hint.is_some_and(|hint| hint.contains("set it to 1")));
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
     };
     let mut warnings = job.warnings.clone();
     check_parameter_servers(document, &job, workers.count, parameter_servers.count, &mut warnings)?;
+    check_evaluators(document, &job)?;
     Ok(ClusterPlan {
         path: path.to_owned(),
         job_id: job.id,
@@ -41,6 +42,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         heartbeat: job.coati.heartbeat,
         restart: job.coati.restart,
         devices: job.coati.devices,
+        keep_best: job.coati.keep_best,
         ignored: job.ignored,
         warnings,
     })
@@ -186,6 +188,26 @@ fn accelerators(document: &Document, machine: Option<&MachineType>, role: &Role,
     };
     machine::attach(machine, accelerator, *count)
         .map_err(|refusal| document.fault(config.at, refusal.message, refusal.hint))
+}
+
+/// As in TensorFlow, where a cluster's evaluator is one: it takes each checkpoint in turn.
+fn check_evaluators(document: &Document, job: &Job) -> Result<(), Fault> {
+    let [_, _, _, role] = &job.roles;
+    match &role.count {
+        Some(count) if count.value > 1 => Err(document.fault(
+            count.at,
+            format!(
+                "`evaluatorCount` is {}: a job has one evaluator, which takes each checkpoint in turn",
+                count.value
+            ),
+            Some(
+                "set it to 1, or leave it out for the master to evaluate between steps; a GPU, a smaller `num_examples` or fewer \
+                 checkpoints help an evaluator that falls behind"
+                    .to_owned(),
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn check_parameter_servers(

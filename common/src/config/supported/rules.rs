@@ -270,7 +270,8 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
         "metrics_set num_examples eval_interval_secs max_evals num_visualizations min_score_threshold \
          max_num_boxes_to_visualize use_moving_averages include_metrics_per_category all_metrics_per_category \
          recall_lower_bound recall_upper_bound visualization_export_dir keep_image_id_for_visualization_export skip_scores skip_labels \
-         visualize_groundtruth_boxes groundtruth_box_visualization_color retain_original_images",
+         visualize_groundtruth_boxes groundtruth_box_visualization_color retain_original_images \
+         skip_predictions_for_unlabeled_class image_classes_field_map_empty_to_ones",
     ),
 ];
 

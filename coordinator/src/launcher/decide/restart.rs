@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use coati_common::cluster::{Restart, TaskId};
+use coati_common::cluster::{Restart, TaskId, TaskType};
 use coati_common::exit::ExitCode;
 
 use super::{Exit, TaskState};
@@ -44,6 +44,10 @@ pub(super) fn verdict(task: &TaskState, policy: &Restart, master_since: Option<I
             Verdict::Left
         });
     }
+    if exit.meaning() == Some(ExitCode::Success) && task.id.kind == TaskType::Evaluator {
+        // It has seen the last checkpoint, or as many as it was to see.
+        return Some(Verdict::Left);
+    }
     if exit.meaning() == Some(ExitCode::Success) && task.id != TaskId::MASTER {
         // Sent home by a master that died before it could end the job: its successor may need everybody.
         return Some(match master_since {
@@ -56,7 +60,12 @@ pub(super) fn verdict(task: &TaskState, policy: &Restart, master_since: Option<I
     }
     let before = recent(task, at, policy);
     if !crashed(task.id, exit) || before >= to_usize(policy.max) {
-        return Some(Verdict::Final);
+        // Training does not depend on an evaluator.
+        return Some(if task.id.kind == TaskType::Evaluator {
+            Verdict::Left
+        } else {
+            Verdict::Final
+        });
     }
     let gave_up = exit.meaning() == Some(ExitCode::JobFailure);
     let pause = pause(before).max(if gave_up { AFTER_GIVING_UP } else { Duration::ZERO });

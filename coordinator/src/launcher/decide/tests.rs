@@ -40,6 +40,7 @@ impl Job {
             stop: seconds(60),
             failure: seconds(20),
             drain: seconds(10),
+            evaluate: seconds(1000),
             kill: seconds(5),
             leave: seconds(30),
             max_running: None,
@@ -584,4 +585,85 @@ fn those_who_leave_are_ended_with_the_job() {
     assert_eq!(job.step(26), [(2, Signal::Kill)]);
     job.exits(26, 2, Exit::Signal(9));
     assert_eq!(job.end(26), Some(ExitCode::Success));
+}
+
+const EVALUATOR: usize = 3;
+
+/// A job with an evaluator, whose tasks are started again once.
+fn evaluated() -> Job {
+    let mut job = restarting(1);
+    let mut task = job.state.tasks[WORKER].clone();
+    (task.id, task.probed) = (TaskId::new(TaskType::Evaluator, 0), false);
+    job.state.tasks.push(task);
+    job
+}
+
+#[test]
+fn the_evaluator_may_finish_the_last_checkpoint_of_a_job_that_is_done() {
+    let mut job = evaluated();
+    for task in [MASTER, WORKER, PS] {
+        job.exits(50, task, Exit::Code(0));
+    }
+    assert!(
+        job.step(900).is_empty(),
+        "others have seconds, the evaluator has longer"
+    );
+    let reason = job.decide(900).reason;
+    assert!(
+        reason.starts_with("the job is done; waiting for evaluator-0 to evaluate its last checkpoint (at most 16m40s"),
+        "{reason}"
+    );
+    // It dies over it, and is started again.
+    job.kills(901, EVALUATOR);
+    assert_eq!((job.starts(901), job.end(901)), (vec![EVALUATOR], None));
+    assert_eq!(job.step(1050), [(EVALUATOR, Signal::Terminate)]);
+    assert_eq!(job.step(1055), [(EVALUATOR, Signal::Kill)]);
+    job.kills(1055, EVALUATOR);
+    assert_eq!(job.end(1055), Some(ExitCode::Success));
+}
+
+#[test]
+fn nobody_in_a_hurry_waits_for_the_evaluator() {
+    let mut job = evaluated();
+    for task in [MASTER, WORKER, PS] {
+        job.exits(50, task, Exit::Code(0));
+    }
+    job.step(50);
+    job.stop(60);
+    assert_eq!(job.step(60), [(EVALUATOR, Signal::Terminate)]);
+    job.exits(60, EVALUATOR, Exit::Code(130));
+    assert!(job.starts(61).is_empty());
+    assert_eq!(job.end(61), Some(ExitCode::Success));
+    // A job that is stopped itself has no last checkpoint to wait for.
+    let mut job = evaluated();
+    job.stop(10);
+    assert_eq!(
+        job.step(10),
+        [(MASTER, Signal::Terminate), (EVALUATOR, Signal::Terminate)]
+    );
+}
+
+#[test]
+fn an_evaluator_that_dies_is_started_again_and_never_ends_the_job() {
+    for exit in [Exit::Signal(9), Exit::Code(1), Exit::Code(101)] {
+        let mut job = evaluated();
+        job.exits(5, EVALUATOR, exit);
+        assert_eq!(job.starts(6), [EVALUATOR], "{exit}");
+        job.exits(7, EVALUATOR, exit);
+        assert!(job.starts(20).is_empty() && job.step(20).is_empty());
+        assert_eq!(job.decide(20).cause, None, "{exit}");
+        for task in [MASTER, WORKER, PS] {
+            job.exits(30, task, Exit::Code(0));
+        }
+        assert_eq!(job.end(30), Some(ExitCode::Success), "{exit}");
+    }
+    // Refused input, and one that has seen enough: neither is started again.
+    for code in [2, 0] {
+        let mut job = evaluated();
+        job.exits(5, EVALUATOR, Exit::Code(code));
+        assert!(job.starts(20).is_empty());
+        assert_eq!(job.decide(20).cause, None);
+        job.state.tasks[MASTER].started = job.at(10);
+        assert!(job.starts(20).is_empty(), "nor for a new master");
+    }
 }
