@@ -104,7 +104,7 @@ pub fn evaluate(
         .map(|_| Evaluator::new(categories.clone()));
     let examples = Examples::new(
         input.source.clone(),
-        input::eval_options(config, input, model.input_size())?,
+        input::eval_options(config, input, model.input_size(), model.image_channels())?,
     );
     let total = examples.total();
     // As in the reference, 0 means all; more than there are is all, too.
@@ -137,11 +137,15 @@ pub fn evaluate(
     let (batches, bad) = ahead(examples, wanted);
     for batch in &batches {
         let batch = batch?;
-        let images: Vec<f32> = batch.iter().flat_map(|example| example.input.iter().copied()).collect();
+        let images: Vec<f32> = batch
+            .iter()
+            .flat_map(|example| example.input.input.iter().copied())
+            .collect();
+        let parts: Vec<[f32; 2]> = batch.iter().map(|example| example.input.part).collect();
         let started = Instant::now();
         let objects: Vec<coati_detection::Groundtruth> = batch.iter().map(objects).collect();
         let (detections, found) = model
-            .evaluate(variables, &images, &objects)
+            .evaluate_within(variables, &images, &objects, &parts)
             .map_err(|error| Error::Model(error.to_string()))?;
         losses.add(&found);
         model_seconds += started.elapsed().as_secs_f64();
@@ -333,9 +337,12 @@ fn unique(names: &mut HashSet<String>, example: &Example) -> String {
     id
 }
 
-/// What the losses are computed against.
+/// What the losses are computed against: objects in the model's input, padding and all.
 fn objects(example: &Example) -> coati_detection::Groundtruth {
-    model::groundtruth(&example.source_id, &example.groundtruth)
+    let [height, width] = example.input.part;
+    let mut objects = example.groundtruth.clone();
+    objects.stretch([1.0 / height, 1.0 / width]);
+    model::groundtruth(&example.source_id, &objects)
 }
 
 fn groundtruth(example: &Example) -> ImageGroundtruth {

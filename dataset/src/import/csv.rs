@@ -118,7 +118,7 @@ fn record(options: &Options, labels: &Labels, item: &Item) -> Result<Outcome, Er
     // Paths of another machine: the name alone may be in the folder.
     let whole = options.image_dir.join(&item.filename);
     let name = item.filename.rsplit(['/', '\\']).next().unwrap_or(&item.filename);
-    let path = if whole.is_file() {
+    let path = if coati_storage::is_file(&whole) {
         whole
     } else {
         options.image_dir.join(name)
