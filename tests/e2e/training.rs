@@ -228,7 +228,7 @@ fn images_with_additional_channels_train_evaluate_and_infer() {
             let Some(Kind::BytesList(image)) = image.kind else {
                 panic!("no image")
             };
-            let value = image.value.repeat(2);
+            let value = [image.value.clone(), image.value].concat();
             records::set(
                 example,
                 "image/additional_channels/encoded",

@@ -74,6 +74,13 @@ pub(in crate::import) fn read(path: &Path) -> Result<Vec<Item>, Error> {
         });
         let empty = |column: &Column| row.text(*column).is_empty();
         if empty(&class) && sides.iter().all(empty) {
+            // Fields that are there and empty say that there is no box; fields that are not there say nothing.
+            if row.is_short() {
+                return Err(row.wrong(
+                    "the line ends before its class and box".to_owned(),
+                    "is the table cut off? A line of an image without boxes has all separators, with nothing between them",
+                ));
+            }
             continue;
         }
         if empty(&class) {

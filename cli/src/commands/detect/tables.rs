@@ -133,7 +133,7 @@ pub(super) fn write_csv(path: &Path, found: &[Found]) -> anyhow::Result<()> {
     }
     let text = table
         .into_inner()
-        .map_err(|error| error.into_error())
+        .map_err(csv::IntoInnerError::into_error)
         .with_context(context)?;
     coati_storage::write(path, &text).with_context(context)
 }
