@@ -3,11 +3,10 @@
 //! Names and layouts stay TensorFlow's, so that converting back gives the checkpoint that there was.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
+use coati_storage::File;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{self, DataFileWriter, DataType, Reader, dtype_bytes};
@@ -90,6 +89,10 @@ fn dtype_of(name: &str) -> Option<DataType> {
 /// # Errors
 /// A damaged checkpoint, or a file that cannot be written; then nothing is left behind.
 pub fn write(reader: &Reader, path: &Path) -> Result<Report, Error> {
+    if coati_storage::is_remote(path) {
+        // It appears when it is whole.
+        return write_as(reader, path);
+    }
     let temporary = with_suffix(path, files::TEMPORARY);
     let written = write_as(reader, &temporary);
     match written {
@@ -128,14 +131,14 @@ fn write_as(reader: &Reader, path: &Path) -> Result<Report, Error> {
     header.resize(header.len().next_multiple_of(8), b' ');
 
     let failed = files::error(path, "write");
-    let mut file = BufWriter::new(File::create(path).map_err(files::error(path, "create"))?);
+    let mut file = BufWriter::new(coati_storage::create(path).map_err(files::error(path, "create"))?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&failed)?;
     file.write_all(&header).map_err(&failed)?;
     for (entry, _, _) in &entries {
         file.write_all(&reader.read_raw(&entry.name)?).map_err(&failed)?;
     }
-    file.flush().map_err(&failed)?;
-    file.get_ref().sync_all().map_err(files::error(path, "sync"))?;
+    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.finish().map_err(files::error(path, "sync"))?;
     Ok(report)
 }
 
@@ -170,10 +173,10 @@ fn open(path: &Path) -> Result<(File, Tensors, u64), Error> {
         path: path.to_owned(),
         what,
     };
-    let mut file = File::open(path).map_err(files::error(path, "open"))?;
-    let size = file.metadata().map_err(files::error(path, "stat"))?.len();
+    let file = File::open_for_blocks(path).map_err(files::error(path, "open"))?;
+    let size = file.len().map_err(files::error(path, "stat"))?;
     let mut length = [0; 8];
-    file.read_exact(&mut length)
+    file.read_exact_at(&mut length, 0)
         .map_err(|_| wrong(format!("it has {size} bytes, the header's length alone takes 8")))?;
     let length = u64::from_le_bytes(length);
     if length > MOST_HEADER_BYTES || length > size.saturating_sub(8) {
@@ -182,7 +185,7 @@ fn open(path: &Path) -> Result<(File, Tensors, u64), Error> {
         )));
     }
     let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(files::error(path, "read"))?;
+    file.read_exact_at(&mut header, 8).map_err(files::error(path, "read"))?;
     let header: BTreeMap<String, serde_json::Value> =
         serde_json::from_slice(&header).map_err(|error| wrong(format!("its header is no JSON object: {error}")))?;
     let start = 8 + length;

@@ -100,6 +100,10 @@ pub(crate) struct TrainArgs {
     /// Seed of the initial weights, the order of the records and the augmentation.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Decode JPEGs at a half, a quarter or an eighth of their size where that is still more than the network takes. Faster for
+    /// large images, and no longer the reference's pixels.
+    #[arg(long)]
+    pub scaled_decode: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -398,6 +402,12 @@ pub(crate) struct BenchInputArgs {
     /// Measure instead whether memory grows while so many GB of records go by; they are the given ones, over and over.
     #[arg(long, value_name = "GB", default_value_t = 0.0)]
     pub virtual_gb: f64,
+    /// Measure instead how fast the files are read from their first record to their last, checksums and all; nothing is decoded.
+    #[arg(long)]
+    pub sequential: bool,
+    /// Decode as `coati train --scaled_decode` does.
+    #[arg(long)]
+    pub scaled_decode: bool,
 }
 
 fn positive(text: &str) -> Result<usize, String> {

@@ -138,6 +138,10 @@ impl Checked<'_> {
         for (index, item) in map.item.iter().enumerate() {
             let path = |field: &str| format!("item[{index}]{field}");
             let title = item.name.as_deref().unwrap_or_default();
+            // Some maps spell out what id 0 means anyway, which the reference allows.
+            if item.id == Some(0) && [title, item.display_name()].contains(&"background") {
+                continue;
+            }
             let shown = if title.is_empty() {
                 format!("item {}", index + 1)
             } else {

@@ -3,22 +3,17 @@
 use std::sync::Arc;
 
 use crate::bad::{Ledger, TooMany};
-use crate::decode::{self, Decoder, Image};
+use crate::decode::{self, Image};
 use crate::example;
+use crate::fit::{self, Fitter};
 use crate::groundtruth::Groundtruth;
-use crate::pixels::Pixels;
-use crate::resize::{ImageResizer, Resizer, View};
 use crate::shards::Source;
 
 /// How records are read for evaluation.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Rows of the model's input.
-    pub height: usize,
-    /// Columns of the model's input.
-    pub width: usize,
-    /// `image_resizer`, as in [`crate::batch::Options`].
-    pub resizer: Option<ImageResizer>,
+    /// What the model wants.
+    pub fit: fit::Options,
     /// The label map.
     pub example: example::Options,
     /// What is read beyond boxes: masks.
@@ -34,9 +29,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            height: 300,
-            width: 300,
-            resizer: None,
+            fit: fit::Options::new(300, 300),
             example: example::Options::default(),
             extras: example::Extras::default(),
             decode: decode::Options::default(),
@@ -57,9 +50,9 @@ pub struct Example {
     pub filename: String,
     /// The stored image.
     pub image: Image,
-    /// The model's input, `[1, height, width, 3]`, values from 0 to 255.
-    pub input: Vec<f32>,
-    /// The objects; boxes normalised.
+    /// The model's input.
+    pub input: fit::Fitted,
+    /// The objects; boxes normalised to the stored image.
     pub groundtruth: Groundtruth,
     /// The boxes in absolute pixels of the stored image.
     pub boxes_px: Vec<[f32; 4]>,
@@ -77,8 +70,7 @@ pub struct Examples {
     source: Arc<Source>,
     options: Options,
     ledger: Ledger,
-    decoder: Decoder,
-    resizer: Resizer,
+    fitter: Fitter,
     next: u64,
     /// What a bucket was asked for ends before this one.
     asked: u64,
@@ -88,14 +80,12 @@ impl Examples {
     /// From the first record.
     pub fn new(source: Arc<Source>, options: Options) -> Self {
         let ledger = Ledger::new(source.record_count(), options.max_bad_records);
-        let decoder = Decoder::new(options.decode);
-        let resizer = Resizer::new(options.height, options.width);
+        let fitter = Fitter::new(options.fit.clone(), options.decode);
         Self {
             source,
             options,
             ledger,
-            decoder,
-            resizer,
+            fitter,
             next: 0,
             asked: 0,
         }
@@ -127,19 +117,15 @@ impl Examples {
     fn read(&mut self, record: u64) -> Result<(Example, Vec<example::BadObject>), String> {
         let bytes = self.source.read(record).map_err(|error| error.to_string())?;
         let at = |error: &dyn std::fmt::Display| format!("{}: {error}", self.source.location(record));
-        let annotated =
-            example::decode_with(&bytes, &self.options.example, &self.options.extras).map_err(|error| at(&error))?;
-        let name = |error: &dyn std::fmt::Display| at(&format!("image {:?}: {error}", annotated.filename));
-        let image = self.decoder.decode(annotated.image).map_err(|error| name(&error))?;
-        let mut input = vec![0.0; self.resizer.output_len()];
-        let whole = View::whole(image.height, image.width);
-        match &self.options.resizer {
-            None => self
-                .resizer
-                .resize_into(&image, whole, &mut input)
-                .map_err(|error| name(&error))?,
-            Some(resizer) => input = resizer.apply(&Pixels::from(&image), &[]).image.values,
-        }
+        let extras = example::Extras {
+            additional_channels: self.options.fit.additional_channels,
+            ..self.options.extras.clone()
+        };
+        let annotated = example::decode_with(&bytes, &self.options.example, &extras).map_err(|error| at(&error))?;
+        let (image, input) = self
+            .fitter
+            .decode(annotated.image, &annotated.additional_channels)
+            .map_err(|error| at(&format!("image {:?}: {error}", annotated.filename)))?;
         let groundtruth = annotated.objects;
         let boxes_px = groundtruth.boxes_px(image.height, image.width);
         let (source_id, filename) = (annotated.source_id, annotated.filename);
@@ -206,8 +192,7 @@ mod tests {
             Examples::new(
                 source,
                 Options {
-                    height: 8,
-                    width: 9,
+                    fit: fit::Options::new(8, 9),
                     example,
                     ..options
                 },
@@ -226,7 +211,7 @@ mod tests {
         );
         let first = &all[0];
         assert_eq!(
-            (first.image.height, first.image.width, first.input.len()),
+            (first.image.height, first.image.width, first.input.input.len()),
             (21, 34, 8 * 9 * 3)
         );
         assert_eq!(first.groundtruth.boxes[0], [0.1, 0.2, 0.6, 0.7]);

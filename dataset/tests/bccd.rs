@@ -56,7 +56,7 @@ fn the_models_input_equals_the_references() {
         );
         let size = 300 * 300 * 3;
         let expected = &inputs[index * size..][..size];
-        let normalised = example.input.iter().map(|value| 2.0 / 255.0 * value - 1.0);
+        let normalised = example.input.input.iter().map(|value| 2.0 / 255.0 * value - 1.0);
         let worst = normalised.zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-6, "image {index}: {worst}");
     }

@@ -24,6 +24,8 @@ pub struct Options {
     pub update_trainable_variables: Vec<String>,
     /// Compute threads; `None`: what `COATI_THREADS` says, otherwise one a core.
     pub threads: Option<usize>,
+    /// Of the images: 3, and as many more as `num_additional_channels` says; 1 with `convert_to_grayscale`.
+    pub image_channels: usize,
     /// Where the network computes; `Auto`: what `COATI_DEVICE` says, otherwise a GPU if there is one.
     pub device: Device,
 }
@@ -35,6 +37,7 @@ impl Default for Options {
             freeze_variables: Vec::new(),
             update_trainable_variables: Vec::new(),
             threads: None,
+            image_channels: 3,
             device: Device::Auto,
         }
     }
@@ -127,6 +130,7 @@ pub struct Ssd {
     loss: LossConfig,
     post: PostProcessor,
     input_size: (usize, usize),
+    channels: usize,
     head: Head,
 }
 
@@ -158,6 +162,7 @@ impl Ssd {
         };
         // The network has one column more than classes.
         network_config.num_classes = head.columns - 1;
+        network_config.image_channels = options.image_channels;
         let network = Network::new(&network_config)?;
         let anchors = generator.generate(&network.feature_map_shapes(), input_size)?;
         if anchors.len() != network.anchors() {
@@ -185,6 +190,7 @@ impl Ssd {
             loss,
             post,
             input_size,
+            channels: options.image_channels,
             head,
         })
     }
@@ -202,6 +208,11 @@ impl Ssd {
     /// (height, width) in pixels of the images.
     pub fn input_size(&self) -> (usize, usize) {
         self.input_size
+    }
+
+    /// Of the images.
+    pub fn image_channels(&self) -> usize {
+        self.channels
     }
 
     /// Without the background.
@@ -232,7 +243,7 @@ impl Ssd {
         &self.network
     }
 
-    /// Forward and backward pass of a batch. `images` are `[batch, height, width, 3]` of 0 to 255, `groundtruth` has one entry an
+    /// Forward and backward pass of a batch. `images` are `[batch, height, width, channels]` of 0 to 255, `groundtruth` has one entry an
     /// image.
     ///
     /// Writes all of `gradients` (flat): of trainable variables the gradient of the total loss, of moving statistics the batch's mean and
@@ -298,13 +309,26 @@ impl Ssd {
             .collect()
     }
 
-    /// Detections in each of the `images` (`[batch, height, width, 3]` of 0 to 255).
+    /// Detections in each of the `images` (`[batch, height, width, channels]` of 0 to 255).
     pub fn detect(&mut self, params: &[f32], images: &[f32]) -> Result<Vec<Detections>, Error> {
+        self.detect_within(params, images, &[])
+    }
+
+    /// As [`Ssd::detect`]. Of each image only a part, `[height, width]` as shares of the whole, is picture and the rest padding;
+    /// boxes are clipped to that part and relative to it. No parts: all of all images.
+    pub fn detect_within(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        parts: &[[f32; 2]],
+    ) -> Result<Vec<Detections>, Error> {
         if images.is_empty() {
             return Ok(Vec::new());
         }
         let outputs = self.predict(params, images, Mode::Eval)?;
-        Ok(self.post.run(&self.anchors, predictions(&outputs, &self.head))?)
+        Ok(self
+            .post
+            .run_within(&self.anchors, predictions(&outputs, &self.head), parts)?)
     }
 
     /// Detections in each image and its losses, from one forward pass in inference mode. Each image counts by itself, as in the reference,
@@ -314,6 +338,17 @@ impl Ssd {
         params: &[f32],
         images: &[f32],
         groundtruth: &[Groundtruth],
+    ) -> Result<(Vec<Detections>, Vec<StepLosses>), Error> {
+        self.evaluate_within(params, images, groundtruth, &[])
+    }
+
+    /// As [`Ssd::evaluate`] and [`Ssd::detect_within`]; groundtruth is relative to the images with their padding.
+    pub fn evaluate_within(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+        parts: &[[f32; 2]],
     ) -> Result<(Vec<Detections>, Vec<StepLosses>), Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Eval)?;
         let whole = predictions(&outputs, &self.head);
@@ -334,7 +369,7 @@ impl Ssd {
                 Ok(StepLosses::new(&found, regularization))
             })
             .collect::<Result<_, Error>>()?;
-        Ok((self.post.run(&self.anchors, whole)?, losses))
+        Ok((self.post.run_within(&self.anchors, whole, parts)?, losses))
     }
 
     /// Raw predictions.
@@ -347,13 +382,14 @@ impl Ssd {
 
     fn forward(&mut self, params: &[f32], images: &[f32], batch: usize, mode: Mode) -> Result<Outputs, Error> {
         let (height, width) = self.input_size;
-        let expected = batch * height * width * 3;
+        let channels = self.channels;
+        let expected = batch * height * width * channels;
         if batch == 0 || images.len() != expected {
             return Err(network::Error::Length {
                 what: "images",
                 found: images.len(),
-                expected: expected.max(height * width * 3),
-                why: format!("groundtruth of {batch} images, at least one, x {height} x {width} x 3"),
+                expected: expected.max(height * width * channels),
+                why: format!("groundtruth of {batch} images, at least one, x {height} x {width} x {channels}"),
             }
             .into());
         }

@@ -51,7 +51,7 @@ impl Error {
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|error| {
+    coati_storage::read(path).map_err(|error| {
         Error::new(
             path,
             Place::Whole,

@@ -13,6 +13,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey as S3Key, S3Condition
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider};
 
+use crate::external::Program;
 use crate::gate::Gate;
 use crate::location::{Location, Scheme};
 use crate::profile;
@@ -122,6 +123,8 @@ struct S3Plan {
     keys: Vec<(S3Key, String)>,
     endpoint: Option<String>,
     region: Option<String>,
+    /// Prints keys when a shell runs it.
+    program: Option<String>,
 }
 
 fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
@@ -159,6 +162,7 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
         keys: Vec::new(),
         endpoint,
         region,
+        program: None,
     };
     let explicit = name.is_some();
     let from_profile = profile
@@ -198,16 +202,15 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
         || world.is_set("AWS_CONTAINER_CREDENTIALS_FULL_URI")
     {
         "the container's role".clone_into(&mut plan.credentials);
-    } else if ["sso_session", "sso_start_url", "role_arn", "credential_process"]
+    } else if let Some(command) = profile.get("credential_process") {
+        plan.credentials = format!("the credential_process of the AWS profile `{shown}`");
+        plan.program = Some(command.clone());
+    } else if ["sso_session", "sso_start_url", "role_arn"]
         .iter()
         .any(|key| profile.contains_key(*key))
     {
-        return Err((
-            format!("the AWS profile `{shown}` has no keys of its own, but a way to get some that Coati does not know"),
-            format!(
-                "eval \"$(aws configure export-credentials --profile {shown} --format env)\" puts them into the environment"
-            ),
-        ));
+        plan.credentials = format!("what `aws` says of the AWS profile `{shown}`");
+        plan.program = Some(format!("aws configure export-credentials --profile {}", quoted(shown)));
     } else if world.is_set("AWS_METADATA_ENDPOINT") || world.machine_is("Amazon EC2") {
         "the instance's role".clone_into(&mut plan.credentials);
     } else {
@@ -215,6 +218,11 @@ fn plan_s3(world: &World<'_>) -> Result<S3Plan, Refusal> {
         plan.anonymous = true;
     }
     Ok(plan)
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 fn s3(name: &str, world: &World<'_>) -> Result<Bucket, Refusal> {
@@ -247,6 +255,11 @@ fn s3(name: &str, world: &World<'_>) -> Result<Bucket, Refusal> {
     }
     for (key, value) in plan.keys {
         builder = builder.with_config(key, value);
+    }
+    if let Some(program) = plan.program {
+        let hint =
+            "`aws sso login` begins a session anew; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY do without the program";
+        builder = builder.with_credentials(Arc::new(Program::new(program, hint.to_owned())));
     }
     finish(builder.build().map(|store| Arc::new(store) as _), plan.credentials)
 }
@@ -409,9 +422,17 @@ mod tests {
         let (what, hint) = s3_of(&[("AWS_PROFILE", "wrok")], &[KEYS]).unwrap_err();
         assert!(what.contains("`wrok`") && hint.contains("list-profiles"));
         assert!(s3_of(&[("AWS_ACCESS_KEY_ID", "E")], &[]).is_err());
-        let sso = ("/home/u/.aws/config", "[profile p]\nsso_session = x\n");
-        let (_, hint) = s3_of(&[("AWS_PROFILE", "p")], &[sso]).unwrap_err();
-        assert!(hint.contains("export-credentials --profile p"), "{hint}");
+    }
+
+    #[test]
+    fn profiles_without_keys_have_programs_that_print_some() {
+        let sso = (
+            "/home/u/.aws/config",
+            "[profile p]\nsso_session = x\n[profile q]\ncredential_process = keys --now\n",
+        );
+        let program = |name| s3_of(&[("AWS_PROFILE", name)], &[sso]).unwrap().program.unwrap();
+        assert_eq!(program("p"), "aws configure export-credentials --profile 'p'");
+        assert_eq!(program("q"), "keys --now");
     }
 
     #[test]

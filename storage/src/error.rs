@@ -76,8 +76,18 @@ pub(crate) fn explain(
     error: &object_store::Error,
 ) -> Error {
     use object_store::Error as Found;
+    if let Some(NoKeys { what, hint }) = find(error) {
+        return Error {
+            action,
+            location: location.clone(),
+            status: None,
+            hint: hint.clone(),
+            what: what.clone(),
+            kind: io::ErrorKind::PermissionDenied,
+        };
+    }
     let text = chain(error);
-    let gave_up = find(error);
+    let gave_up: Option<&GaveUp> = find(error);
     let status = gave_up.and_then(|found| found.status).or_else(|| match error {
         Found::NotFound { .. } => Some(404),
         Found::PermissionDenied { .. } => Some(403),
@@ -120,10 +130,18 @@ fn chain(error: &dyn StdError) -> String {
     text
 }
 
-fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a GaveUp> {
+/// There is nothing to sign requests with.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(crate) struct NoKeys {
+    pub what: String,
+    pub hint: String,
+}
+
+fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     let mut source: Option<&'a (dyn StdError + 'static)> = Some(error);
     while let Some(inner) = source {
-        if let Some(found) = inner.downcast_ref::<GaveUp>() {
+        if let Some(found) = inner.downcast_ref::<E>() {
             return Some(found);
         }
         source = inner.source();

@@ -11,6 +11,7 @@ mod bucket;
 mod cache;
 mod connect;
 mod error;
+mod external;
 mod file;
 mod gate;
 mod local;
@@ -81,6 +82,17 @@ pub fn list(folder: &Path) -> io::Result<Vec<Entry>> {
 /// Replaces the whole content at once: readers see the old or the new.
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     of(path).put(path, bytes)
+}
+
+/// Writes a whole file, and makes the folder for it. Readers of a local file may see a part of it meanwhile.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if is_remote(path) {
+        return put(path, bytes);
+    }
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(path, bytes)
 }
 
 /// Makes a file unless there is one. False where there is; of several at a time one succeeds.

@@ -213,25 +213,34 @@ fn what_does_not_pass_names_bucket_key_and_status() {
     let _ = check("s3:///x", server.s3()).says(&["no bucket is named", "hint: write gs://BUCKET/KEY"]);
 }
 
+/// The bucket that the environment leads to.
+fn bucket() -> &'static str {
+    match std::env::var_os("STORAGE_EMULATOR_HOST") {
+        Some(_) => "gs://coati",
+        None => "s3://coati",
+    }
+}
+
 /// Puts the job's data and configuration into the bucket, by the storage package in a process of its own.
 #[test]
 fn upload() {
     let Some(from) = own_place() else { return };
+    let data = format!("{}/data", bucket());
     for entry in storage::list(&from).unwrap().into_iter().filter(|entry| entry.is_file) {
         let content = std::fs::read(from.join(&entry.name)).unwrap();
         let content = match entry.name.as_str() {
             "pipeline.config" => String::from_utf8(content)
                 .unwrap()
-                .replace("input_path: \"train", "input_path: \"s3://coati/data/train")
-                .replace("input_path: \"val", "input_path: \"s3://coati/data/val")
-                .replace("label_map_path: \"", "label_map_path: \"s3://coati/data/")
+                .replace("input_path: \"train", &format!("input_path: \"{data}/train"))
+                .replace("input_path: \"val", &format!("input_path: \"{data}/val"))
+                .replace("label_map_path: \"", &format!("label_map_path: \"{data}/"))
                 .into_bytes(),
             _ => content,
         };
-        storage::put(&Path::new("s3://coati/data").join(&entry.name), &content).unwrap();
+        storage::put(&Path::new(&data).join(&entry.name), &content).unwrap();
     }
     let map = std::fs::read(from.join("shapes/label_map.pbtxt")).unwrap();
-    storage::put(Path::new("s3://coati/data/shapes/label_map.pbtxt"), &map).unwrap();
+    storage::put(&Path::new(&data).join("shapes/label_map.pbtxt"), &map).unwrap();
 }
 
 /// Fetches a folder of the bucket.
@@ -322,4 +331,106 @@ fn a_cluster_trains_in_a_bucket_loses_its_master_goes_on_and_evaluates() {
         });
     let found: Value = eval.run().exits(0).json();
     assert_eq!(found["global_step"], STEPS + 4);
+}
+
+/// Looks at what the commands of the next test left in the bucket.
+#[test]
+fn written() {
+    if own_place().is_none() {
+        return;
+    }
+    let place = Path::new("gs://coati");
+    for (name, start) in [
+        ("one.jpg", b"\xff\xd8\xff".as_slice()),
+        ("val.csv", b"filename,width"),
+        ("images/val_00000.jpg", b"\xff\xd8\xff"),
+        ("found/detections.json", b"["),
+        ("found/detections.groundtruth.json", b"{"),
+        ("report/report.html", b"<!"),
+        ("report/report.precision_recall.png", b"\x89PNG"),
+        ("figures.csv", b"DetectionBoxes_"),
+        ("detected/detections.json", b"{"),
+        ("detected/detections.csv", b"image,height"),
+        ("detected/pictures/val_00000.jpg", b"\xff\xd8\xff"),
+        ("model.safetensors", b""),
+        ("again.ckpt.index", b""),
+    ] {
+        let content = storage::read(&place.join(name)).unwrap();
+        assert!(!content.is_empty() && content.starts_with(start), "{name}");
+    }
+    assert_eq!(
+        storage::list(&place.join("pictures")).unwrap().len(),
+        12,
+        "one an image"
+    );
+    assert!(
+        storage::list(&place.join("out/eval")).unwrap()[0]
+            .name
+            .starts_with("events")
+    );
+}
+
+/// From annotations to a report, with every path in a bucket of the other kind. Nothing of it is on the disk.
+#[test]
+fn every_command_that_takes_a_path_takes_one_in_a_bucket() {
+    let Some(server) = Server::start() else { return };
+    let job = Job::new();
+    let proxy = Proxy::start(&server, Faults::None);
+    let mut environment = gs_at(proxy.address());
+    environment.push((
+        "XDG_STATE_HOME".to_owned(),
+        job.path("state").to_str().unwrap().to_owned(),
+    ));
+    run_part("upload", &job.path(""), &environment);
+    let before = std::fs::read_dir(job.path("")).unwrap().count();
+    let coati = |line: &str| {
+        let line = line.replace('@', "gs://coati/").replace('#', "@");
+        let command = job.coati(line.split_whitespace());
+        let command = environment
+            .iter()
+            .fold(command, |command, (name, value)| command.env(name, value));
+        command.run()
+    };
+    let map = "--label_map_path @data/shapes/label_map.pbtxt";
+
+    for line in [
+        "data synth --output_dir @shapes --num_train 6 --num_val 4 --image_size 64",
+        "data label-map @shapes --output_path @made.pbtxt",
+        &format!("data import voc --data_dir @shapes --set train --output_path @made.record --num_shards 2 {map}"),
+        &format!("data validate @made.record#2 --eval_input_path @data/val.record {map}"),
+        &format!("data validate @made.record#2 --fix --output_dir @mended {map}"),
+        &format!("data inspect @made.record#2 --record 1 --picture @one.jpg {map}"),
+        "data to-csv @data/val.record --csv_output @val.csv --image_dir @images",
+        &format!("data import csv --csv_input @val.csv --image_dir @images --output_path @csv.record {map}"),
+        "data split @data/train.record-* --train_output_path @part/train.record --eval_output_path @part/eval.record",
+        "check --pipeline_config_path @data/pipeline.config --model_dir @out",
+        "train --pipeline_config_path @data/pipeline.config --model_dir @out --num_train_steps 2 --no_eval",
+        "status --model_dir @out",
+        "eval --pipeline_config_path @data/pipeline.config --checkpoint_dir @out --run_once --pictures_dir @pictures \
+         --detections_path @found/detections.json --report @report/report.html",
+        "metrics coco --groundtruth @found/detections.groundtruth.json --detections @found/detections.json --output_metrics @figures.csv",
+        "detect --image @images --model_dir @out --output_dir @detected --score_threshold 0",
+        "infer --input_tfrecord_paths @data/val.record --output_tfrecord_path @inferred.record --model_dir @out",
+        &format!("metrics records --input_path @inferred.record {map}"),
+        "checkpoint show @out",
+        "checkpoint list @out/model.ckpt-2",
+        "checkpoint convert @out/model.ckpt-2 @model.safetensors",
+        "checkpoint convert @model.safetensors @again.ckpt",
+    ] {
+        let _ = coati(line).exits(0);
+    }
+    let again =
+        coati("infer --input_tfrecord_paths @data/val.record --output_tfrecord_path @inferred.record --model_dir @out");
+    let _ = again.exits(0).says(&["0 output(s) made, 1 complete before"]);
+    let diff = coati("checkpoint diff @out/model.ckpt-2 @again.ckpt").exits(0);
+    assert!(diff.stdout.starts_with("equal: all "), "{diff}");
+    let over = coati("checkpoint convert @out/model.ckpt-2 @model.safetensors").exits(2);
+    let _ = over.says(&["gs://coati/model.safetensors is there already"]);
+    run_part("written", Path::new("here"), &environment);
+    let after = std::fs::read_dir(job.path("")).unwrap().count();
+    assert_eq!(
+        after,
+        before + 1,
+        "nothing but the state of the machine's own is written here"
+    );
 }

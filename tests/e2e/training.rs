@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use coati_tests::{Cluster, Job, tensors};
+use coati_proto::tensorflow::{BytesList, feature::Kind};
+use coati_tests::{Cluster, Job, records, tensors};
 use serde_json::{Value, json};
 
 /// Whether a folder holds a file whose name starts like this.
@@ -200,4 +201,106 @@ fn a_scheduler_can_start_the_tasks_by_tf_config() {
         .says(&["2 replicas x batch 4, 1 parameter server", "finished at step 6"]);
     let _ = worker.finish().exits(0);
     let _ = server.finish().exits(0);
+}
+
+/// The shape of the first convolution's weights in a job's checkpoint.
+fn first_weights(job: &Job, prefix: &str) -> Value {
+    let list = format!("checkpoint list {prefix} --no_statistics --format json");
+    let all = job.coati(list.split(' ')).run().exits(0).json();
+    let tensors = all["tensors"].as_array().unwrap();
+    let found = tensors.iter().find(|tensor| {
+        let name = tensor["name"].as_str().unwrap();
+        name == "FeatureExtractor/MobilenetV1/Conv2d_0/weights"
+    });
+    found.unwrap()["shape"].clone()
+}
+
+#[test]
+fn images_with_additional_channels_train_evaluate_and_infer() {
+    let job = Job::new();
+    let files: Vec<String> = (0..3)
+        .map(|shard| format!("train.record-{shard:05}-of-00003"))
+        .collect();
+    for name in files.iter().map(String::as_str).chain(["val.record"]) {
+        let mut examples = records::read(&job.path(name));
+        for example in &mut examples {
+            let image = example.features.as_ref().unwrap().feature["image/encoded"].clone();
+            let Some(Kind::BytesList(image)) = image.kind else {
+                panic!("no image")
+            };
+            let value = [image.value.clone(), image.value].concat();
+            records::set(
+                example,
+                "image/additional_channels/encoded",
+                Kind::BytesList(BytesList { value }),
+            );
+        }
+        records::write(&job.path(name), &examples);
+    }
+    let two = |reader: &str| format!("{reader} {{ num_additional_channels: 2");
+    let (train, eval) = (two("train_input_reader"), two("eval_input_reader"));
+    let both = [("train_input_reader {", train.as_str()), ("eval_input_reader {", &eval)];
+    job.configure("pipeline.config", &both);
+    let _ = job.train("model", 2).run().exits(0);
+    assert_eq!(first_weights(&job, "model/model.ckpt-2"), json!([3, 3, 5, 8]));
+    assert_eq!(job.eval("model").run().exits(0).json()["images"], 12);
+    let infer =
+        "infer --input_tfrecord_paths val.record --output_tfrecord_path found.record --model_dir model --format json";
+    let report = job.coati(infer.split(' ')).run().exits(0).json();
+    assert_eq!(
+        (&report["records"], &report["without_image_count"]),
+        (&json!(12), &json!(0))
+    );
+    let detect = "detect --image shapes/JPEGImages --model_dir model";
+    let _ = job.coati(detect.split(' ')).run().exits(2).says(&[
+        "this model takes 2 additional channels",
+        "hint: `coati infer` reads them from records",
+    ]);
+    // Records without them are named one by one, and a reader that does not ask for them is refused at once.
+    job.configure(
+        "three.config",
+        &[
+            (
+                "train_input_reader {",
+                "train_input_reader { num_additional_channels: 3",
+            ),
+            ("eval_input_reader {", "eval_input_reader { num_additional_channels: 3"),
+        ],
+    );
+    let _ = job
+        .coati("train --pipeline_config_path three.config --model_dir other --num_train_steps 1 --no_eval".split(' '))
+        .run()
+        .exits(2)
+        .says(&["image/additional_channels/encoded: holds 2 images; num_additional_channels is 3"]);
+    job.configure("one.config", &both[..1]);
+    let _ = job
+        .coati("check --pipeline_config_path one.config".split(' '))
+        .run()
+        .exits(2)
+        .says(&["hint: one network reads both: give both readers the same num_additional_channels"]);
+}
+
+/// Pictures of 96 x 96 lie in the upper left 64 x 64 of what the network sees.
+#[test]
+fn grey_images_with_padding_train_evaluate_and_are_looked_at() {
+    let job = Job::new();
+    let resizer = "keep_aspect_ratio_resizer { min_dimension: 64 max_dimension: 96 pad_to_max_dimension: true convert_to_grayscale: true }";
+    job.configure(
+        "pipeline.config",
+        &[("fixed_shape_resizer { height: 96 width: 96 }", resizer)],
+    );
+    let _ = job.train("model", 2).run().exits(0);
+    assert_eq!(first_weights(&job, "model/model.ckpt-2"), json!([3, 3, 1, 8]));
+    assert_eq!(job.eval("model").run().exits(0).json()["images"], 12);
+    let detect = "detect --image shapes/JPEGImages/val_00000.jpg --model_dir model --score_threshold 0 --format json";
+    let found = job.coati(detect.split(' ')).run().exits(0).json();
+    let detections = found["images"][0]["detections"].as_array().unwrap();
+    let far = detections
+        .iter()
+        .map(|one| one["box_px"][3].as_f64().unwrap())
+        .fold(0.0, f64::max);
+    assert!(
+        (95.9..=96.0).contains(&far),
+        "boxes reach the picture's end and not beyond: {far}"
+    );
 }

@@ -10,6 +10,7 @@ use coati_common::config::supported::{self, Mode, Unsupported};
 use coati_common::config::{self, PipelineConfig};
 use coati_common::label_map::LabelMap;
 use coati_dataset::decode::Image;
+use coati_dataset::fit::{self, Fitted};
 use coati_detection::Detections;
 use coati_detection::model::Ssd;
 use coati_evaluation::Category;
@@ -18,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{input, model};
 
 pub(crate) use ahead::{Ahead, ahead};
-pub use ahead::{Prepared, Preparer};
+pub use ahead::{Files, Prepared, Preparer};
 
 /// Why there is no detector, or why it found nothing.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,9 @@ pub enum Error {
     /// The label map given is missing or wrong.
     #[error(transparent)]
     LabelMap(#[from] coati_common::label_map::Error),
+    /// The resizer.
+    #[error(transparent)]
+    Input(#[from] input::Error),
     /// The label map has more classes than the model.
     #[error("{0}")]
     Classes(String),
@@ -76,6 +80,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Detector {
     model: Ssd,
+    fit: fit::Options,
     variables: Vec<f32>,
     config: PipelineConfig,
     categories: Vec<Category>,
@@ -92,7 +97,7 @@ impl Detector {
             .pipeline_config_path
             .clone()
             .unwrap_or_else(|| folder.join("pipeline.config"));
-        if options.pipeline_config_path.is_none() && !path.exists() {
+        if options.pipeline_config_path.is_none() && !coati_storage::is_file(&path) {
             return Err(Error::NoConfig(path));
         }
         let config = PipelineConfig::load(&path)?;
@@ -111,9 +116,11 @@ impl Detector {
         let categories = categories(options, &config, &mut warnings)?;
         let (checkpoint, step) = newest(&options.model_dir)?;
         let model = model::build(&config, None)?;
+        let fit = input::fit_options(&config, model.input_size())?;
         let variables = model::read_variables(&model, &checkpoint, config.eval_config().use_moving_averages())?;
         Ok(Self {
             model,
+            fit,
             variables,
             config,
             categories,
@@ -146,23 +153,27 @@ impl Detector {
     /// Tells detectors apart: SHA-256 (hex) of the configuration and of the checkpoint's index, which holds a checksum of every tensor.
     pub fn digest(&self) -> Result<String, Error> {
         let path = bundle::index_path(&self.checkpoint);
-        let index = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
+        let index = coati_storage::read(&path).map_err(|source| Error::Read { path, source })?;
         let mut digest = Sha256::new();
         digest.update(self.config.digest());
         digest.update(index);
         Ok(coati_common::hex(&digest.finalize()))
     }
 
-    /// Height and width of the network's input.
-    pub fn input_size(&self) -> (usize, usize) {
-        self.model.input_size()
+    /// What the network wants of images.
+    pub fn fit(&self) -> &fit::Options {
+        &self.fit
     }
 
-    /// Detections in images that a [`Preparer`] of [`Self::input_size`] made, best first, one entry an image.
-    pub fn detect<'a>(&mut self, inputs: impl IntoIterator<Item = &'a [f32]>) -> Result<Vec<Detections>, Error> {
-        let images: Vec<f32> = inputs.into_iter().flatten().copied().collect();
+    /// Detections in images that a [`Preparer`] made for [`Self::fit`], best first, one entry an image.
+    pub fn detect<'a>(&mut self, inputs: impl IntoIterator<Item = &'a Fitted>) -> Result<Vec<Detections>, Error> {
+        let (mut images, mut parts) = (Vec::new(), Vec::new());
+        for fitted in inputs {
+            images.extend_from_slice(&fitted.input);
+            parts.push(fitted.part);
+        }
         self.model
-            .detect(&self.variables, &images)
+            .detect_within(&self.variables, &images, &parts)
             .map_err(|error| Error::Detect(error.to_string()))
     }
 
@@ -172,15 +183,15 @@ impl Detector {
         &mut self,
         items: impl Iterator<Item = T> + Send,
         batch: usize,
-        read: impl Fn(&T) -> Result<Vec<u8>, String> + Sync,
+        read: impl Fn(&T) -> Result<Files, String> + Sync,
         take: &mut dyn FnMut(T, Result<(Image, Detections), String>) -> Result<(), E>,
     ) -> Result<(), E> {
         let options = Ahead {
             batch: batch.max(1),
-            size: self.input_size(),
+            fit: self.fit.clone(),
         };
         let prepare = |item: T, preparer: &mut Preparer| {
-            let prepared = read(&item).and_then(|bytes| preparer.prepare(&bytes));
+            let prepared = read(&item).and_then(|files| preparer.prepare(&files));
             (item, prepared)
         };
         ahead(items, options, prepare, &mut |items: Vec<(
@@ -188,7 +199,7 @@ impl Detector {
             Result<Prepared, String>,
         )>| {
             let good = items.iter().filter_map(|(_, prepared)| prepared.as_ref().ok());
-            let mut found = self.detect(good.map(|prepared| prepared.input.as_slice()))?.into_iter();
+            let mut found = self.detect(good.map(|prepared| &prepared.input))?.into_iter();
             for (item, prepared) in items {
                 let outcome = prepared.map(|prepared| (prepared.image, found.next().unwrap_or_default()));
                 take(item, outcome)?;
@@ -199,7 +210,7 @@ impl Detector {
 }
 
 fn folder_of(model_dir: &Path) -> PathBuf {
-    if model_dir.is_dir() {
+    if coati_storage::is_dir(model_dir) {
         model_dir.to_owned()
     } else {
         model_dir.parent().unwrap_or(Path::new("")).to_owned()
@@ -208,13 +219,13 @@ fn folder_of(model_dir: &Path) -> PathBuf {
 
 /// A folder's newest checkpoint, or the one with this prefix.
 fn newest(path: &Path) -> Result<(PathBuf, u64), Error> {
-    if path.is_dir() {
+    if coati_storage::is_dir(path) {
         let latest = state::latest(path)?;
         return latest
             .map(|latest| (latest.prefix, latest.step))
             .ok_or_else(|| Error::NoCheckpoint(path.to_owned()));
     }
-    if !bundle::index_path(path).exists() {
+    if !coati_storage::is_file(&bundle::index_path(path)) {
         return Err(Error::NoCheckpoint(path.to_owned()));
     }
     // A checkpoint that was exported need not know its step.

@@ -119,7 +119,7 @@ pub fn evaluate(
     let settings = config.eval_config();
     let examples = Examples::new(
         input.source.clone(),
-        input::eval_options(config, input, model.input_size())?,
+        input::eval_options(config, input, model.input_size(), model.image_channels())?,
     );
     let total = examples.total();
     // Unless it is set, all are, as in the reference, whose own default means nothing any more; so are 0 and more than there are.
@@ -148,10 +148,10 @@ pub fn evaluate(
                 _ if options.stop.raised() => Err(Error::Stopped),
                 batch => batch,
             };
-            let found = batch.and_then(|Batch { examples, images }| {
+            let found = batch.and_then(|Batch { examples, images, parts }| {
                 let objects: Vec<coati_detection::Groundtruth> = examples.iter().map(objects).collect();
                 let started = Instant::now();
-                let found = model.evaluate(variables, &images, &objects);
+                let found = model.evaluate_within(variables, &images, &objects, &parts);
                 model_seconds += started.elapsed().as_secs_f64();
                 let (detections, found) = found.map_err(|error| Error::Model(error.to_string()))?;
                 losses.add(&found);
@@ -265,17 +265,24 @@ impl Losses {
 struct Batch {
     /// Their inputs are in `images`.
     examples: Vec<Example>,
-    /// `[N, height, width, 3]`
+    /// `[N, height, width, channels]`
     images: Vec<f32>,
+    /// Which part of each is picture and not padding.
+    parts: Vec<[f32; 2]>,
 }
 
 impl Batch {
     fn new(mut examples: Vec<Example>) -> Self {
-        let mut images = Vec::with_capacity(examples.iter().map(|example| example.input.len()).sum());
+        let mut images = Vec::with_capacity(examples.iter().map(|example| example.input.input.len()).sum());
         for example in &mut examples {
-            images.extend_from_slice(&std::mem::take(&mut example.input));
+            images.extend_from_slice(&std::mem::take(&mut example.input.input));
         }
-        Self { examples, images }
+        let parts = examples.iter().map(|example| example.input.part).collect();
+        Self {
+            examples,
+            images,
+            parts,
+        }
     }
 }
 
@@ -305,7 +312,10 @@ fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<St
     (batches, bad)
 }
 
-/// What the losses are computed against.
+/// What the losses are computed against: objects in the model's input, padding and all.
 fn objects(example: &Example) -> coati_detection::Groundtruth {
-    model::groundtruth(&example.source_id, &example.groundtruth)
+    let [height, width] = example.input.part;
+    let mut objects = example.groundtruth.clone();
+    objects.stretch([1.0 / height, 1.0 / width]);
+    model::groundtruth(&example.source_id, &objects)
 }

@@ -243,10 +243,7 @@ fn save(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         path: path.to_owned(),
         message: error.to_string(),
     };
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-    }
-    std::fs::write(path, bytes).map_err(failed)
+    coati_storage::write(path, bytes).map_err(failed)
 }
 
 #[cfg(test)]

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime};
 use coati_common::tfrecord;
 use coati_dataset::decode::Image;
 use coati_dataset::example::rewrite::{self, with_detections};
-use coati_dataset::example::wire::Features;
+use coati_dataset::example::{self, Extras};
 use coati_dataset::shards::pattern;
 use coati_detection::Detections;
 use serde::Serialize;
 
-use crate::detect::{self, Detector};
+use crate::detect::{self, Detector, Files};
 use shard::{Claimed, Counts, Shard, State};
 
 /// Records that cannot be used, named one by one; the others are counted.
@@ -229,7 +229,13 @@ impl Stalled {
 fn shards(digest: &str, options: &Options) -> Result<Vec<Shard>, Error> {
     let inputs = pattern::expand(&options.input_tfrecord_paths)?;
     let outputs = outputs(inputs.len(), &options.output_tfrecord_path);
-    let canonical = |path: &PathBuf| path.canonicalize().ok();
+    let canonical = |path: &PathBuf| {
+        if coati_storage::is_remote(path) {
+            Some(path.clone())
+        } else {
+            path.canonicalize().ok()
+        }
+    };
     let sources: Vec<_> = inputs.iter().filter_map(canonical).collect();
     if let Some(same) = outputs
         .iter()
@@ -310,7 +316,9 @@ fn make(
         Ok(())
     };
     let mut done = images_before;
-    detector.run(records, options.batch_size, Record::image, &mut |record, outcome| {
+    let channels = detector.fit().additional_channels;
+    let read = |record: &Record| record.image(channels);
+    detector.run(records, options.batch_size, read, &mut |record, outcome| {
         take(record, outcome)?;
         done += 1;
         watcher.records(done);
@@ -330,19 +338,18 @@ struct Record {
 }
 
 impl Record {
-    /// The bytes of its image.
-    fn image(&self) -> Result<Vec<u8>, String> {
+    /// The files of its image; with so many additional channels.
+    fn image(&self, channels: usize) -> Result<Files, String> {
         let record = self.record.as_ref().map_err(ToString::to_string)?;
-        let features = Features::parse(record).map_err(|error| error.to_string())?;
-        let image = features
-            .first_bytes("image/encoded")
-            .map_err(|error| error.to_string())?;
-        match image.filter(|bytes| !bytes.is_empty()) {
-            Some(bytes) => Ok(bytes.to_vec()),
-            None => {
-                Err("feature image/encoded: absent or empty; it must hold the bytes of a JPEG or PNG file".to_owned())
-            }
-        }
+        let extras = Extras {
+            additional_channels: channels,
+            ..Extras::default()
+        };
+        let found = example::images(record, &extras).map_err(|error| error.to_string())?;
+        Ok(Files {
+            image: found.0.to_vec(),
+            channels: found.1.into_iter().map(<[u8]>::to_vec).collect(),
+        })
     }
 }
 

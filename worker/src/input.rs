@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use coati_common::config::PipelineConfig;
 use coati_common::label_map::LabelMap;
-use coati_dataset::example::{self, Classes, MaskType};
+use coati_dataset::example::{self, Classes, MaskType, Prefer};
 use coati_dataset::order::Selection;
 use coati_dataset::resize::ImageResizer;
 use coati_dataset::shards::Source;
-use coati_dataset::{augment, batch, eval};
+use coati_dataset::{augment, batch, eval, fit};
 use coati_evaluation::Category;
 use coati_proto::object_detection::protos::{InputReader, InstanceMaskType, input_reader};
 
@@ -61,14 +61,18 @@ pub enum Error {
         problem: String,
     },
     /// The images have other channels than the network.
-    #[error(
-        "{file}: the images have {found} channels after train_config.data_augmentation_options and image_resizer, the network takes 3\nhint: write random_rgb_to_gray {{ probability: 1.0 }} for grey images of three channels"
-    )]
+    #[error("{file}: {after}, images have {found} channels; the network takes {expected}\nhint: {hint}")]
     Channels {
         /// The configuration.
         file: String,
+        /// What made them.
+        after: &'static str,
         /// How many there are.
         found: usize,
+        /// Of the network ([`image_channels`]).
+        expected: usize,
+        /// What would be right.
+        hint: &'static str,
     },
     /// An augmentation cannot be used.
     #[error(transparent)]
@@ -254,10 +258,7 @@ pub fn train_options(
         width,
         resizer: resizer(config)?,
         augmentations: augment::from_config(&config.train_config().data_augmentation_options)?,
-        example: example::Options {
-            classes: Classes::from(&input.labels),
-            strict: false,
-        },
+        example: example_options(reader, input),
         extras: extras(reader),
         seed,
         shuffle: reader.shuffle(),
@@ -267,17 +268,46 @@ pub fn train_options(
         prefetch: PREFETCH,
         ..batch::Options::default()
     };
-    if options.channels() != CHANNELS {
+    let expected = image_channels(config);
+    if options.channels() != expected {
         return Err(Error::Channels {
             file: config.name().to_owned(),
+            after: "after train_config.data_augmentation_options and image_resizer",
             found: options.channels(),
+            expected,
+            hint: "write random_rgb_to_gray { probability: 1.0 } for grey images of three channels, or convert_to_grayscale: true in image_resizer for a network of one",
         });
     }
     Ok(options)
 }
 
-/// What the networks take.
-const CHANNELS: usize = 3;
+/// Channels of the network's images: red, green, blue and as many more as `num_additional_channels` says, or one with
+/// `image_resizer`'s `convert_to_grayscale`.
+pub fn image_channels(config: &PipelineConfig) -> usize {
+    let resizer = config.ssd().and_then(|ssd| ssd.image_resizer.as_ref());
+    let grayscale = resizer
+        .and_then(|resizer| ImageResizer::from_config(resizer).ok())
+        .is_some_and(|resizer| resizer.grayscale());
+    // A configuration for evaluation alone need not have a training reader.
+    let readers = [config.train_input_reader(), config.eval_input_reader()];
+    let additional = readers.iter().find_map(|reader| reader.num_additional_channels);
+    if grayscale {
+        1
+    } else {
+        3 + usize::try_from(additional.unwrap_or(0)).unwrap_or(0)
+    }
+}
+
+/// How images of `[height, width]` are made for evaluation and inference.
+pub fn fit_options(config: &PipelineConfig, (height, width): (usize, usize)) -> Result<fit::Options, Error> {
+    Ok(fit::Options {
+        height,
+        width,
+        resizer: resizer(config)?,
+        // What is grey has no further channels.
+        additional_channels: image_channels(config).saturating_sub(3),
+    })
+}
 
 /// The configuration's resizer where it is not the one that batches are made with anyway.
 fn resizer(config: &PipelineConfig) -> Result<Option<ImageResizer>, Error> {
@@ -356,25 +386,48 @@ fn selection(config: &PipelineConfig, input: &Input, reader: &InputReader) -> Re
 /// Batches prepared ahead of their use.
 pub const PREFETCH: usize = 3;
 
-/// How evaluation examples of `[height, width]` are read.
+/// How evaluation examples of `[height, width]` are read for a network of so many `channels`.
 pub fn eval_options(
     config: &PipelineConfig,
     input: &Input,
-    (height, width): (usize, usize),
+    size: (usize, usize),
+    channels: usize,
 ) -> Result<eval::Options, Error> {
-    Ok(eval::Options {
-        height,
-        width,
-        resizer: resizer(config)?,
-        example: example::Options {
-            classes: Classes::from(&input.labels),
-            strict: false,
+    let reader = config.eval_input_reader();
+    let options = eval::Options {
+        fit: fit::Options {
+            additional_channels: extras(reader).additional_channels,
+            ..fit_options(config, size)?
         },
         extras: example::Extras {
-            masks: extras(config.eval_input_reader()).masks,
+            masks: extras(reader).masks,
             ..example::Extras::default()
         },
-        sample_1_of_n: u64::from(config.eval_input_reader().sample_1_of_n_examples()),
+        example: example_options(reader, input),
+        sample_1_of_n: u64::from(reader.sample_1_of_n_examples()),
         ..eval::Options::default()
-    })
+    };
+    if options.fit.channels() != channels {
+        return Err(Error::Channels {
+            file: config.name().to_owned(),
+            after: "with eval_input_reader.num_additional_channels",
+            found: options.fit.channels(),
+            expected: channels,
+            hint: "give both readers the same num_additional_channels",
+        });
+    }
+    Ok(options)
+}
+
+/// How labels are read.
+fn example_options(reader: &InputReader, input: &Input) -> example::Options {
+    let prefer = if reader.use_display_name() {
+        Prefer::DisplayName
+    } else {
+        Prefer::Name
+    };
+    example::Options {
+        classes: Classes::of(&input.labels, prefer),
+        strict: false,
+    }
 }

@@ -11,6 +11,7 @@ use coati_dataset::batch::Batch;
 use coati_detection::model::{self, Options, Ssd, StepLosses};
 use coati_detection::{Groundtruth, gradients};
 
+use crate::input;
 use crate::replica::{Model, Ready};
 
 /// Why there is no model.
@@ -44,6 +45,7 @@ pub fn build(config: &PipelineConfig, threads: Option<usize>) -> Result<Ssd, Err
     let model = config.model().ok_or_else(|| Error::Missing(config.name().to_owned()))?;
     let options = Options {
         threads,
+        image_channels: input::image_channels(config),
         ..Options::from(config.train_config())
     };
     Ok(Ssd::new(model, &options)?)

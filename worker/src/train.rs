@@ -43,6 +43,8 @@ pub struct Options {
     pub eval: bool,
     /// Compute threads of this replica.
     pub threads: Option<usize>,
+    /// JPEGs are decoded at a half, a quarter or an eighth of their size where they are larger than the network's input.
+    pub scaled_decode: bool,
     /// Ctrl-C.
     pub stop: StopFlag,
     /// When the user's command started.
@@ -114,7 +116,9 @@ impl Setup {
         let input = input::open_for_job(config, Which::Train, &options.model_dir).map_err(Error::user)?;
         let ssd = model::build(config, options.threads).map_err(Error::user)?;
         // Reading and decoding takes a tenth of what a step computes: one thread keeps up.
-        let loading = input::train_options(config, &input, ssd.input_size(), options.seed, 1).map_err(Error::user)?;
+        let mut loading =
+            input::train_options(config, &input, ssd.input_size(), options.seed, 1).map_err(Error::user)?;
+        loading.decode.scaled = options.scaled_decode;
         let first_loader = Some(Loader::new(Arc::clone(&input.source), loading.clone()).map_err(Error::user)?);
         let train = config.train_config();
         let optimizer = train.optimizer.clone().unwrap_or_default();

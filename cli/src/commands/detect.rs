@@ -13,7 +13,7 @@ use clap::Args;
 use coati_dataset::decode::Image;
 use coati_detection::Detections;
 use coati_evaluation::draw;
-use coati_worker::detect::{self, Detector};
+use coati_worker::detect::{self, Detector, Files};
 use coati_worker::gallery::{Style, draw_detections};
 
 use self::tables::Found;
@@ -72,12 +72,19 @@ pub(crate) fn run(args: &DetectArgs) -> anyhow::Result<()> {
         pipeline_config_path: args.pipeline_config_path.clone(),
         label_map_path: args.label_map_path.clone(),
     })?;
+    let channels = detector.fit().additional_channels;
+    if channels > 0 {
+        return Err(Failure::user(format!(
+            "this model takes {channels} additional channels (num_additional_channels), which files of pictures do not have\nhint: `coati infer` reads them from records"
+        ))
+        .into());
+    }
     for warning in detector.warnings() {
         say(&format!("warning: {warning}"));
     }
     let pictures = args.output_dir.join("pictures");
     let folder = if args.no_pictures { &args.output_dir } else { &pictures };
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    coati_storage::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
 
     let categories = detector.categories().to_vec();
     let style = Style {
@@ -89,7 +96,11 @@ pub(crate) fn run(args: &DetectArgs) -> anyhow::Result<()> {
     let (mut found, mut failed) = (Vec::new(), Vec::new());
     let mut names = HashSet::new();
     let bar = indicatif::ProgressBar::new(paths.len() as u64);
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|error| error.to_string());
+    let read = |path: &PathBuf| {
+        coati_storage::read(path)
+            .map(Files::from)
+            .map_err(|error| error.to_string())
+    };
     let mut take = |path: PathBuf, outcome: Result<(Image, Detections), String>| -> anyhow::Result<()> {
         bar.inc(1);
         let (image, detections) = match outcome {
@@ -129,7 +140,7 @@ pub(crate) fn run(args: &DetectArgs) -> anyhow::Result<()> {
     let all = tables::json(&detector, args.score_threshold, &found, &failed);
     let text = serde_json::to_string_pretty(&all).context("the detections")?;
     let json = args.output_dir.join("detections.json");
-    std::fs::write(&json, text).with_context(|| format!("cannot write {}", json.display()))?;
+    coati_storage::write(&json, text.as_bytes()).with_context(|| format!("cannot write {}", json.display()))?;
     tables::write_csv(&args.output_dir.join("detections.csv"), &found)?;
     if args.format == Format::Json {
         report(&serde_json::to_string(&all).context("the detections")?);
@@ -192,5 +203,5 @@ fn save(picture: &image::RgbImage, path: &Path) -> anyhow::Result<()> {
         draw::jpeg(picture, JPEG_QUALITY)
     };
     let bytes = bytes.with_context(|| format!("cannot encode {}", path.display()))?;
-    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    coati_storage::write(path, &bytes).with_context(|| format!("cannot write {}", path.display()))
 }

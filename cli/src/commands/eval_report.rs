@@ -1,6 +1,5 @@
 //! `coati eval --report`: the page and its plots.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -24,16 +23,13 @@ pub(crate) fn write(
 ) -> anyhow::Result<()> {
     let page = page(args, config, checkpoint, outcome);
     let report = report::write(&page, &outcome.review).context("the report's pictures")?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
     let files = [
         (path.to_owned(), report.html.as_bytes()),
         (beside(path, "precision_recall"), &report.precision_recall),
         (beside(path, "confusion_matrix"), &report.confusion_matrix),
     ];
     for (path, bytes) in &files {
-        fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        coati_storage::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
     say(&format!("report: {}", path.display()));
     Ok(())

@@ -11,13 +11,15 @@ use coati_dataset::decode::{self, Decoder};
 use coati_dataset::example::wire::{Features, Values};
 use coati_dataset::example::{self, Classes};
 use coati_dataset::shards::Source;
-use coati_evaluation::draw::{Label, draw_boxes};
+use coati_evaluation::draw::{self, Label, draw_boxes};
 use serde_json::json;
 
 use crate::args::{Format, InspectArgs};
 use crate::console::{report, say};
 use crate::failure::Failure;
 
+/// Of pictures whose name ends in .jpg; all others are PNG.
+const JPEG_QUALITY: u8 = 92;
 /// Bad records that are listed one by one; the rest is counted.
 const LISTED: usize = 20;
 
@@ -209,9 +211,18 @@ fn one(args: &InspectArgs, source: &Source, number: u64, options: &example::Opti
             })
             .collect();
         draw_boxes(&mut picture, &labels);
-        picture
-            .save(path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let is_jpeg = path
+            .extension()
+            .is_some_and(|ending| ["jpg", "jpeg"].iter().any(|jpeg| ending.eq_ignore_ascii_case(jpeg)));
+        let bytes = if is_jpeg {
+            draw::jpeg(&picture, JPEG_QUALITY)
+        } else {
+            draw::png(&picture)
+        };
+        let written = bytes
+            .context("the picture cannot be encoded")
+            .and_then(|bytes| Ok(coati_storage::write(path, &bytes)?));
+        written.with_context(|| format!("cannot write {}", path.display()))?;
         say(&format!("picture: {}", path.display()));
     }
     Ok(())

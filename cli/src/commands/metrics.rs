@@ -234,7 +234,7 @@ fn write(metrics: &[Metric], output: &OutputArgs) -> anyhow::Result<()> {
             .iter()
             .map(|(name, value)| format!("{},{value}\n", quoted(name)))
             .collect();
-        std::fs::write(path, lines.concat()).map_err(|error| {
+        coati_storage::write(path, lines.concat().as_bytes()).map_err(|error| {
             Failure::job(format!(
                 "{}: cannot be written: {error}\nhint: does its folder exist?",
                 path.display()

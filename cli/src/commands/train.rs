@@ -132,6 +132,7 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
         config,
         model_dir,
         seed: args.seed,
+        scaled_decode: args.scaled_decode,
         save_every: Duration::from_secs(args.save_checkpoints_secs.max(1)),
         save_every_steps: args.save_checkpoints_steps,
         keep: args.keep_checkpoint_max,

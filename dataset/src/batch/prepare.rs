@@ -106,6 +106,11 @@ impl Preparer {
         let annotated = example::decode_with(&bytes, &options.example, &options.extras).map_err(|error| at(&error))?;
         let name = |error: &dyn std::fmt::Display| at(&format!("image {:?}: {error}", annotated.filename));
         let (height, width) = self.decoder.size(annotated.image).map_err(|error| name(&error))?;
+        for file in &annotated.additional_channels {
+            self.decoder
+                .check_channel(file, (height, width))
+                .map_err(|error| name(&error))?;
+        }
         let objects = annotated.objects;
         if let Some(mask) = objects
             .masks
@@ -162,7 +167,7 @@ impl Preparer {
         let pixels = match finished {
             Finished::View(view) => {
                 // Nearly all images: only what the crop shows is decoded, and resized straight into the batch.
-                let view = decode_view(&mut self.decoder, file, view, &mut self.image)?;
+                let view = decode_scaled(&mut self.decoder, file, view, (height, width), &mut self.image)?;
                 self.resizer.resize_into(&self.image, view, output)?;
                 let nearest = |mask: &Pixels| resize(mask, height, width, Method::NearestNeighbor, false);
                 objects.masks = objects.masks.iter().map(nearest).collect();
@@ -215,13 +220,6 @@ impl Stored for Encoded<'_> {
         let mut pixels = Pixels::from(&*self.buffer);
         pixels.show(inner);
         for &file in self.additional_channels {
-            let (height, width) = self.decoder.size(file)?;
-            if height < view.top + view.height || width < view.left + view.width {
-                return Err(decode::Error::Damaged {
-                    format: "additional channel",
-                    reason: format!("its {height} x {width} pixels are fewer than the image's"),
-                });
-            }
             let inner = decode_view(self.decoder, file, view, self.buffer)?;
             let mut channel = Pixels::from(&*self.buffer);
             channel.show(inner);
@@ -229,6 +227,35 @@ impl Stored for Encoded<'_> {
         }
         Ok(pixels)
     }
+}
+
+/// As [`decode_view`], perhaps of a smaller image that still has `least` rows and columns in the view.
+fn decode_scaled(
+    decoder: &mut Decoder,
+    file: &[u8],
+    view: View,
+    least: (usize, usize),
+    buffer: &mut Image,
+) -> Result<View, decode::Error> {
+    let part = Part {
+        rows: view.top..view.top + view.height,
+        columns: view.left..view.left + view.width,
+    };
+    let ((top, left), by) = decoder.decode_part_scaled(file, &part, least, buffer)?;
+    // To the nearest pixel of the smaller image, and within it.
+    let smaller = |start: usize, length: usize, from: usize, side: usize| {
+        let start = ((start + by / 2) / by).saturating_sub(from).min(side.saturating_sub(1));
+        (start, ((length + by / 2) / by).clamp(1, side - start))
+    };
+    let (top, height) = smaller(view.top, view.height, top, buffer.height);
+    let (left, width) = smaller(view.left, view.width, left, buffer.width);
+    Ok(View {
+        top,
+        left,
+        height,
+        width,
+        ..view
+    })
 }
 
 /// Decodes what a view shows; returns the view of what is then in `buffer`.

@@ -72,36 +72,78 @@ impl Codec {
         part: &Part,
         image: &mut Image,
     ) -> Result<(usize, usize), Error> {
+        self.decode_part_scaled(bytes, max_pixels, (part, 1), image)
+    }
+
+    /// As [`Self::decode_part`], of an image whose sides are divided by 1, 2, 4 or 8 (rounded up) while it is decoded. `part` is in
+    /// pixels of the whole image, and what is returned in those of the smaller one.
+    pub(super) fn decode_part_scaled(
+        &mut self,
+        bytes: &[u8],
+        max_pixels: usize,
+        (part, by): (&Part, usize),
+        image: &mut Image,
+    ) -> Result<(usize, usize), Error> {
         let (height, width) = self.size(bytes)?;
         check_size(height, width, max_pixels)?;
-        let Some(region) = self.region(part, height, width) else {
-            self.decode(bytes, max_pixels, image)?;
-            return Ok((0, 0));
+        let region = match self.region(part, height, width) {
+            Some(region) => region,
+            None if by > 1 && self.is_scalable() => Part {
+                rows: 0..height,
+                columns: 0..width,
+            },
+            None => {
+                self.decode(bytes, max_pixels, image)?;
+                return Ok((0, 0));
+            }
         };
         if !ends(bytes) {
             return Err(Error::Truncated);
         }
         let side = |value: usize| c_int::try_from(value).map_err(|_| damaged("a side is too long"));
+        // Blocks have 8 rows and columns or twice as many, so that their starts can be divided.
+        let smaller = |range: Range<usize>| range.start / by..range.end.div_ceil(by);
+        let (rows, columns) = (smaller(region.rows), smaller(region.columns));
         let wanted = raw::tjregion {
-            x: side(region.columns.start)?,
-            y: side(region.rows.start)?,
-            w: side(region.columns.len())?,
-            h: side(region.rows.len())?,
+            x: side(columns.start)?,
+            y: side(rows.start)?,
+            w: side(columns.len())?,
+            h: side(rows.len())?,
         };
-        (image.height, image.width) = (region.rows.len(), region.columns.len());
+        (image.height, image.width) = (rows.len(), columns.len());
         image.pixels.resize(image.height * image.width * 3, 0);
-        self.crop(wanted)?;
+        self.scale(side(by)?)?;
         let pitch = image.width * 3;
-        let result = self.decompress(bytes, &mut image.pixels, pitch, raw::TJPF_TJPF_RGB);
+        let result = self
+            .crop(wanted)
+            .and_then(|()| self.decompress(bytes, &mut image.pixels, pitch, raw::TJPF_TJPF_RGB));
         self.crop(WHOLE)?;
+        self.scale(1)?;
         result?;
-        Ok((region.rows.start, region.columns.start))
+        Ok((rows.start, columns.start))
+    }
+
+    /// Whether the image whose header was read last can be decoded at another size: one of inks is converted afterwards.
+    pub(super) fn is_scalable(&self) -> bool {
+        let colors = self.get(raw::TJPARAM_TJPARAM_COLORSPACE);
+        colors != raw::TJCS_TJCS_CMYK as c_int && colors != raw::TJCS_TJCS_YCCK as c_int
+    }
+
+    /// Divides the sides of what is decoded.
+    fn scale(&self, by: c_int) -> Result<(), Error> {
+        let factor = raw::tjscalingfactor { num: 1, denom: by };
+        // SAFETY: the handle is alive; the factor is checked there.
+        let result = unsafe { raw::tj3SetScalingFactor(self.pointer(), factor) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(damaged("libjpeg-turbo refuses to scale the image"))
+        }
     }
 
     /// What has to be decoded for `part`, in whole blocks; `None` when all has to be.
     fn region(&self, part: &Part, height: usize, width: usize) -> Option<Part> {
-        let colors = self.get(raw::TJPARAM_TJPARAM_COLORSPACE);
-        if colors == raw::TJCS_TJCS_CMYK as c_int || colors == raw::TJCS_TJCS_YCCK as c_int {
+        if !self.is_scalable() {
             return None;
         }
         let subsampling = usize::try_from(self.get(raw::TJPARAM_TJPARAM_SUBSAMP)).ok()?;
@@ -135,19 +177,17 @@ impl Codec {
         check_size(height, width, max_pixels)?;
         image.pixels.resize(height * width * 3, 0);
         (image.height, image.width) = (height, width);
-        let colors = self.get(raw::TJPARAM_TJPARAM_COLORSPACE);
-        if colors == raw::TJCS_TJCS_CMYK as c_int || colors == raw::TJCS_TJCS_YCCK as c_int {
-            let mut cmyk = std::mem::take(&mut self.cmyk);
-            cmyk.resize(height * width * 4, 0);
-            let result = self.decompress(bytes, &mut cmyk, width * 4, raw::TJPF_TJPF_CMYK);
-            if result.is_ok() {
-                cmyk_to_rgb(&cmyk, has_adobe_marker(bytes), &mut image.pixels);
-            }
-            self.cmyk = cmyk;
-            result
-        } else {
-            self.decompress(bytes, &mut image.pixels, width * 3, raw::TJPF_TJPF_RGB)
+        if self.is_scalable() {
+            return self.decompress(bytes, &mut image.pixels, width * 3, raw::TJPF_TJPF_RGB);
         }
+        let mut cmyk = std::mem::take(&mut self.cmyk);
+        cmyk.resize(height * width * 4, 0);
+        let result = self.decompress(bytes, &mut cmyk, width * 4, raw::TJPF_TJPF_CMYK);
+        if result.is_ok() {
+            cmyk_to_rgb(&cmyk, has_adobe_marker(bytes), &mut image.pixels);
+        }
+        self.cmyk = cmyk;
+        result
     }
 
     /// `output` must hold `pitch` bytes for each row of the image whose header was read last, from the same `bytes`.
@@ -155,7 +195,7 @@ impl Codec {
         let pitch = c_int::try_from(pitch).map_err(|_| damaged("a row is too long"))?;
         // SAFETY: the handle is alive; `bytes` is read within its length; the header, parsed from the same bytes just
         // before, gave the height and width for which the caller sized `output`, or they are those of the region that it
-        // has set; no scaling is set.
+        // has set, divided as its scaling says.
         let result = unsafe {
             raw::tj3Decompress8(
                 self.pointer(),

@@ -323,3 +323,67 @@ const RECOMPRESSED: [(i32, &str); 6] = [
     (95, "906dacfc164a68bc"),
     (99, "d4f82ef414e69655"),
 ];
+
+/// A smooth picture of that size as a JPEG, whose colours tell where one is.
+fn gradient(height: usize, width: usize) -> Vec<u8> {
+    let pixel = |row: usize, column: usize| [(row * 255 / height) as u8, (column * 255 / width) as u8, 90];
+    let pixels = (0..height * width)
+        .flat_map(|at| pixel(at / width, at % width))
+        .collect();
+    let image = Image { height, width, pixels };
+    jpeg::encode(&image, 95).unwrap()
+}
+
+#[test]
+fn a_scaled_part_shows_what_the_part_shows() {
+    let (height, width) = (203, 310);
+    let bytes = gradient(height, width);
+    let scaled = Options {
+        scaled: true,
+        ..Options::default()
+    };
+    let mut decoder = Decoder::new(scaled);
+    let mut image = Image::default();
+    let part = Part {
+        rows: 70..190,
+        columns: 40..300,
+    };
+    for (least, divisor) in [
+        ((60, 60), 2),
+        ((30, 60), 4),
+        ((10, 20), 8),
+        ((61, 60), 1),
+        ((60, 131), 1),
+    ] {
+        let ((top, left), by) = decoder.decode_part_scaled(&bytes, &part, least, &mut image).unwrap();
+        assert_eq!(by, divisor, "{least:?}");
+        assert!(top * by <= part.rows.start && (top + image.height) * by >= part.rows.end);
+        assert!(left * by <= part.columns.start && (left + image.width) * by >= part.columns.end);
+        for (row, column) in [(80, 50), (120, 200), (188, 298)] {
+            let at = ((row / by - top) * image.width + column / by - left) * 3;
+            let right = [row * 255 / height, column * 255 / width, 90];
+            for (found, right) in image.pixels[at..at + 3].iter().zip(right) {
+                assert!(
+                    usize::from(*found).abs_diff(right) <= 12,
+                    "{by}: {found} for {right} at {row}, {column}"
+                );
+            }
+        }
+    }
+    // Nothing of it stays in the decoder, and without the option nothing is scaled.
+    assert_eq!(decoder.decode(&bytes).unwrap(), decode(&bytes).unwrap());
+    let mut plain = Decoder::new(Options::default());
+    assert_eq!(
+        plain.decode_part_scaled(&bytes, &part, (10, 10), &mut image).unwrap().1,
+        1
+    );
+    let inks = file("cmyk_plain.jpg");
+    let whole = Part {
+        rows: 0..21,
+        columns: 0..34,
+    };
+    assert_eq!(
+        decoder.decode_part_scaled(&inks, &whole, (2, 2), &mut image).unwrap(),
+        ((0, 0), 1)
+    );
+}

@@ -14,6 +14,16 @@ pub struct Classes {
     unnamed_up_to: i64,
 }
 
+/// What a class text of a record means where it is one class's name and another's display name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefer {
+    /// The class of that name.
+    #[default]
+    Name,
+    /// The class of that display name (`use_display_name`).
+    DisplayName,
+}
+
 /// A label that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unknown {
@@ -41,21 +51,34 @@ pub enum Unknown {
 impl Classes {
     /// Classes with names. `items` are (id, name, display name or empty); the first of a name counts.
     pub fn new<'a>(items: impl IntoIterator<Item = (i64, &'a str, &'a str)>) -> Self {
+        Self::preferring(items, Prefer::Name)
+    }
+
+    /// Classes of a label map.
+    pub fn of(map: &LabelMap, prefer: Prefer) -> Self {
+        let items = map.items.iter();
+        let items = items.map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str()));
+        Self::preferring(items, prefer)
+    }
+
+    fn preferring<'a>(items: impl IntoIterator<Item = (i64, &'a str, &'a str)>, prefer: Prefer) -> Self {
         let mut classes = Self::default();
-        let mut display = Vec::new();
+        let (mut first, mut second) = (Vec::new(), Vec::new());
         for (id, name, shown) in items {
             let title = if shown.is_empty() { name } else { shown };
             classes.names.entry(id).or_insert_with(|| title.to_owned());
+            let (names, shown_names) = match prefer {
+                Prefer::Name => (&mut first, &mut second),
+                Prefer::DisplayName => (&mut second, &mut first),
+            };
+            names.push((name, id));
+            shown_names.push((shown, id));
+        }
+        // The other kind of name is good too where it is nobody's name of the first kind.
+        for (name, id) in first.into_iter().chain(second) {
             if !name.is_empty() {
                 classes.by_name.entry(name.to_owned()).or_insert(id);
             }
-            if !shown.is_empty() {
-                display.push((shown.to_owned(), id));
-            }
-        }
-        // A display name is good too where it is no other class's name.
-        for (shown, id) in display {
-            classes.by_name.entry(shown).or_insert(id);
         }
         classes
     }
@@ -108,11 +131,7 @@ impl Classes {
 
 impl From<&LabelMap> for Classes {
     fn from(map: &LabelMap) -> Self {
-        Self::new(
-            map.items
-                .iter()
-                .map(|item| (i64::from(item.id), item.name.as_str(), item.display_name.as_str())),
-        )
+        Self::of(map, Prefer::Name)
     }
 }
 
@@ -145,6 +164,15 @@ mod tests {
             ("cat".to_owned(), "class 9".to_owned())
         );
         assert!(classes.has_names() && !Classes::numbered(3).has_names());
+    }
+
+    #[test]
+    fn which_kind_of_name_goes_first_is_for_the_reader_to_say() {
+        let crossed = "item { id: 1 name: 'a' display_name: 'b' } item { id: 2 name: 'b' display_name: 'c' }";
+        let map = LabelMap::parse(crossed, "map.pbtxt").unwrap();
+        let ids = |prefer| ["a", "b", "c"].map(|name| Classes::of(&map, prefer).by_name(name).unwrap());
+        assert_eq!(ids(Prefer::Name), [1, 2, 2]);
+        assert_eq!(ids(Prefer::DisplayName), [1, 1, 2]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ pub mod rewrite;
 pub mod wire;
 
 use crate::groundtruth::Groundtruth;
-pub use classes::{Classes, Unknown};
+pub use classes::{Classes, Prefer, Unknown};
 pub use extra::MaskType;
 use wire::Features;
 
@@ -175,10 +175,7 @@ pub fn decode<'a>(record: &'a [u8], options: &Options) -> Result<Annotated<'a>, 
 /// As [`decode`], with what else is asked for.
 pub fn decode_with<'a>(record: &'a [u8], options: &Options, extras: &Extras) -> Result<Annotated<'a>, Error> {
     let features = Features::parse(record)?;
-    let image = features
-        .first_bytes("image/encoded")?
-        .filter(|bytes| !bytes.is_empty())
-        .ok_or(Error::NoImage)?;
+    let image = image(&features)?;
     let text = |name| {
         Ok::<_, Error>(
             features
@@ -234,6 +231,20 @@ pub fn decode_with<'a>(record: &'a [u8], options: &Options, extras: &Extras) -> 
         objects,
         bad_objects,
     })
+}
+
+/// The files of a record's image: its own, and those of its additional channels where `extras` ask for them.
+pub fn images<'a>(record: &'a [u8], extras: &Extras) -> Result<(&'a [u8], Vec<&'a [u8]>), Error> {
+    let features = Features::parse(record)?;
+    let channels = extra::additional_channels(&features, extras.additional_channels)?;
+    Ok((image(&features)?, channels))
+}
+
+fn image<'a>(features: &Features<'a>) -> Result<&'a [u8], Error> {
+    features
+        .first_bytes("image/encoded")?
+        .filter(|bytes| !bytes.is_empty())
+        .ok_or(Error::NoImage)
 }
 
 /// The lists of `image/object`, checked to be equally long (optional ones may be empty).

@@ -74,6 +74,13 @@ pub(in crate::import) fn read(path: &Path) -> Result<Vec<Item>, Error> {
         });
         let empty = |column: &Column| row.text(*column).is_empty();
         if empty(&class) && sides.iter().all(empty) {
+            // Fields that are there and empty say that there is no box; fields that are not there say nothing.
+            if row.is_short() {
+                return Err(row.wrong(
+                    "the line ends before its class and box".to_owned(),
+                    "is the table cut off? A line of an image without boxes has all separators, with nothing between them",
+                ));
+            }
             continue;
         }
         if empty(&class) {
@@ -118,7 +125,7 @@ fn record(options: &Options, labels: &Labels, item: &Item) -> Result<Outcome, Er
     // Paths of another machine: the name alone may be in the folder.
     let whole = options.image_dir.join(&item.filename);
     let name = item.filename.rsplit(['/', '\\']).next().unwrap_or(&item.filename);
-    let path = if whole.is_file() {
+    let path = if coati_storage::is_file(&whole) {
         whole
     } else {
         options.image_dir.join(name)

@@ -1,12 +1,12 @@
 //! Label maps from data: which classes are there, whoever wrote them down.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use coati_common::label_map::{Item, LabelMap};
 use rayon::prelude::*;
 
+use super::files::{ends_in, entries, entries_if_any};
 use super::{Error, coco, csv, folder, kitti, text, voc};
 use crate::example::wire::Features;
 use crate::shards;
@@ -60,7 +60,7 @@ pub fn kind_of(path: &Path) -> Result<Kind, Error> {
         hint: "give a folder of XML files, of KITTI labels or of OIDv4_ToolKit's classes, a COCO .json, a .csv, or TFRecords".to_owned(),
     }
     };
-    if !path.is_dir() {
+    if !coati_storage::is_dir(path) {
         return Ok(match path.extension().and_then(|ending| ending.to_str()) {
             Some("json") => Kind::Coco,
             Some("csv" | "tsv" | "txt") => {
@@ -75,14 +75,7 @@ pub fn kind_of(path: &Path) -> Result<Kind, Error> {
             _ => Kind::Records,
         });
     }
-    let has = |folder: &Path, ending: &str| {
-        fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
-            entry
-                .path()
-                .extension()
-                .is_some_and(|found| found.eq_ignore_ascii_case(ending))
-        })
-    };
+    let has = |folder: &Path, ending: &str| entries_if_any(folder).iter().any(|path| ends_in(path, ending));
     let below = |name: &str| path.join(name);
     if ["Annotations", "annotations", "xml"]
         .iter()
@@ -91,11 +84,11 @@ pub fn kind_of(path: &Path) -> Result<Kind, Error> {
     {
         return Ok(Kind::Voc);
     }
-    if below("training/label_2").is_dir() {
+    if coati_storage::is_dir(&below("training/label_2")) {
         return Ok(Kind::Kitti);
     }
-    let folders = fs::read_dir(path).into_iter().flatten().flatten();
-    if folders.into_iter().any(|entry| entry.path().join("Label").is_dir()) {
+    let labels = |folder: PathBuf| coati_storage::is_dir(&folder.join("Label"));
+    if entries_if_any(path).into_iter().any(labels) {
         return Ok(Kind::Folder);
     }
     if has(path, "txt") {
@@ -136,22 +129,24 @@ pub fn classes(path: &Path, kind: Kind, order: Order) -> Result<Found, Error> {
         }
         Kind::Folder => {
             let files: Vec<PathBuf> = folder::items(path)?.into_iter().flat_map(|item| item.labels).collect();
-            let names = files.par_iter().filter(|file| file.is_file()).map(|file| {
-                let objects = folder::parse(file, &text::read(file, text::MOST_OF_ONE_IMAGE)?)?;
-                Ok(objects.into_iter().map(|object| object.class).collect())
-            });
+            let names = files
+                .par_iter()
+                .filter(|file| coati_storage::is_file(file))
+                .map(|file| {
+                    let objects = folder::parse(file, &text::read(file, text::MOST_OF_ONE_IMAGE)?)?;
+                    Ok(objects.into_iter().map(|object| object.class).collect())
+                });
             count(names.collect::<Result<Vec<Vec<String>>, Error>>()?)
         }
         Kind::Kitti => {
             let labels = path.join("training/label_2");
-            let labels = if labels.is_dir() { labels } else { path.to_owned() };
-            let failed = |source| Error::Read {
-                path: labels.clone(),
-                source,
+            let labels = if coati_storage::is_dir(&labels) {
+                labels
+            } else {
+                path.to_owned()
             };
             let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-            for entry in fs::read_dir(&labels).map_err(failed)? {
-                let file = entry.map_err(failed)?.path();
+            for file in entries(&labels)? {
                 if file.extension().is_some_and(|ending| ending == "txt") {
                     for object in kitti::parse(&file, &text::read(&file, text::MOST_OF_ONE_IMAGE)?)? {
                         *counts.entry(object.kind).or_default() += 1;
@@ -291,6 +286,8 @@ fn of_records(path: &Path) -> Result<Found, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn names(found: &Found) -> Vec<(u32, &str, usize)> {

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::feature::Record;
 use super::objects::usable;
 use super::picture::{Images, Picture};
-use super::sharded::Shards;
+use super::sharded::{Shards, names};
 use super::{Error, Report};
 
 /// Where records go and how images get into them.
@@ -23,6 +23,8 @@ pub struct Output {
     pub path: PathBuf,
     /// Number of shards, named `path-00000-of-00010`; a single file `path` without it.
     pub num_shards: Option<u32>,
+    /// Behind the number of a shard.
+    pub ending: &'static str,
     /// Records are shuffled with this seed.
     pub seed: u64,
     /// What becomes of the images.
@@ -37,6 +39,7 @@ impl Output {
         Self {
             path: path.into(),
             num_shards: None,
+            ending: "",
             seed: 0,
             images: Images::default(),
             max_skipped: 20,
@@ -154,7 +157,7 @@ pub(super) fn run<T: Send + Sync>(
 ) -> Result<Report, Error> {
     items.shuffle(&mut rand_chacha::ChaCha8Rng::seed_from_u64(output.seed));
     let all = items.len();
-    let mut shards = Shards::create(&output.path, output.num_shards)?;
+    let mut shards = Shards::create(names(&output.path, output.num_shards, output.ending))?;
     let mut tally = Tally::default();
     let mut write = |group: Vec<Result<Outcome, Error>>| -> Result<(), Error> {
         for outcome in group {

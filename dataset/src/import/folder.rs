@@ -4,12 +4,12 @@
 //! become one record with all boxes: taken apart, each would teach the detector that the other classes are background.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use coati_common::label_map::LabelMap;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
+use super::files::entries;
 use super::objects::Objects;
 use super::{Error, Report, picture, text};
 
@@ -41,9 +41,9 @@ pub(in crate::import) struct Object {
 pub(in crate::import) fn items(data_dir: &Path) -> Result<Vec<Item>, Error> {
     let mut items: BTreeMap<String, Item> = BTreeMap::new();
     let mut classes = 0;
-    for folder in entries(data_dir)?.into_iter().filter(|path| path.is_dir()) {
+    for folder in entries(data_dir)? {
         let labels = folder.join("Label");
-        if !labels.is_dir() {
+        if !coati_storage::is_dir(&labels) {
             continue;
         }
         classes += 1;
@@ -74,22 +74,6 @@ pub(in crate::import) fn items(data_dir: &Path) -> Result<Vec<Item>, Error> {
         });
     }
     Ok(items.into_values().collect())
-}
-
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::Read {
-        path: folder.to_owned(),
-        source,
-    };
-    let mut paths = fs::read_dir(folder)
-        .and_then(|entries| {
-            entries
-                .map(|entry| Ok(entry?.path()))
-                .collect::<std::io::Result<Vec<_>>>()
-        })
-        .map_err(failed)?;
-    paths.sort();
-    Ok(paths)
 }
 
 /// The boxes of a label file: a class, which may have blanks, and left, top, right, bottom.
@@ -176,6 +160,8 @@ fn record(options: &Options, labels: &Labels, item: &Item) -> Result<Outcome, Er
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -3,12 +3,12 @@
 //! As there, images below `validation_set_size` form the validation set, types are written in lower case, `dontcare` among the
 //! classes takes away every box that meets such a region, and `truncated` is a number between 0 and 1.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use coati_common::label_map::LabelMap;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
+use super::files::entries;
 use super::objects::Objects;
 use super::{Error, Report, picture, text};
 
@@ -30,13 +30,8 @@ const DONT_CARE: &str = "dontcare";
 /// Imports both sets: `("train", …)` and `("val", …)`.
 pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Result<Vec<(String, Report)>, Error> {
     let images = image_folder(&options.data_dir)?;
-    let failed = |source| Error::Read {
-        path: images.clone(),
-        source,
-    };
     let (mut train, mut val) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(&images).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
+    for path in entries(&images)? {
         let number = path.file_stem().and_then(|stem| stem.to_str()).map(str::parse::<u64>);
         match number {
             Some(Ok(number)) if number < options.validation_set_size => val.push((number, path)),
@@ -82,7 +77,7 @@ fn image_folder(data_dir: &Path) -> Result<PathBuf, Error> {
     usual
         .iter()
         .map(|name| data_dir.join(name))
-        .find(|folder| folder.is_dir())
+        .find(|folder| coati_storage::is_dir(folder))
         .ok_or_else(|| Error::Layout {
             folder: data_dir.to_owned(),
             what: format!("none of the folders {} is there", usual.join(", ")),

@@ -8,6 +8,7 @@ pub mod csv;
 pub mod discover;
 pub mod engine;
 pub mod feature;
+mod files;
 pub mod folder;
 pub mod hierarchy;
 pub mod kitti;
@@ -79,7 +80,10 @@ pub enum Error {
         source: io::Error,
     },
     /// A file could not be written.
-    #[error("{path}: {source}\nhint: is the folder writable, and is there room on the disk?")]
+    #[error(
+        "{path}: {source}{}",
+        coati_storage::hint_or(source, "\nhint: is the folder writable, and is there room on the disk?")
+    )]
     Write {
         /// Which file.
         path: PathBuf,

@@ -5,12 +5,12 @@
 //! image's size and format, and `image/class/confidence`.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use coati_common::label_map::LabelMap;
 
 use super::engine::{self, Labels, Notes, Outcome, Output, Progress, Ready};
+use super::files::{ends_in, entries};
 use super::objects::{NO_AREA, OUTSIDE, Objects};
 use super::table::{Column, Table};
 use super::{Error, Report, picture};
@@ -68,22 +68,14 @@ struct Tables {
 /// Imports; on an error nothing is left under the output's names.
 pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Result<Report, Error> {
     let mut files = Vec::new();
-    let failed = |source| Error::Read {
-        path: options.images_directory.clone(),
-        source,
-    };
     let mut tables = Tables {
         images: HashMap::new(),
         names: labels.items.iter().map(|item| (item.id, item.name.clone())).collect(),
         has: [false; 4],
         has_labels: false,
     };
-    for entry in fs::read_dir(&options.images_directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path
-            .extension()
-            .is_some_and(|ending| ending.eq_ignore_ascii_case("jpg"))
-        {
+    for path in entries(&options.images_directory)? {
+        if ends_in(&path, "jpg") {
             let id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             tables.images.insert(id.clone(), Found::default());
             files.push((id, path));

@@ -4,7 +4,6 @@
 //! mask come from the trimaps, whose value 2 is the background. The reference writes the boxes of trimaps up to the last pixel's
 //! index, not beyond it, and so does this.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use coati_common::label_map::LabelMap;
@@ -87,7 +86,7 @@ fn class_of(name: &str) -> &str {
 fn record(options: &Options, labels: &Labels, name: &str) -> Result<Outcome, Error> {
     let annotations = options.data_dir.join("annotations");
     let file = annotations.join("xmls").join(format!("{name}.xml"));
-    if !file.is_file() {
+    if !coati_storage::is_file(&file) {
         // The original set lacks some of them; the reference ignores those images, too.
         return Ok(Outcome::Skipped(format!("{}: does not exist", file.display())));
     }
@@ -152,7 +151,7 @@ struct Body {
 
 fn trimap(path: &Path, width: u32, height: u32) -> Result<Body, String> {
     let at = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
-    let bytes = fs::read(path).map_err(|error| at(&error))?;
+    let bytes = coati_storage::read(path).map_err(|error| at(&error))?;
     let image = image::load_from_memory_with_format(&bytes, image::ImageFormat::Png)
         .map_err(|error| at(&format!("is no PNG that can be read: {error}")))?;
     let image::DynamicImage::ImageLuma8(map) = image else {

@@ -2,7 +2,6 @@
 
 mod intact;
 
-use std::fs;
 use std::path::Path;
 
 use image::ImageEncoder as _;
@@ -49,7 +48,7 @@ pub struct Picture {
 /// Reads an image file; the error is the reason why it cannot be used, with the file's name.
 pub fn read(path: &Path, images: Images) -> Result<Picture, String> {
     let at = |reason: String| format!("{}: {reason}", path.display());
-    let encoded = fs::read(path).map_err(|error| at(error.to_string()))?;
+    let encoded = coati_storage::read(path).map_err(|error| at(error.to_string()))?;
     accept(encoded, images).map_err(at)
 }
 

@@ -1,21 +1,22 @@
 //! Writes records into `-00000-of-0000n` files that appear under their names only when they are whole.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use coati_common::tfrecord::Writer;
 
 use super::Error;
 
-/// The shards' names: `path` itself without a shard count, as the reference's scripts name them otherwise.
-pub fn names(path: &Path, shards: Option<u32>) -> Vec<PathBuf> {
+/// The shards' names: `path` itself without a shard count, as the reference's scripts name them otherwise, some of which put an
+/// `ending` behind the number.
+pub fn names(path: &Path, shards: Option<u32>, ending: &str) -> Vec<PathBuf> {
     match shards {
         None => vec![path.to_owned()],
         Some(count) => (0..count)
             .map(|index| {
                 let mut name = path.as_os_str().to_owned();
-                name.push(format!("-{index:05}-of-{count:05}"));
+                name.push(format!("-{index:05}-of-{count:05}{ending}"));
                 PathBuf::from(name)
             })
             .collect(),
@@ -24,73 +25,114 @@ pub fn names(path: &Path, shards: Option<u32>) -> Vec<PathBuf> {
 
 /// Writes a file that appears under its name only when it is whole.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::Write {
-        path: path.to_owned(),
-        source,
-    };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let partial = temporary(path);
-    let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        // The error that counts is the first one.
-        let _ = fs::remove_file(&partial);
-    }
-    written.map_err(failed)
+    let mut file = replace_with(path)?;
+    file.write(bytes)?;
+    file.finish()
 }
 
 /// A file that is written bit by bit and appears under its name when it is whole.
 #[derive(Debug)]
 pub struct Replacement {
     path: PathBuf,
-    file: BufWriter<File>,
-    done: bool,
+    file: Target,
 }
 
 /// Begins to write `path` anew. Dropped before [`Replacement::finish`], what stands under the name stays.
 pub fn replace_with(path: &Path) -> Result<Replacement, Error> {
-    let failed = |source| Error::Write {
-        path: path.to_owned(),
-        source,
-    };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let file = File::create(temporary(path)).map_err(failed)?;
+    make_folder(path)?;
     Ok(Replacement {
         path: path.to_owned(),
-        file: BufWriter::with_capacity(1 << 20, file),
-        done: false,
+        file: Target::create(path)?,
     })
 }
 
 impl Replacement {
     /// Appends.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.file.write_all(bytes).map_err(|source| Error::Write {
-            path: self.path.clone(),
-            source,
-        })
+        self.file.write_all(bytes).map_err(failed(&self.path))
     }
 
     /// Gives the file its name.
-    pub fn finish(mut self) -> Result<(), Error> {
-        let written = self
-            .file
-            .flush()
-            .and_then(|()| self.file.get_ref().sync_all())
-            .and_then(|()| fs::rename(temporary(&self.path), &self.path));
-        written.map_err(|source| Error::Write {
-            path: self.path.clone(),
-            source,
-        })?;
-        self.done = true;
-        Ok(())
+    pub fn finish(self) -> Result<(), Error> {
+        self.file.finish().map_err(failed(&self.path))
     }
 }
 
-impl Drop for Replacement {
+fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Write {
+        path: path.clone(),
+        source,
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), Error> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => coati_storage::create_dir_all(folder).map_err(failed(folder)),
+        None => Ok(()),
+    }
+}
+
+/// A file in the making, which is nothing under its name until it is finished: a bucket's appears then, a disk's has another name.
+#[derive(Debug)]
+enum Target {
+    Disk(Partial),
+    Bucket(Box<dyn coati_storage::Writer>),
+}
+
+impl Target {
+    fn create(path: &Path) -> Result<Self, Error> {
+        if coati_storage::is_remote(path) {
+            let writer = coati_storage::create(path).map_err(failed(path))?;
+            return Ok(Self::Bucket(writer));
+        }
+        let partial = temporary(path);
+        let file = File::create(&partial).map_err(failed(&partial))?;
+        Ok(Self::Disk(Partial {
+            path: path.to_owned(),
+            file: BufWriter::with_capacity(1 << 20, file),
+            done: false,
+        }))
+    }
+
+    fn finish(self) -> io::Result<()> {
+        match self {
+            Self::Bucket(writer) => writer.finish(),
+            Self::Disk(mut partial) => {
+                partial.file.flush()?;
+                partial.file.get_ref().sync_all()?;
+                fs::rename(temporary(&partial.path), &partial.path)?;
+                partial.done = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl io::Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Disk(partial) => partial.file.write(bytes),
+            Self::Bucket(writer) => writer.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Disk(partial) => partial.file.flush(),
+            Self::Bucket(writer) => writer.flush(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Partial {
+    path: PathBuf,
+    file: BufWriter<File>,
+    done: bool,
+}
+
+impl Drop for Partial {
     fn drop(&mut self) {
         if !self.done {
             let _ = fs::remove_file(temporary(&self.path));
@@ -101,29 +143,20 @@ impl Drop for Replacement {
 /// Writers of all shards. Dropped before [`Shards::finish`], it leaves nothing under the final names.
 pub struct Shards {
     names: Vec<PathBuf>,
-    writers: Vec<Writer<BufWriter<File>>>,
+    writers: Vec<Writer<Target>>,
     next: usize,
 }
 
 impl Shards {
-    /// Opens temporary files beside the final names.
-    pub fn create(path: &Path, shards: Option<u32>) -> Result<Self, Error> {
-        let names = names(path, shards);
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(|source| Error::Write {
-                path: folder.to_owned(),
-                source,
-            })?;
+    /// Opens temporary files beside the final names. Of those in a bucket up to 8 MiB each are held in memory.
+    pub fn create(names: Vec<PathBuf>) -> Result<Self, Error> {
+        if let Some(first) = names.first() {
+            make_folder(first)?;
         }
-        let mut writers = Vec::with_capacity(names.len());
-        for name in &names {
-            let path = temporary(name);
-            let file = File::create(&path).map_err(|source| Error::Write { path, source })?;
-            writers.push(Writer::new(BufWriter::with_capacity(1 << 20, file)));
-        }
+        let writers = names.iter().map(|name| Target::create(name).map(Writer::new));
         Ok(Self {
+            writers: writers.collect::<Result<_, _>>()?,
             names,
-            writers,
             next: 0,
         })
     }
@@ -135,33 +168,15 @@ impl Shards {
         let Some(writer) = self.writers.get_mut(index) else {
             return Ok(());
         };
-        writer.write(record).map_err(|source| Error::Write {
-            path: self.names[index].clone(),
-            source,
-        })
+        writer.write(record).map_err(failed(&self.names[index]))
     }
 
     /// Gives the files their names.
-    pub fn finish(mut self) -> Result<Vec<PathBuf>, Error> {
-        for (writer, name) in std::mem::take(&mut self.writers).into_iter().zip(&self.names) {
-            let failed = |source| Error::Write {
-                path: name.clone(),
-                source,
-            };
-            let mut file = writer.into_inner();
-            file.flush().map_err(failed)?;
-            file.get_ref().sync_all().map_err(failed)?;
-            fs::rename(temporary(name), name).map_err(failed)?;
+    pub fn finish(self) -> Result<Vec<PathBuf>, Error> {
+        for (writer, name) in self.writers.into_iter().zip(&self.names) {
+            writer.into_inner().finish().map_err(failed(name))?;
         }
-        Ok(std::mem::take(&mut self.names))
-    }
-}
-
-impl Drop for Shards {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = fs::remove_file(temporary(name));
-        }
+        Ok(self.names)
     }
 }
 
@@ -177,17 +192,21 @@ mod tests {
 
     #[test]
     fn names_as_the_reference_has_them() {
-        assert_eq!(names(Path::new("a/t.record"), None), [PathBuf::from("a/t.record")]);
+        assert_eq!(names(Path::new("a/t.record"), None, ""), [PathBuf::from("a/t.record")]);
         assert_eq!(
-            names(Path::new("t.record"), Some(2))[1],
+            names(Path::new("t.record"), Some(2), "")[1],
             PathBuf::from("t.record-00001-of-00002")
+        );
+        assert_eq!(
+            names(Path::new("coco/train"), Some(32), ".tfrecord")[0],
+            PathBuf::from("coco/train-00000-of-00032.tfrecord")
         );
     }
 
     #[test]
     fn nothing_stays_of_an_import_that_failed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut shards = Shards::create(&folder.path().join("t.record"), Some(3)).unwrap();
+        let mut shards = Shards::create(names(&folder.path().join("t.record"), Some(3), "")).unwrap();
         shards.write(b"x").unwrap();
         drop(shards);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);

@@ -106,6 +106,11 @@ impl Row<'_> {
         self.record.get(column.0).unwrap_or_default()
     }
 
+    /// Whether it has fewer fields than the heading.
+    pub(super) fn is_short(&self) -> bool {
+        self.record.len() < self.heading.len()
+    }
+
     /// All fields.
     pub(super) fn fields(&self) -> impl Iterator<Item = &str> {
         self.record.iter()

@@ -16,10 +16,20 @@ pub(super) fn read(path: &Path, most: u64) -> Result<String, Error> {
         source,
     };
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
-        .map_err(failed)?;
-    if bytes.len() as u64 > most {
+    let size;
+    if coati_storage::is_remote(path) {
+        let stat = coati_storage::stat(path).map_err(failed)?;
+        size = stat.bytes;
+        if size <= most {
+            bytes = coati_storage::read(path).map_err(failed)?;
+        }
+    } else {
+        File::open(path)
+            .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+            .map_err(failed)?;
+        size = bytes.len() as u64;
+    }
+    if size > most {
         let why = format!("the file is larger than {} MiB, which no annotation is", most >> 20);
         return Err(failed(io::Error::new(io::ErrorKind::InvalidData, why)));
     }

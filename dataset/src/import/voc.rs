@@ -173,7 +173,10 @@ pub(in crate::import) fn find_image(folders: &[PathBuf], xml: &Path, annotation:
         .filter(|name| !name.is_empty());
     let stem = xml.file_stem()?;
     for folder in folders {
-        if let Some(path) = named.map(|name| folder.join(name)).filter(|path| path.is_file()) {
+        if let Some(path) = named
+            .map(|name| folder.join(name))
+            .filter(|path| coati_storage::is_file(path))
+        {
             return Some(path);
         }
         for extension in ["jpg", "jpeg", "png", "JPG", "JPEG", "PNG"] {
@@ -181,7 +184,7 @@ pub(in crate::import) fn find_image(folders: &[PathBuf], xml: &Path, annotation:
             name.push(".");
             name.push(extension);
             let path = folder.join(name);
-            if path.is_file() {
+            if coati_storage::is_file(&path) {
                 return Some(path);
             }
         }

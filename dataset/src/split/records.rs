@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Image, Side, assign, one_sided};
 use crate::example::wire::Features;
-use crate::import::{self, sharded::Shards};
+use crate::import;
+use crate::import::sharded::{Shards, names};
 use crate::shards::{self, Source};
 
 /// What to split and where to.
@@ -72,8 +73,8 @@ pub fn run(source: &Source, options: &Options) -> Result<Report, import::Error> 
     let sides = assign(&images, options.eval_share, options.seed);
 
     let mut report = Report::default();
-    let mut train = Shards::create(&options.train_output_path, options.num_train_shards)?;
-    let mut eval = Shards::create(&options.eval_output_path, options.num_eval_shards)?;
+    let mut train = Shards::create(names(&options.train_output_path, options.num_train_shards, ""))?;
+    let mut eval = Shards::create(names(&options.eval_output_path, options.num_eval_shards, ""))?;
     for (&number, &side) in numbers.iter().zip(&sides) {
         let record = source
             .read(number)

@@ -76,7 +76,7 @@ pub fn generate(options: &Options) -> Result<Report, Error> {
     }
     let folder = |name: &str| options.output_dir.join(name);
     for name in ["JPEGImages", "Annotations", "ImageSets/Main"] {
-        fs::create_dir_all(folder(name)).map_err(|source| Error::Write {
+        coati_storage::create_dir_all(&folder(name)).map_err(|source| Error::Write {
             path: folder(name),
             source,
         })?;
@@ -121,7 +121,12 @@ fn stem(split: &str, index: usize) -> String {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    fs::write(path, bytes).map_err(|source| Error::Write {
+    let written = if coati_storage::is_remote(path) {
+        coati_storage::put(path, bytes)
+    } else {
+        fs::write(path, bytes)
+    };
+    written.map_err(|source| Error::Write {
         path: path.to_owned(),
         source,
     })

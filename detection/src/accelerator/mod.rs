@@ -110,7 +110,7 @@ impl Accelerator {
             device,
             columns: network.class_columns(),
             anchors,
-            image: config.image_height * config.image_width * 3,
+            image: config.image_height * config.image_width * config.image_channels,
             elements: network.elements(),
             batch: None,
         })

@@ -97,10 +97,14 @@ pub fn image_size(ssd: &pb::Ssd) -> Result<(usize, usize), Error> {
             count(fixed.height(), "fixed_shape_resizer.height")?,
             count(fixed.width(), "fixed_shape_resizer.width")?,
         )),
+        image_resizer::ImageResizerOneof::KeepAspectRatioResizer(keep) if keep.pad_to_max_dimension() => {
+            let side = count(keep.max_dimension(), "keep_aspect_ratio_resizer.max_dimension")?;
+            Ok((side, side))
+        }
         _ => Err(unsupported(
             FIELD,
             "another resizer",
-            "fixed_shape_resizer is supported",
+            "fixed_shape_resizer is supported, and keep_aspect_ratio_resizer with pad_to_max_dimension: true",
         )),
     }
 }

@@ -71,6 +71,7 @@ pub fn network(
         fpn: pyramid(extractor)?,
         image_height,
         image_width,
+        image_channels: 3,
         base,
         extra,
         predictor: predictor(ssd)?,

@@ -91,21 +91,44 @@ impl Window {
     }
 }
 
-/// Patches of three-channel images, `multiplier * x + offset` (an offset a channel) with zero padding after it; rows of `width >= area * 3`,
+/// Patches of images, `multiplier * x + offset` (an offset a channel) with zero padding after it; rows of `width >= area * channels`,
 /// the rest zero.
 ///
 /// # Safety
-/// `out` holds `count` rows of `ldo >= width`, `images` the whole batch.
+/// `out` holds `count` rows of `ldo >= width`, `images` the whole batch, with as many channels as there are offsets.
 pub(crate) unsafe fn from_images(
+    window: &Window,
+    pixels: (usize, usize),
+    images: *const f32,
+    (multiplier, offset): (f32, &[f32]),
+    out: *mut f32,
+    size: (usize, usize),
+) {
+    unsafe {
+        // Nearly all images; the compiler unrolls what has a known length.
+        match <&[f32; 3]>::try_from(offset) {
+            Ok(rgb) => gather(window, pixels, images, (multiplier, rgb), out, size),
+            Err(_) => gather(window, pixels, images, (multiplier, offset), out, size),
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(
+    clippy::inline_always,
+    reason = "the number of channels must be known to the compiler"
+)]
+unsafe fn gather(
     window: &Window,
     (first, count): (usize, usize),
     images: *const f32,
-    (multiplier, offset): (f32, [f32; 3]),
+    (multiplier, offset): (f32, &[f32]),
     out: *mut f32,
     (width, ldo): (usize, usize),
 ) {
     let (h, w) = window.input;
     let (rows, k) = window.kernel;
+    let channels = offset.len();
     for i in 0..count {
         let (n, oy, ox) = window.place(first + i);
         unsafe {
@@ -113,17 +136,17 @@ pub(crate) unsafe fn from_images(
             let x0 = (ox * window.stride) as isize - window.before.1 as isize;
             let whole = x0 >= 0 && x0 as usize + k <= w;
             for ky in 0..rows {
-                let to = row.add(ky * k * 3);
+                let to = row.add(ky * k * channels);
                 let iy = (oy * window.stride + ky) as isize - window.before.0 as isize;
                 if iy < 0 || iy as usize >= h {
-                    to.write_bytes(0, k * 3);
+                    to.write_bytes(0, k * channels);
                 } else {
-                    let line = images.add((n * h + iy as usize) * w * 3);
+                    let line = images.add((n * h + iy as usize) * w * channels);
                     if whole {
-                        let from = line.add(x0 as usize * 3);
+                        let from = line.add(x0 as usize * channels);
                         for kx in 0..k {
                             for (c, offset) in offset.iter().enumerate() {
-                                *to.add(kx * 3 + c) = *from.add(kx * 3 + c) * multiplier + offset;
+                                *to.add(kx * channels + c) = *from.add(kx * channels + c) * multiplier + offset;
                             }
                         }
                     } else {
@@ -131,8 +154,8 @@ pub(crate) unsafe fn from_images(
                             let ix = x0 + kx as isize;
                             let inside = ix >= 0 && (ix as usize) < w;
                             for (c, offset) in offset.iter().enumerate() {
-                                *to.add(kx * 3 + c) = if inside {
-                                    *line.add(ix as usize * 3 + c) * multiplier + offset
+                                *to.add(kx * channels + c) = if inside {
+                                    *line.add(ix as usize * channels + c) * multiplier + offset
                                 } else {
                                     0.0
                                 };
@@ -141,7 +164,7 @@ pub(crate) unsafe fn from_images(
                     }
                 }
             }
-            row.add(rows * k * 3).write_bytes(0, width - rows * k * 3);
+            row.add(rows * k * channels).write_bytes(0, width - rows * k * channels);
         }
     }
 }

@@ -42,11 +42,21 @@ pub(crate) struct Builder<'a> {
     known: HashMap<String, usize>,
 }
 
+/// The offset of each channel. Means of red, green and blue are taken from images of just these, as in the reference's `preprocess`.
+fn offsets(rgb: [f32; 3], channels: usize) -> Vec<f32> {
+    let [red, green, blue] = rgb;
+    match channels {
+        3 => rgb.to_vec(),
+        _ if red == green && green == blue => vec![red; channels],
+        _ => vec![0.0; channels],
+    }
+}
+
 impl<'a> Builder<'a> {
     pub(crate) fn new(config: &'a NetworkConfig, extractor: &Extractor) -> Self {
         let input = match config.input {
-            InputRange::Bytes => extractor.input,
-            InputRange::Normalised => (1.0, [0.0; 3]),
+            InputRange::Bytes => (extractor.input.0, offsets(extractor.input.1, config.image_channels)),
+            InputRange::Normalised => (1.0, vec![0.0; config.image_channels]),
         };
         let plan = Plan {
             layers: Vec::new(),
@@ -93,7 +103,7 @@ impl<'a> Builder<'a> {
     /// Channels of a source.
     pub(crate) fn channels(&self, from: Source) -> usize {
         match from {
-            Source::Image => 3,
+            Source::Image => self.config.image_channels,
             Source::Layer(layer) => self.plan.layers[layer].outputs,
         }
     }

@@ -17,6 +17,8 @@ pub struct NetworkConfig {
     pub image_height: usize,
     /// Input width in pixels.
     pub image_width: usize,
+    /// Channels of the images: 3 and `num_additional_channels`, or 1 with `convert_to_grayscale`.
+    pub image_channels: usize,
     /// `feature_extractor.pad_to_multiple`: images are filled up with zeros at the bottom and on the right.
     pub pad_to_multiple: usize,
     /// `feature_extractor.use_explicit_padding`
@@ -56,6 +58,7 @@ impl NetworkConfig {
             min_depth: 16,
             image_height: 300,
             image_width: 300,
+            image_channels: 3,
             pad_to_multiple: 1,
             use_explicit_padding: false,
             use_depthwise: false,

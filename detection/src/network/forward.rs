@@ -18,7 +18,7 @@ pub(crate) struct Context<'a> {
     pub(crate) params: &'a [f32],
     pub(crate) images: &'a [f32],
     /// `multiplier * x + offset` on the way in.
-    pub(crate) input: (f32, [f32; 3]),
+    pub(crate) input: (f32, &'a [f32]),
     pub(crate) batch: usize,
     /// Whether batch norm uses the batch's statistics, and values are dropped.
     pub(crate) training: bool,

@@ -87,7 +87,8 @@ pub struct Network {
     isa: Isa,
     buffers: Buffers,
     times: Vec<LayerTime>,
-    size: (usize, usize),
+    /// Height, width and channels.
+    image: [usize; 3],
     columns: usize,
     /// Images of the last forward pass, if it was in training mode; their pixels are needed once more by the first layer.
     images: Option<Vec<f32>>,
@@ -114,7 +115,7 @@ impl Network {
             pool,
             isa,
             times,
-            size: (config.image_height, config.image_width),
+            image: [config.image_height, config.image_width, config.image_channels],
             columns: config.num_classes + 1,
             images: None,
             key: 0,
@@ -170,7 +171,7 @@ impl Network {
     /// The first layer of the last forward pass whose values are not all finite, before its normalisation and activation, and the first image of
     /// the batch in it.
     pub fn first_not_finite(&self) -> Option<(&str, usize)> {
-        let batch = self.images.as_ref()?.len() / (self.size.0 * self.size.1 * 3);
+        let batch = self.images.as_ref()?.len() / self.image.iter().product::<usize>();
         let mut layers = self.plan.layers.iter().zip(&self.buffers.y_at);
         layers.find_map(|(layer, &at)| {
             let len = layer.window.outputs() * layer.padded_outputs();
@@ -184,13 +185,17 @@ impl Network {
         })
     }
 
-    /// Predictions for `images` (`[batch, height, width, 3]`, values as [`NetworkConfig::input`] says).
+    /// Predictions for `images` (`[batch, height, width, channels]`, values as [`NetworkConfig::input`] says).
     pub fn forward(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
-        let (height, width) = self.size;
-        let image = height * width * 3;
+        let image: usize = self.image.iter().product();
         expect("params", params.len(), self.plan.elements, "all variables")?;
         let batch = (images.len() / image).max(1);
-        expect("images", images.len(), batch * image, "batch x height x width x 3")?;
+        expect(
+            "images",
+            images.len(),
+            batch * image,
+            "batch x height x width x channels",
+        )?;
         let mut kept = self.images.take().unwrap_or_default();
         self.buffers.for_forward(&self.plan, batch)?;
         let anchors = batch * self.plan.anchors;
@@ -215,7 +220,7 @@ impl Network {
             isa: *isa,
             params,
             images,
-            input: plan.input,
+            input: (plan.input.0, &plan.input.1),
             batch,
             training,
             key: *key,
@@ -264,7 +269,7 @@ impl Network {
         let Some(images) = self.images.take() else {
             return Err(Error::NoForward);
         };
-        let batch = images.len() / (self.size.0 * self.size.1 * 3);
+        let batch = images.len() / self.image.iter().product::<usize>();
         let anchors = batch * self.plan.anchors;
         expect("params", params.len(), self.plan.elements, "all variables")?;
         expect("grads", grads.len(), self.plan.elements, "all variables")?;
@@ -298,7 +303,7 @@ impl Network {
             isa: *isa,
             params,
             images: &images,
-            input: plan.input,
+            input: (plan.input.0, &plan.input.1),
             batch,
             training: true,
             key: *key,

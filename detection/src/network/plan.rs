@@ -220,7 +220,7 @@ pub struct Plan {
     /// Anchors of all feature maps together.
     pub anchors: usize,
     /// The first layers read images as `multiplier * x + offset`, with an offset for each channel.
-    pub input: (f32, [f32; 3]),
+    pub input: (f32, Vec<f32>),
     /// Box encodings are limited to this interval.
     pub clip: Option<(f32, f32)>,
 }
@@ -284,6 +284,12 @@ fn validate(config: &NetworkConfig, extractor: &Extractor) -> Result<(), Error> 
             width.to_string(),
             width <= LARGEST,
             "at most 16384 pixels",
+        ),
+        (
+            "num_additional_channels",
+            (config.image_channels as i64 - 3).to_string(),
+            (1..=64).contains(&config.image_channels),
+            "0 to 61",
         ),
         (
             "num_classes",

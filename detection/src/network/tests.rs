@@ -55,7 +55,7 @@ fn noise(len: usize, seed: u64) -> Vec<f32> {
 
 /// Images in 0 to 255.
 fn pictures(batch: usize, config: &NetworkConfig, seed: u64) -> Vec<f32> {
-    let len = batch * config.image_height * config.image_width * 3;
+    let len = batch * config.image_height * config.image_width * config.image_channels;
     let span = if config.input == InputRange::Bytes {
         (127.5, 127.5)
     } else {

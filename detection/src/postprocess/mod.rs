@@ -15,7 +15,7 @@ use crate::ssd_loss::Predictions;
 /// Detections of one image, best first. All lists are equally long.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Detections {
-    /// Normalised to the image and clipped to it.
+    /// Normalised to the image (without padding) and clipped to it.
     pub boxes: Vec<Corners>,
     /// From 0.
     pub classes: Vec<usize>,
@@ -68,6 +68,17 @@ pub struct Error {
 impl PostProcessor {
     /// Detections of each image of a batch. Predictions that are not finite numbers give no detections.
     pub fn run(&self, anchors: &[Corners], predictions: Predictions) -> Result<Vec<Detections>, Error> {
+        self.run_within(anchors, predictions, &[])
+    }
+
+    /// As [`Self::run`]. Of each image a part, `[height, width]` as shares of the whole, is picture, and what is beyond it padding: boxes are
+    /// clipped to that part and relative to it (`_compute_clip_window`). An image without an entry in `parts` is all picture.
+    pub fn run_within(
+        &self,
+        anchors: &[Corners],
+        predictions: Predictions,
+        parts: &[[f32; 2]],
+    ) -> Result<Vec<Detections>, Error> {
         let (columns, code_size) = (predictions.columns, self.coder.code_size());
         let (codes, logits) = (predictions.box_encodings, predictions.class_logits);
         if anchors.is_empty() && codes.is_empty() && logits.is_empty() {
@@ -99,7 +110,15 @@ impl PostProcessor {
                 scores: &scores,
                 classes: columns.saturating_sub(first),
             };
-            self.nms.run(candidates, Some([0.0, 0.0, 1.0, 1.0]))
+            let [height, width] = parts.get(index).copied().unwrap_or([1.0; 2]);
+            let mut found = self.nms.run(candidates, Some([0.0, 0.0, height, width]));
+            if !self.nms.change_coordinate_frame {
+                for [ymin, xmin, ymax, xmax] in &mut found.boxes {
+                    [*ymin, *ymax] = [*ymin / height, *ymax / height];
+                    [*xmin, *xmax] = [*xmin / width, *xmax / width];
+                }
+            }
+            found
         };
         Ok((0..images).map(image).collect())
     }
@@ -166,6 +185,26 @@ mod tests {
         let anchors = [[0.0, 0.0, 0.5, 0.5]];
         assert_eq!(post.run(&anchors, one).unwrap()[0].classes, [0, 1]);
         assert_eq!(stock().run(&anchors, one).unwrap()[0].classes, [0]);
+    }
+
+    #[test]
+    fn boxes_are_relative_to_what_is_picture() {
+        let one = Predictions {
+            box_encodings: &[0.0; 4],
+            class_logits: &[0.0, 4.0],
+            columns: 2,
+            num_classes: 1,
+        };
+        let anchors = [[0.25, 0.25, 0.5, 0.9]];
+        for scope in [Scope::Class, Scope::Combined] {
+            let mut post = stock();
+            post.nms.scope = scope;
+            post.nms.change_coordinate_frame = scope == Scope::Class;
+            let found = post.run_within(&anchors, one, &[[1.0, 0.5]]).unwrap();
+            assert_eq!(found[0].boxes, [[0.25, 0.5, 0.5, 1.0]], "{scope:?}");
+            let padding = post.run_within(&anchors, one, &[[0.125, 1.0]]).unwrap();
+            assert_eq!(padding[0].is_empty(), scope == Scope::Class, "{padding:?}");
+        }
     }
 
     #[test]

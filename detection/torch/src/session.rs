@@ -81,7 +81,7 @@ impl Session {
             plan,
             device,
             columns: config.num_classes as i64 + 1,
-            image: [config.image_height as i64, config.image_width as i64, 3],
+            image: [config.image_height, config.image_width, config.image_channels].map(|side| side as i64),
             sizes,
             starts,
             penalties,
@@ -122,7 +122,7 @@ impl Session {
             .f_add(
                 &Tensor::f_from_slice(&self.plan.input.1)?
                     .f_to_device(self.device)?
-                    .f_view([1, 3, 1, 1])?,
+                    .f_view([1, channels, 1, 1])?,
             )?;
         let pass = || self.outputs(&params, &images, training);
         let (found_boxes, found_classes, statistics) = if training { pass()? } else { tch::no_grad(pass)? };

@@ -1,6 +1,5 @@
 //! Detections and groundtruth as the JSON files that COCO's tools read.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use hotcoco::Annotation;
@@ -17,9 +16,6 @@ impl Evaluator {
     /// Writes COCO's results file (a list of boxes `[x, y, width, height]` in pixels with their scores) to `detections`, and
     /// beside it the annotation file that its image ids refer to, see [`groundtruth_path`]. Folders are made as needed.
     pub fn write_files(&self, detections: &Path) -> Result<(), Error> {
-        if let Some(folder) = detections.parent() {
-            fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
-        }
         let found: Vec<Value> = self
             .detections
             .iter()
@@ -48,7 +44,7 @@ impl Evaluator {
 }
 
 fn write(path: &Path, value: &Value) -> Result<(), Error> {
-    fs::write(path, value.to_string()).map_err(|error| failed(path, &error))
+    coati_storage::write(path, value.to_string().as_bytes()).map_err(|error| failed(path, &error))
 }
 
 fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
@@ -60,6 +56,8 @@ fn failed(path: &Path, error: &dyn std::fmt::Display) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::{Category, ImageDetections, ImageGroundtruth};
 

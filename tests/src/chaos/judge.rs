@@ -110,6 +110,7 @@ fn options_of(job: &Job, seed: u64) -> train::Options {
         config: or_panic(PipelineConfig::load(&job.path("pipeline.config")), "the configuration"),
         model_dir: job.path("proof"),
         seed,
+        scaled_decode: false,
         save_every: Duration::from_secs(600),
         save_every_steps: None,
         keep: 1,

@@ -4,56 +4,71 @@ use std::num::NonZeroUsize;
 use std::sync::mpsc;
 use std::thread;
 
-use coati_dataset::decode::{self, Decoder, Image};
-use coati_dataset::resize::{Resizer, View};
+use coati_dataset::decode::{self, Image};
+use coati_dataset::fit::{self, Fitted, Fitter};
 
 /// Batches that wait for the network.
 const WAITING: usize = 2;
+
+/// The files of an image: its own, and those of `num_additional_channels`.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// JPEG or PNG.
+    pub image: Vec<u8>,
+    /// A file a channel.
+    pub channels: Vec<Vec<u8>>,
+}
+
+impl From<Vec<u8>> for Files {
+    fn from(image: Vec<u8>) -> Self {
+        Self {
+            image,
+            channels: Vec::new(),
+        }
+    }
+}
 
 /// An image and what the network is given of it.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     /// As stored.
     pub image: Image,
-    /// `[height, width, 3]`, values from 0 to 255.
-    pub input: Vec<f32>,
+    /// For the network.
+    pub input: Fitted,
 }
 
 /// Decodes and resizes images one after the other. One a thread.
 #[derive(Debug)]
 pub struct Preparer {
-    decoder: Decoder,
-    resizer: Resizer,
+    fitter: Fitter,
 }
 
 impl Preparer {
-    /// For a network whose input is so high and wide.
-    pub fn new((height, width): (usize, usize)) -> Self {
+    /// For a network.
+    pub fn new(fit: fit::Options) -> Self {
         Self {
-            decoder: Decoder::new(decode::Options::default()),
-            resizer: Resizer::new(height, width),
+            fitter: Fitter::new(fit, decode::Options::default()),
         }
     }
 
-    /// From the bytes of a JPEG or PNG file.
-    pub fn prepare(&mut self, bytes: &[u8]) -> Result<Prepared, String> {
-        let image = self.decoder.decode(bytes).map_err(|error| error.to_string())?;
-        let mut input = vec![0.0; self.resizer.output_len()];
-        let whole = View::whole(image.height, image.width);
-        self.resizer
-            .resize_into(&image, whole, &mut input)
+    /// From the bytes of JPEG or PNG files.
+    pub fn prepare(&mut self, files: &Files) -> Result<Prepared, String> {
+        let channels: Vec<&[u8]> = files.channels.iter().map(Vec::as_slice).collect();
+        let (image, input) = self
+            .fitter
+            .decode(&files.image, &channels)
             .map_err(|error| error.to_string())?;
         Ok(Prepared { image, input })
     }
 }
 
 /// How [`ahead`] goes about it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ahead {
     /// Items that are handed out together.
     pub batch: usize,
-    /// Height and width of the network's input.
-    pub size: (usize, usize),
+    /// What the network wants.
+    pub fit: fit::Options,
 }
 
 /// Does `work` for each item on threads, a preparer each, and hands the results to `consume` in this thread, in order, `batch` at a time. An error of
@@ -70,7 +85,7 @@ pub(crate) fn ahead<T: Send, R: Send, E>(
         let work = &work;
         scope.spawn(move || {
             let mut preparers: Vec<_> = (0..cores.min(options.batch))
-                .map(|_| Preparer::new(options.size))
+                .map(|_| Preparer::new(options.fit.clone()))
                 .collect();
             loop {
                 let batch: Vec<T> = items.by_ref().take(options.batch).collect();
@@ -111,13 +126,18 @@ fn spread<T: Send, R: Send>(
 mod tests {
     use super::*;
 
-    const OPTIONS: Ahead = Ahead { batch: 8, size: (4, 4) };
+    fn options() -> Ahead {
+        Ahead {
+            batch: 8,
+            fit: fit::Options::new(4, 4),
+        }
+    }
 
     #[test]
     fn results_come_in_order_and_in_batches() {
         let mut found = Vec::new();
         let mut sizes = Vec::new();
-        let done: Result<(), ()> = ahead(0..21, OPTIONS, |item, _| item * 2, &mut |batch| {
+        let done: Result<(), ()> = ahead(0..21, options(), |item, _| item * 2, &mut |batch| {
             sizes.push(batch.len());
             found.extend(batch);
             Ok(())
@@ -130,7 +150,7 @@ mod tests {
     #[test]
     fn an_error_ends_it_though_the_items_never_do() {
         let mut batches = 0;
-        let done = ahead(0_u64.., OPTIONS, |item, _| item, &mut |_| {
+        let done = ahead(0_u64.., options(), |item, _| item, &mut |_| {
             batches += 1;
             if batches < 3 { Ok(()) } else { Err("full") }
         });
@@ -139,7 +159,9 @@ mod tests {
 
     #[test]
     fn what_is_no_image_is_said() {
-        let error = Preparer::new((4, 4)).prepare(b"GIF89a").unwrap_err();
+        let error = Preparer::new(fit::Options::new(4, 4))
+            .prepare(&b"GIF89a".to_vec().into())
+            .unwrap_err();
         assert!(error.contains("GIF") && error.contains("hint"), "{error}");
     }
 }

@@ -4,10 +4,10 @@
 //! its name. So a file under an output's name is whole or was not made here, and the note tells which.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use coati_checkpoint::files::write_atomic;
 use coati_common::tfrecord;
@@ -86,18 +86,11 @@ impl Shard {
         model: &str,
         discard: bool,
     ) -> Result<Self, Error> {
-        let found = fs::metadata(input).map_err(failed(input, "read"))?;
-        let changed = found
-            .modified()
-            .ok()
-            .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let found = coati_storage::stat(input).map_err(failed(input, "read"))?;
+        let changed = (found.modified_ns, found.tag);
         let name = input.file_name().unwrap_or_default().to_string_lossy();
         let mut digest = Sha256::new();
-        digest.update(format!(
-            "{model} {discard} {} {:?} {name}",
-            found.len(),
-            changed.map(|changed| changed.as_nanos())
-        ));
+        digest.update(format!("{model} {discard} {} {changed:?} {name}", found.bytes));
         let stem = format!("{index:05}-of-{count:05}");
         Ok(Self {
             input: input.to_owned(),
@@ -123,8 +116,8 @@ impl Shard {
 
     /// What there is of it.
     pub(super) fn state(&self) -> Result<State, Error> {
-        let bytes = match fs::metadata(&self.output) {
-            Ok(found) => found.len(),
+        let bytes = match coati_storage::stat(&self.output) {
+            Ok(found) => found.bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::Missing),
             Err(error) => return Err(failed(&self.output, "read")(error)),
         };
@@ -156,12 +149,25 @@ impl Shard {
     }
 
     fn read_note(&self) -> Option<Note> {
-        let note: Note = serde_json::from_slice(&fs::read(&self.note).ok()?).ok()?;
+        let note: Note = serde_json::from_slice(&coati_storage::read(&self.note).ok()?).ok()?;
         (note.version == VERSION).then_some(note)
     }
 
-    /// Takes it unless it is complete or somebody is at it. What is there under its name and not complete is removed.
+    /// Takes it unless it is complete or somebody is at it. What is there under its name and not complete is removed. A bucket knows no
+    /// locks: there two processes may make one shard, each whole, and the later one stays.
     pub(super) fn claim(&self) -> Result<Claimed, Error> {
+        if coati_storage::is_remote(&self.output) {
+            if self.state()? == State::Complete {
+                return Ok(Claimed::Complete);
+            }
+            let writer = coati_storage::create(&self.output).map_err(failed(&self.output, "write"))?;
+            let writer = Writer {
+                records: tfrecord::Writer::new(Counted { writer, bytes: 0 }.into()),
+                path: self.output.clone(),
+                count: 0,
+            };
+            return Ok(Claimed::Ours { writer, again: false });
+        }
         for folder in [self.partial.parent(), self.output.parent()].into_iter().flatten() {
             if !folder.as_os_str().is_empty() {
                 fs::create_dir_all(folder).map_err(failed(folder, "create"))?;
@@ -192,8 +198,10 @@ impl Shard {
             let emptied = file.set_len(0).and_then(|()| file.try_clone());
             let emptied = emptied.map_err(failed(&self.partial, "write"))?;
             let writer = Writer {
-                records: tfrecord::Writer::new(BufWriter::with_capacity(1 << 20, emptied)),
-                _lock: file,
+                records: tfrecord::Writer::new(Target::Disk {
+                    file: BufWriter::with_capacity(1 << 20, emptied),
+                    _lock: file,
+                }),
                 path: self.partial.clone(),
                 count: 0,
             };
@@ -204,11 +212,51 @@ impl Shard {
 
 /// Writes a shard that this process has claimed. Dropped before [`Writer::finish`], it leaves what the next run makes again.
 pub(super) struct Writer {
-    records: tfrecord::Writer<BufWriter<File>>,
-    /// Held until the shard has its name.
-    _lock: Flock<File>,
+    records: tfrecord::Writer<Target>,
     path: PathBuf,
     count: u64,
+}
+
+/// Where a shard is made.
+enum Target {
+    Disk {
+        file: BufWriter<File>,
+        /// Held until the shard has its name.
+        _lock: Flock<File>,
+    },
+    Bucket(Counted),
+}
+
+/// An object in the making, which appears when it is whole.
+struct Counted {
+    writer: Box<dyn coati_storage::Writer>,
+    bytes: u64,
+}
+
+impl From<Counted> for Target {
+    fn from(counted: Counted) -> Self {
+        Self::Bucket(counted)
+    }
+}
+
+impl io::Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Disk { file, .. } => file.write(bytes),
+            Self::Bucket(counted) => {
+                let written = counted.writer.write(bytes)?;
+                counted.bytes += written as u64;
+                Ok(written)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Disk { file, .. } => file.flush(),
+            Self::Bucket(counted) => counted.writer.flush(),
+        }
+    }
 }
 
 impl Writer {
@@ -218,30 +266,43 @@ impl Writer {
         self.records.write(record).map_err(failed(&self.path, "write"))
     }
 
-    /// Makes what was written visible to those who wait for this shard.
+    /// Makes what was written visible to those who wait for this shard, on a disk.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
+        if let Target::Bucket(_) = self.records.get_ref() {
+            return Ok(());
+        }
         self.records.flush().map_err(failed(&self.path, "write"))
     }
 
     /// Gives the shard its name.
-    pub(super) fn finish(mut self, shard: &Shard, counts: Counts) -> Result<(), Error> {
+    pub(super) fn finish(self, shard: &Shard, counts: Counts) -> Result<(), Error> {
         let failed = failed(&self.path, "write");
-        let synced = self.records.flush().and_then(|()| {
-            let file = self.records.get_ref().get_ref();
-            file.sync_all()?;
-            file.metadata()
-        });
-        let note = Note {
-            version: VERSION,
-            made_from: shard.made_from.clone(),
-            bytes: synced.map_err(&failed)?.len(),
-            records: self.count,
-            detections: counts.detections,
-            without_image: counts.without_image,
+        let note = |bytes: u64| -> Result<(), Error> {
+            let note = Note {
+                version: VERSION,
+                made_from: shard.made_from.clone(),
+                bytes,
+                records: self.count,
+                detections: counts.detections,
+                without_image: counts.without_image,
+            };
+            let text = serde_json::to_vec(&note).map_err(|error| failed(error.into()))?;
+            write_atomic(&shard.note, &text).map_err(|error| failed(io::Error::other(error.to_string())))
         };
-        let text = serde_json::to_vec(&note).map_err(|error| failed(error.into()))?;
-        write_atomic(&shard.note, &text).map_err(|error| failed(io::Error::other(error.to_string())))?;
-        fs::rename(&shard.partial, &shard.output).map_err(failed)
+        match self.records.into_inner() {
+            Target::Disk { mut file, _lock } => {
+                let synced = file.flush().and_then(|()| {
+                    file.get_ref().sync_all()?;
+                    file.get_ref().metadata()
+                });
+                note(synced.map_err(&failed)?.len())?;
+                fs::rename(&shard.partial, &shard.output).map_err(&failed)
+            }
+            Target::Bucket(counted) => {
+                note(counted.bytes)?;
+                counted.writer.finish().map_err(&failed)
+            }
+        }
     }
 }
 

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use coati_common::tfrecord::Reader;
 use coati_dataset::augment::{RandomHorizontalFlip, SsdRandomCrop, ssd_operations};
 use coati_dataset::batch::{Lease, Loader, Options, Records};
+use coati_dataset::decode;
 use coati_dataset::example::{self, Classes};
-use coati_dataset::shards::Source;
+use coati_dataset::shards::{Source, pattern};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
@@ -19,6 +21,9 @@ use crate::console::report;
 const WARM: u64 = 16;
 
 pub(crate) fn run(arguments: &BenchInputArgs) -> anyhow::Result<()> {
+    if arguments.sequential {
+        return sequential(arguments);
+    }
     let source = Source::open(&arguments.input_path)?;
     let images = arguments.batches * arguments.batch_size as u64;
     if arguments.virtual_gb > 0.0 {
@@ -40,6 +45,32 @@ pub(crate) fn run(arguments: &BenchInputArgs) -> anyhow::Result<()> {
     let data = json!({
         "bench": "input", "records": records, "batch_size": arguments.batch_size, "threads": arguments.threads, "images": images,
         "images_per_s": spread(&rates), "cpu_ms_per_image": spread(&costs),
+    });
+    report(&serde_json::to_string(&data)?);
+    Ok(())
+}
+
+/// Bytes a second of records that come one after the other.
+fn sequential(arguments: &BenchInputArgs) -> anyhow::Result<()> {
+    let files = pattern::expand(&arguments.input_path)?;
+    let (mut rates, mut costs, mut bytes, mut records) = (Vec::new(), Vec::new(), 0, 0_u64);
+    for _ in 0..arguments.repeats {
+        let (begun, cpu) = (Instant::now(), cpu_seconds()?);
+        (bytes, records) = (0, 0);
+        let mut record = Vec::new();
+        for file in &files {
+            let mut reader = Reader::open(file)?;
+            while reader.read_into(&mut record)? {
+                bytes += record.len();
+                records += 1;
+            }
+        }
+        rates.push(bytes as f64 / 1e6 / begun.elapsed().as_secs_f64());
+        costs.push((cpu_seconds()? - cpu) / (bytes as f64 / 1e9));
+    }
+    let data = json!({
+        "bench": "input", "records": records, "bytes": bytes,
+        "mb_per_s": spread(&rates), "cpu_s_per_gb": spread(&costs),
     });
     report(&serde_json::to_string(&data)?);
     Ok(())
@@ -88,6 +119,10 @@ fn loader<R: Records + 'static>(records: Arc<R>, arguments: &BenchInputArgs) -> 
         example: example::Options {
             classes: Classes::numbered(1000),
             strict: false,
+        },
+        decode: decode::Options {
+            scaled: arguments.scaled_decode,
+            ..decode::Options::default()
         },
         threads: arguments.threads,
         prefetch: arguments.threads + 2,

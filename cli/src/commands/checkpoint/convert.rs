@@ -18,7 +18,7 @@ pub(super) fn run(args: &CheckpointConvertArgs) -> anyhow::Result<()> {
     } else {
         bundle::index_path(to)
     };
-    if there.exists() && !overwrite {
+    if coati_storage::is_file(&there) && !overwrite {
         let text = format!(
             "{} is there already\nhint: choose another name, or give --overwrite",
             there.display()

@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
     let folder = match args.input_path.as_slice() {
-        [only] => Some(Path::new(only)).filter(|path| path.is_dir()),
+        [only] => Some(Path::new(only)).filter(|path| coati_storage::is_dir(path)),
         _ => None,
     };
     let written = if let Some(data_dir) = folder {

@@ -28,14 +28,16 @@ pub(super) fn pictures(words: &[String]) -> anyhow::Result<Vec<PathBuf>> {
 
 fn expand(word: &str) -> anyhow::Result<Vec<PathBuf>> {
     let path = Path::new(word);
-    if path.is_file() {
+    if coati_storage::is_file(path) {
         return Ok(vec![path.to_owned()]);
     }
-    let mut found = if path.is_dir() {
-        let entries = std::fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let entries = entries.with_context(|| format!("cannot list {word}"))?;
-        let files = entries.into_iter().map(|entry| entry.path());
-        files.filter(|file| file.is_file() && is_picture(file)).collect()
+    let mut found = if coati_storage::is_dir(path) {
+        let entries = coati_storage::list(path).with_context(|| format!("cannot list {word}"))?;
+        let files = entries.into_iter().filter(|entry| entry.is_file);
+        files
+            .map(|entry| path.join(entry.name))
+            .filter(|file| is_picture(file))
+            .collect()
     } else if word.contains(['*', '?', '[']) {
         pattern::glob(word)?
     } else {

@@ -109,7 +109,7 @@ const COLUMNS: [&str; 14] = [
 /// A line for each detection.
 pub(super) fn write_csv(path: &Path, found: &[Found]) -> anyhow::Result<()> {
     let context = || format!("cannot write {}", path.display());
-    let mut table = csv::Writer::from_path(path).with_context(context)?;
+    let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record(COLUMNS).with_context(context)?;
     for one in found {
         for detection in &one.detections {
@@ -131,7 +131,11 @@ pub(super) fn write_csv(path: &Path, found: &[Found]) -> anyhow::Result<()> {
             table.write_record(&line).with_context(context)?;
         }
     }
-    table.flush().with_context(context)
+    let text = table
+        .into_inner()
+        .map_err(csv::IntoInnerError::into_error)
+        .with_context(context)?;
+    coati_storage::write(path, &text).with_context(context)
 }
 
 #[cfg(test)]

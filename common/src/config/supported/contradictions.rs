@@ -1,5 +1,6 @@
 //! Values that are fine each by itself and impossible together; the reference refuses them too.
 
+use coati_proto::object_detection::protos::image_resizer::ImageResizerOneof;
 use coati_proto::object_detection::protos::{
     CheckpointVersion, anchor_generator, learning_rate, manual_step_learning_rate, matcher, optimizer,
 };
@@ -19,9 +20,48 @@ pub(super) fn find(config: &PipelineConfig, mode: Mode, refused: &mut Vec<Refusa
     };
     thresholds(config, &mut refuse);
     layers(config, &mut refuse);
+    channels(config, mode, &mut refuse);
     if mode != Mode::Eval {
         schedule(config, &mut refuse);
         fine_tuning(config, &mut refuse);
+    }
+}
+
+fn channels(config: &PipelineConfig, mode: Mode, refuse: &mut impl FnMut(&str, String, &str)) {
+    let readers = [
+        (
+            "train_input_reader",
+            config.train_input_reader().num_additional_channels(),
+        ),
+        (
+            "eval_input_reader",
+            config.eval_input_reader().num_additional_channels(),
+        ),
+    ];
+    let [(_, train), (eval, other)] = readers;
+    if mode == Mode::TrainAndEval && train != other {
+        refuse(
+            &format!("{eval}.num_additional_channels"),
+            format!("{other}, and train_input_reader's is {train}"),
+            "one network reads both: give both readers the same num_additional_channels",
+        );
+    }
+    let resizer = config
+        .ssd()
+        .and_then(|ssd| ssd.image_resizer.as_ref()?.image_resizer_oneof.as_ref());
+    let (name, grey) = match resizer {
+        Some(ImageResizerOneof::FixedShapeResizer(fixed)) => ("fixed_shape_resizer", fixed.convert_to_grayscale()),
+        Some(ImageResizerOneof::KeepAspectRatioResizer(keep)) => {
+            ("keep_aspect_ratio_resizer", keep.convert_to_grayscale())
+        }
+        _ => return,
+    };
+    if let Some((reader, count)) = readers.into_iter().find(|&(_, count)| grey && count > 0) {
+        refuse(
+            &format!("model.ssd.image_resizer.{name}.convert_to_grayscale"),
+            format!("true, and {reader}.num_additional_channels is {count}"),
+            "only images of three channels become grey; leave one of the two out",
+        );
     }
 }
 

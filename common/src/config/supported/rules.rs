@@ -21,8 +21,12 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
          use_explicit_padding use_depthwise num_layers fpn",
     ),
     ("FeaturePyramidNetworks", "min_level max_level additional_layer_depth"),
-    ("ImageResizer", "fixed_shape_resizer"),
-    ("FixedShapeResizer", "height width resize_method"),
+    ("ImageResizer", "fixed_shape_resizer keep_aspect_ratio_resizer"),
+    ("FixedShapeResizer", "height width resize_method convert_to_grayscale"),
+    (
+        "KeepAspectRatioResizer",
+        "min_dimension max_dimension resize_method pad_to_max_dimension convert_to_grayscale per_channel_pad_value",
+    ),
     ("BoxCoder", "faster_rcnn_box_coder mean_stddev_box_coder"),
     ("MeanStddevBoxCoder", "stddev"),
     ("FasterRcnnBoxCoder", "y_scale x_scale height_scale width_scale"),
@@ -262,7 +266,7 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     (
         "InputReader",
         "label_map_path shuffle sample_1_of_n_examples use_display_name tf_record_input_reader max_number_of_boxes \
-         load_instance_masks mask_type num_keypoints load_multiclass_scores sample_from_datasets_weights",
+         load_instance_masks mask_type num_keypoints num_additional_channels load_multiclass_scores sample_from_datasets_weights",
     ),
     ("TFRecordInputReader", "input_path"),
     (
@@ -299,6 +303,7 @@ pub(super) const ONLY: &[(&str, &[&str])] = &[
             "ssd_resnet152_v1_ppn",
         ],
     ),
+    ("KeepAspectRatioResizer.pad_to_max_dimension", &["true"]),
     ("InputReader.input_type", &["TF_EXAMPLE", "INPUT_DEFAULT"]),
     ("train_input_reader.num_epochs", &["0"]),
 ];
@@ -417,6 +422,8 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("FeaturePyramidNetworks.additional_layer_depth", 1.0, 4096.0),
     ("FixedShapeResizer.height", 33.0, 16384.0),
     ("FixedShapeResizer.width", 33.0, 16384.0),
+    ("KeepAspectRatioResizer.min_dimension", 1.0, 16384.0),
+    ("KeepAspectRatioResizer.max_dimension", 33.0, 16384.0),
     ("FasterRcnnBoxCoder.y_scale", POSITIVE, ANY),
     ("FasterRcnnBoxCoder.x_scale", POSITIVE, ANY),
     ("FasterRcnnBoxCoder.height_scale", POSITIVE, ANY),
@@ -489,6 +496,7 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("CosineDecayLearningRate.warmup_learning_rate", 0.0, ANY),
     ("InputReader.max_number_of_boxes", 0.0, ANY),
     ("InputReader.num_keypoints", 0.0, 1024.0),
+    ("InputReader.num_additional_channels", 0.0, 61.0),
     ("TrainConfig.batch_size", 1.0, 65536.0),
     ("TrainConfig.keep_checkpoint_every_n_hours", 0.0, ANY),
     ("TrainConfig.gradient_clipping_by_norm", 0.0, ANY),
@@ -511,6 +519,18 @@ pub(super) const NOTES: &[(&str, &str)] = &[
     (
         "TrainEvalPipelineConfig.graph_rewriter",
         "training with quantisation comes later; remove it",
+    ),
+    (
+        "ImageResizer.identity_resizer",
+        "its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true",
+    ),
+    (
+        "ImageResizer.conditional_shape_resizer",
+        "its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true",
+    ),
+    (
+        "ImageResizer.pad_to_multiple_resizer",
+        "its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true",
     ),
     (
         "Loss.expected_loss_weights",

@@ -53,13 +53,22 @@ fn other_extractors_resizers_and_losses_are_named() {
         "pipeline.config:49: model.ssd.feature_extractor.type: \"ssd_mobiledet_cpu\" is not supported yet\n\
          hint: supported: \"ssd_mobilenet_v1\""
     ));
+    let resizer = |to: &str| refused(&[("fixed_shape_resizer { height: 300 width: 300 }", to)]);
     assert_eq!(
-        refusal(
-            "fixed_shape_resizer { height: 300 width: 300 }",
-            "keep_aspect_ratio_resizer { }"
+        resizer("conditional_shape_resizer { }")[0],
+        "pipeline.config:29: model.ssd.image_resizer.conditional_shape_resizer: not supported yet\n\
+         hint: its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true"
+    );
+    assert!(resizer("keep_aspect_ratio_resizer { }")[0].contains("pad_to_max_dimension: false (the default)"));
+    assert_eq!(
+        resizer(
+            "keep_aspect_ratio_resizer { max_dimension: 512 min_dimension: 300 pad_to_max_dimension: true per_channel_pad_value: [1, 2, 3] }"
         ),
-        "pipeline.config:29: model.ssd.image_resizer.keep_aspect_ratio_resizer: not supported yet\n\
-         hint: supported: fixed_shape_resizer"
+        [""; 0]
+    );
+    assert_eq!(
+        resizer("fixed_shape_resizer { height: 300 width: 300 convert_to_grayscale: true }"),
+        [""; 0]
     );
     assert_eq!(refused(&[("weighted_sigmoid", "weighted_sigmoid_focal")]), [""; 0]);
     assert_eq!(refused(&[("weighted_smooth_l1", "weighted_iou")]), [""; 0]);
@@ -80,13 +89,28 @@ fn other_extractors_resizers_and_losses_are_named() {
 }
 
 #[test]
+fn channels_that_do_not_go_together() {
+    let train = (
+        "train_input_reader {",
+        "train_input_reader { num_additional_channels: 2 ",
+    );
+    let eval = ("eval_input_reader {", "eval_input_reader { num_additional_channels: 2 ");
+    assert_eq!(refused(&[train, eval]), [""; 0]);
+    let one = refused(&[train]);
+    assert!(
+        one[0].contains("eval_input_reader.num_additional_channels: 0, and train_input_reader's is 2"),
+        "{one:?}"
+    );
+    let grey = refused(&[train, eval, ("width: 300 }", "width: 300 convert_to_grayscale: true }")]);
+    assert!(
+        grey[0].contains("convert_to_grayscale: true, and train_input_reader.num_additional_channels is 2"),
+        "{grey:?}"
+    );
+}
+
+#[test]
 fn values_that_are_not_built() {
     for (from, to, path) in [
-        (
-            "width: 300 }",
-            "width: 300 convert_to_grayscale: true }",
-            ".convert_to_grayscale: true",
-        ),
         (
             "num_classes: 3",
             "num_classes: 3 use_confidences_as_targets: true",

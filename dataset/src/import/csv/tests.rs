@@ -98,6 +98,8 @@ fn errors_name_line_and_column() {
         class.contains("t.csv:4: class `wolf` is not in the label map"),
         "{class}"
     );
+    let cut = error(format!("{}\nb.jpg,34", TABLE.trim_end()));
+    assert!(cut.contains("the line ends before its class and box"), "{cut}");
     assert!(error(String::new()).contains("no columns"));
     assert!(!folder.path().join("out.record").exists());
 }

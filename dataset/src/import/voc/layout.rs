@@ -1,10 +1,10 @@
 //! Finds the annotations of a Pascal VOC folder, whichever tool laid it out.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::super::Error;
+use super::super::files::{ends_in, entries, entries_if_any};
 
 /// Names of annotation folders in use, first match wins.
 const ANNOTATIONS: [&str; 3] = ["Annotations", "annotations", "xml"];
@@ -33,7 +33,7 @@ pub(super) fn find(
         Some(year) => data_dir.join(year),
         None => data_dir.to_owned(),
     };
-    if !root.is_dir() {
+    if !coati_storage::is_dir(&root) {
         return Err(Error::Layout {
             folder: root,
             what: "no such folder".to_owned(),
@@ -45,13 +45,13 @@ pub(super) fn find(
         None => ANNOTATIONS
             .iter()
             .map(|name| root.join(name))
-            .find(|folder| folder.is_dir())
+            .find(|folder| coati_storage::is_dir(folder))
             .unwrap_or_else(|| root.clone()),
     };
     let mut image_folders: Vec<PathBuf> = IMAGES
         .iter()
         .map(|name| root.join(name))
-        .filter(|folder| folder.is_dir())
+        .filter(|folder| coati_storage::is_dir(folder))
         .collect();
     for folder in [&annotations_folder, &root] {
         if !image_folders.contains(folder) {
@@ -75,21 +75,8 @@ pub(super) fn find(
 }
 
 fn all(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::Read {
-        path: folder.to_owned(),
-        source,
-    };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension.eq_ignore_ascii_case("xml"))
-        {
-            files.push(path);
-        }
-    }
-    files.sort();
+    let mut files = entries(folder)?;
+    files.retain(|path| ends_in(path, "xml"));
     Ok(files)
 }
 
@@ -97,7 +84,7 @@ fn all(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 fn listed(root: &Path, set: &str, annotations: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut names = BTreeSet::new();
     for path in lists(root, set) {
-        let text = fs::read_to_string(&path).map_err(|source| Error::Read {
+        let text = coati_storage::read_to_string(&path).map_err(|source| Error::Read {
             path: path.clone(),
             source,
         })?;
@@ -130,27 +117,20 @@ fn listed(root: &Path, set: &str, annotations: &Path) -> Result<Vec<PathBuf>, Er
 fn lists(root: &Path, set: &str) -> Vec<PathBuf> {
     let folder = root.join("ImageSets/Main");
     let whole = folder.join(format!("{set}.txt"));
-    if whole.is_file() {
+    if coati_storage::is_file(&whole) {
         return vec![whole];
     }
     let ending = format!("_{set}.txt");
-    let mut lists: Vec<PathBuf> = fs::read_dir(&folder)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.to_string_lossy().ends_with(&ending))
-        .collect();
-    lists.sort();
+    let mut lists = entries_if_any(&folder);
+    lists.retain(|path| path.to_string_lossy().ends_with(&ending));
     lists
 }
 
 fn sets(root: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(root.join("ImageSets/Main"))
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned))
+    let mut names: Vec<String> = entries_if_any(&root.join("ImageSets/Main"))
+        .iter()
+        .filter_map(|path| path.file_stem()?.to_str().map(str::to_owned))
         .collect();
-    names.sort();
     if names.is_empty() {
         names.push("none".to_owned());
     }

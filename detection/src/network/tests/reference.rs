@@ -237,9 +237,10 @@ fn junction(layer: &Layer, x: &Tensor, others: &[&Tensor]) -> Tensor {
     }
 }
 
-/// The images as the first layer reads them: `[batch, 3, height, width]`.
+/// The images as the first layer reads them: `[batch, channels, height, width]`.
 fn input(config: &NetworkConfig, images: &[f32]) -> Tensor {
-    let shape = [-1, config.image_height as i64, config.image_width as i64, 3];
+    let channels = config.image_channels as i64;
+    let shape = [-1, config.image_height as i64, config.image_width as i64, channels];
     let x = Tensor::from_slice(images)
         .to_kind(Kind::Double)
         .reshape(shape)
@@ -248,7 +249,7 @@ fn input(config: &NetworkConfig, images: &[f32]) -> Tensor {
         InputRange::Bytes => {
             let (multiplier, offset) = plan(config).unwrap().input;
             let offset = Tensor::from_slice(&offset).to_kind(Kind::Double);
-            x * f64::from(multiplier) + offset.reshape([1, 3, 1, 1])
+            x * f64::from(multiplier) + offset.reshape([1, channels, 1, 1])
         }
         InputRange::Normalised => x,
     }
@@ -395,6 +396,32 @@ fn channels_that_fill_no_vector() {
         ..small(0.3, (97, 131))
     };
     agrees(&config, 3, 2e-3);
+}
+
+#[test]
+fn grey_images_and_additional_channels() {
+    for (extractor, image_channels) in [
+        ("ssd_mobilenet_v1", 1),
+        ("ssd_mobilenet_v1", 5),
+        ("ssd_inception_v2", 4),
+    ] {
+        let mut config = other(extractor, (96, 130), &[2, 3, 3, 3, 3, 3]);
+        config.image_channels = image_channels;
+        agrees(&config, 2, 2e-3);
+        let first = &plan(&config).unwrap().variables[0];
+        assert_eq!(first.shape[2], image_channels as i64, "{}", first.name);
+    }
+    // Means are taken from red, green and blue alone.
+    let mut config = other("ssd_resnet50_v1_fpn", (129, 135), &[2, 2, 2]);
+    config.image_channels = 4;
+    config.pad_to_multiple = 32;
+    (config.fpn.min_level, config.fpn.max_level) = (4, 6);
+    assert_eq!(plan(&config).unwrap().input, (1.0, vec![0.0; 4]));
+    config.image_channels = 3;
+    assert_eq!(plan(&config).unwrap().input.1, [-123.68, -116.779, -103.939]);
+    config.image_channels = 65;
+    let error = plan(&config).unwrap_err().to_string();
+    assert!(error.starts_with("num_additional_channels is 62"), "{error}");
 }
 
 #[test]
