@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use coati_common::cluster::{ClusterFile, ClusterPlan, Placement, TaskType, TfConfig};
+use coati_common::cluster::{ClusterFile, ClusterPlan, Devices, Numerics, Placement, TaskType, TfConfig};
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
 use coati_common::exit::ExitCode;
@@ -13,6 +13,7 @@ use coati_common::rpc;
 use coati_common::rpc::security::{FOLDER, Sources};
 use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
+use coati_detection::accelerator::{self, Device};
 use coati_param_server::{Strategy, service};
 use coati_worker::cluster::{Cluster, run_master, run_worker};
 use coati_worker::fine_tune;
@@ -137,7 +138,17 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
         stop: StopFlag::default(),
         started_at: started_at(),
         on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
+        numerics: numerics(args, plan),
     })
+}
+
+/// The flags stand before the cluster file.
+fn numerics(args: &TrainArgs, plan: Option<&ClusterPlan>) -> Numerics {
+    let given = plan.map(|plan| plan.numerics).unwrap_or_default();
+    Numerics {
+        precision: args.precision.unwrap_or(given.precision),
+        tf32: args.tf32 || given.tf32,
+    }
 }
 
 fn started_at() -> SystemTime {
@@ -148,6 +159,7 @@ fn started_at() -> SystemTime {
 /// What can be known to be wrong before anything starts.
 fn preflight(options: &train::Options) -> anyhow::Result<Input> {
     job::check_free(&options.model_dir)?;
+    accelerator::preflight(Device::from_environment()?, options.numerics)?;
     let support = supported::check(
         &options.config,
         if options.eval { Mode::TrainAndEval } else { Mode::Train },
@@ -186,6 +198,9 @@ fn launch(options: &train::Options, plan: ClusterPlan, sources: &Sources, verbos
             plan.evaluators.count
         ))
         .into());
+    }
+    if plan.devices == Devices::Cpu {
+        accelerator::preflight(Device::Cpu, options.numerics)?;
     }
     let input = preflight(options)?;
     sources.make()?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::precision;
 use super::training_input::{Job, Placed, Role, keys};
 use crate::cluster::machine::{self, Category, MachineType};
 use crate::cluster::plan::{ClusterPlan, MachineRole, Placement};
@@ -18,6 +19,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
     };
     let mut warnings = job.warnings.clone();
     check_parameter_servers(document, &job, workers.count, parameter_servers.count, &mut warnings)?;
+    warnings.extend(precision::warning(job.coati.numerics));
     Ok(ClusterPlan {
         path: path.to_owned(),
         job_id: job.id,
@@ -41,6 +43,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         heartbeat: job.coati.heartbeat,
         restart: job.coati.restart,
         devices: job.coati.devices,
+        numerics: job.coati.numerics,
         ignored: job.ignored,
         warnings,
     })
