@@ -55,8 +55,13 @@ pub(crate) fn wait(device: Device) {
 /// Copies what [`fetch`] brought to `to`.
 pub(crate) fn read(what: &'static str, from: &Tensor, to: &mut [f32]) -> Result<(), Error> {
     length(what, to.len(), from.numel())?;
-    let len = to.len();
-    Ok(from.f_copy_data(to, len)?)
+    if to.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: the view is written within this call, and nobody else has `to`. libtorch copies with all of its threads.
+    let mut view =
+        unsafe { Tensor::f_from_blob(to.as_mut_ptr().cast(), &from.size(), &[], Kind::Float, Device::Cpu) }?;
+    Ok(view.f_copy_(from)?)
 }
 
 pub(crate) fn length(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
