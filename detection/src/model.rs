@@ -272,15 +272,14 @@ impl Ssd {
         gradients: &mut [f32],
         progress: Progress<'_>,
     ) -> Result<StepLosses, Error> {
-        let losses = match &self.accelerator {
-            None => self.step_on_cpu(params, images, groundtruth, gradients, progress)?,
-            Some(_) => {
-                let losses = self
-                    .step_on_device(params, images, groundtruth, gradients)
-                    .map_err(|error| self.with_largest_batch(error, params, images, groundtruth, gradients))?;
-                progress(0..gradients.len(), gradients);
-                losses
-            }
+        let losses = if self.accelerator.is_some() {
+            let losses = self
+                .step_on_device(params, images, groundtruth, gradients)
+                .map_err(|error| self.with_largest_batch(error, params, images, groundtruth, gradients))?;
+            progress(0..gradients.len(), gradients);
+            losses
+        } else {
+            self.step_on_cpu(params, images, groundtruth, gradients, progress)?
         };
         gradients::clear_constants(gradients, &self.variables);
         Ok(losses)

@@ -29,7 +29,10 @@ fn newest(job: &Job, model_dir: &str) -> Value {
 fn a_job_in_float16_goes_on_as_if_it_had_not_stopped() {
     let job = Job::new();
     let train = |folder: &str, steps: u64| {
-        let command = job.train(folder, steps).with("--precision fp16").env("COATI_DEVICE", "torch-cpu");
+        let command = job
+            .train(folder, steps)
+            .with("--precision fp16")
+            .env("COATI_DEVICE", "torch-cpu");
         let _ = command.env("COATI_THREADS", "1").run().exits(0);
     };
     train("whole", 6);

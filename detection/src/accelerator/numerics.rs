@@ -99,11 +99,15 @@ pub fn choose(wish: Numerics, hardware: &Hardware) -> Result<Arithmetic, String>
             "leave coati.tf32 (--tf32) out: products are then made of whole float32",
         ));
     }
-    match wish.precision {
+    let wanted = match wish.precision {
         // Who asks for TF32 asks for float32.
-        Precision::Auto if wish.tf32 => Ok(Arithmetic::Float32),
-        Precision::Auto if bf16 => Ok(Arithmetic::Bf16),
-        Precision::Auto if fp16 => Ok(Arithmetic::Fp16),
+        Precision::Auto if wish.tf32 => Precision::Float32,
+        Precision::Auto if bf16 => Precision::Bf16,
+        Precision::Auto if fp16 => Precision::Fp16,
+        Precision::Auto => Precision::Float32,
+        given => given,
+    };
+    match wanted {
         Precision::Auto | Precision::Float32 => Ok(Arithmetic::Float32),
         Precision::Bf16 if bf16 => Ok(Arithmetic::Bf16),
         Precision::Bf16 if fp16 => Err(gpu.lacks(

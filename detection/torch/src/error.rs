@@ -11,7 +11,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Network(#[from] coati_detection::network::Error),
     /// libtorch.
-    #[error("{}", without_frames(&.0.to_string()))]
+    #[error("{}", plain(.0))]
     Torch(#[from] tch::TchError),
     /// libtorch, by way of a panic in its bindings.
     #[error("{}", without_frames(.0))]
@@ -67,6 +67,10 @@ impl Error {
             _ => (About::Other, words),
         }
     }
+}
+
+fn plain(error: &tch::TchError) -> String {
+    without_frames(&error.to_string()).to_owned()
 }
 
 /// libtorch adds its call stack, which says nothing to a user.

@@ -481,11 +481,11 @@ fn junction(layer: &Layer, x: &Tensor, others: &[&Tensor]) -> Result<Tensor, Err
             Tensor::f_cat(&all, 1)?
         }
         Operation::MaxPool => {
-            // The least number of the kind.
-            let outside = if x.kind() == Kind::Half {
-                -65504.0
-            } else {
-                f64::from(f32::MIN)
+            // About the least number of the kind.
+            let outside = match x.kind() {
+                Kind::Half => -65504.0,
+                Kind::BFloat16 => -3.38e38,
+                _ => f64::from(f32::MIN),
             };
             let padded = x.f_pad(pad, "constant", Some(outside))?;
             padded.f_max_pool2d(kernel, stride, [0, 0], [1, 1], false)?

@@ -19,7 +19,7 @@ impl Upload {
         }
         let size = [values.len() as i64];
         // SAFETY: the view is read within this call, and `values` outlives it.
-        let view = unsafe { Tensor::f_from_blob(values.as_ptr().cast(), &size, &[], Kind::Float, Device::Cpu) }?;
+        let view = unsafe { Tensor::f_from_blob(values.as_ptr().cast::<u8>(), &size, &[], Kind::Float, Device::Cpu) }?;
         let mut locked = match self.locked.take() {
             Some(locked) if locked.numel() == values.len() => locked,
             _ => page_locked(&size, device)?,
@@ -59,8 +59,15 @@ pub(crate) fn read(what: &'static str, from: &Tensor, to: &mut [f32]) -> Result<
         return Ok(());
     }
     // SAFETY: the view is written within this call, and nobody else has `to`. libtorch copies with all of its threads.
-    let mut view =
-        unsafe { Tensor::f_from_blob(to.as_mut_ptr().cast(), &from.size(), &[], Kind::Float, Device::Cpu) }?;
+    let mut view = unsafe {
+        Tensor::f_from_blob(
+            to.as_mut_ptr().cast::<u8>(),
+            &from.size(),
+            &[],
+            Kind::Float,
+            Device::Cpu,
+        )
+    }?;
     Ok(view.f_copy_(from)?)
 }
 

@@ -232,6 +232,47 @@ fn gradients_that_are_infinite_themselves_are_given_as_they_are() {
     );
 }
 
+/// Pools, sums, concatenations and separable convolutions.
+#[test]
+fn all_kinds_of_layers_compute_in_all_precisions() {
+    for extractor in ["ssd_inception_v2", "ssd_mobilenet_v2"] {
+        let mut config = small(&Hyperparams::mobilenet_v1(), &[3, 6, 6], (97, 97));
+        config.extractor = extractor.to_owned();
+        let network = Network::new(&config).unwrap();
+        let params = network.init_values(3);
+        let images: Vec<f32> = noise(2 * 97 * 97 * 3, 5)
+            .into_iter()
+            .map(|x| x * 127.5 + 127.5)
+            .collect();
+        let outputs = [Precision::Float32, Precision::Bf16, Precision::Fp16].map(|precision| {
+            let settings = Settings {
+                device: Device::TorchCpu,
+                numerics: Numerics { precision, tf32: false },
+                loss: None,
+            };
+            let mut torch = Accelerator::open(settings, &config, &network).unwrap().unwrap();
+            let outputs = torch.forward(&params, &images, Mode::Train).unwrap();
+            let mut gradients = vec![f32::NAN; params.len()];
+            torch
+                .backward(
+                    &vec![1e-3; outputs.box_encodings.len()],
+                    &vec![1e-3; outputs.class_logits.len()],
+                    &mut gradients,
+                )
+                .unwrap();
+            assert!(
+                gradients.iter().all(|value| value.is_finite()),
+                "{extractor} {precision}"
+            );
+            outputs.class_logits
+        });
+        for (low, tolerance) in [(&outputs[1], 0.1), (&outputs[2], 0.02)] {
+            let error = apart(low, &outputs[0]);
+            assert!(error < tolerance && error > 0.0, "{extractor}: {error}");
+        }
+    }
+}
+
 #[test]
 fn inference_is_float32_whatever_training_is() {
     let network = without_penalties();
