@@ -35,7 +35,7 @@ pub(crate) fn losses(loss: &DeviceLoss, targets: &Targets, boxes: &Tensor, class
     let (boxes, classes) = (leaf(boxes)?, leaf(classes)?);
     let over_anchors = |each: &Tensor| each.f_sum_dim_intlist(1_i64, false, Kind::Float);
     let class_sums = over_anchors(&class_losses(&loss.classification, targets, &classes)?)?;
-    let box_sums = over_anchors(&box_losses(&loss.localization, targets, &boxes)?)?;
+    let box_sums = over_anchors(&box_losses(loss.localization, targets, &boxes)?)?;
     let total = class_sums
         .f_sum(Kind::Float)?
         .f_mul_scalar(targets.class_factor)?
@@ -92,13 +92,13 @@ fn modulated(losses: &Tensor, wrong: &Tensor, gamma: f32) -> Result<Tensor, Erro
 }
 
 /// `[batch, anchors]`, weighted.
-fn box_losses(loss: &BoxLoss, targets: &Targets, boxes: &Tensor) -> Result<Tensor, Error> {
+fn box_losses(loss: BoxLoss, targets: &Targets, boxes: &Tensor) -> Result<Tensor, Error> {
     let error = boxes.f_sub(&targets.codes)?;
     // Targets that are NaN count as met.
     let error = error.f_masked_fill(&targets.codes.f_isnan()?, 0.0)?;
     let over_code = |each: &Tensor| each.f_sum_dim_intlist(-1_i64, false, Kind::Float);
     let weight = &targets.box_weights;
-    Ok(match *loss {
+    Ok(match loss {
         BoxLoss::SmoothL1 { delta } => {
             let delta = f64::from(delta);
             let size = error.f_abs()?;
