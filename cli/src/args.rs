@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use coati_common::cluster::Precision;
 
 /// Trains object detectors on one machine or on a cluster, from the files of the TensorFlow Object Detection API.
 #[derive(Debug, Parser)]
@@ -104,6 +105,13 @@ pub(crate) struct TrainArgs {
     /// large images, and no longer the reference's pixels.
     #[arg(long)]
     pub scaled_decode: bool,
+    /// What convolutions compute with: auto (float32 on CPUs, bf16 on GPUs from 2020 on, fp16 on older ones), float32, bf16 or fp16.
+    /// Instead of the cluster file's `coati.precision`.
+    #[arg(long, value_name = "PRECISION")]
+    pub precision: Option<Precision>,
+    /// Let a GPU make products of float32 from TF32, with 11 bits of precision.
+    #[arg(long)]
+    pub tf32: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -317,6 +325,12 @@ pub(crate) enum BenchCommand {
         steps: usize,
         #[arg(long, value_name = "FILE")]
         pipeline_config_path: PathBuf,
+        /// As `coati train`'s.
+        #[arg(long, value_name = "PRECISION", default_value_t = Precision::Auto)]
+        precision: Precision,
+        /// As `coati train`'s.
+        #[arg(long)]
+        tf32: bool,
     },
     /// Variables and gradients between workers and parameter servers on loopback, beside a plain TCP stream.
     Ps(BenchPsArgs),

@@ -18,6 +18,9 @@ macro_rules! unknown {
     ($($name:ident($request:ty) -> $reply:ty;)*) => {
         #[tonic::async_trait]
         impl ParameterServer for Other {
+            type PreparesStream = rpc::Answers<v1::PrepareReply>;
+            type CommitsStream = rpc::Answers<v1::CommitReply>;
+
             async fn status(&self, _: Request<v1::PsStatusRequest>) -> Result<Response<v1::PsStatusReply>, Status> {
                 Ok(Response::new(v1::PsStatusReply {
                     task: Some(v1::Task { r#type: "ps".into(), index: self.1 }),
@@ -40,10 +43,12 @@ unknown! {
     load(Streaming<v1::LoadChunk>) -> v1::LoadReply;
     restore(v1::RestoreRequest) -> v1::RestoreReply;
     prepare(v1::PrepareRequest) -> v1::PrepareReply;
+    prepares(Streaming<v1::PrepareRequest>) -> Self::PreparesStream;
     snapshot(v1::SnapshotRequest) -> v1::SnapshotReply;
     replicate(v1::ReplicateRequest) -> v1::ReplicateReply;
     follow(Streaming<v1::FollowChunk>) -> v1::FollowReply;
     commit(v1::CommitRequest) -> v1::CommitReply;
+    commits(Streaming<v1::CommitRequest>) -> Self::CommitsStream;
     save(v1::SaveRequest) -> v1::SaveReply;
     forget(v1::ForgetRequest) -> v1::ForgetReply;
     shutdown(v1::PsShutdownRequest) -> v1::PsShutdownReply;

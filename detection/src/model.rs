@@ -1,16 +1,18 @@
 //! A whole detector: images and groundtruth in, losses and gradients or detections out.
 
+use coati_common::cluster::Numerics;
 use coati_common::variables::VariableSpec;
 use coati_proto::object_detection::protos::{DetectionModel, TrainConfig};
 
 use crate::Corners;
-use crate::accelerator::{Accelerator, Device};
+use crate::accelerator::loss::{BatchTargets, DeviceLoss, combine};
+use crate::accelerator::{Accelerator, Arithmetic, Device, Settings, memory};
 use crate::config::{self, NetworkOptions};
-use crate::gradients;
 use crate::groundtruth::Groundtruth;
 use crate::network::{self, Mode, Network, Outputs, Progress};
 use crate::postprocess::{self, Detections, PostProcessor};
 use crate::ssd_loss::{self, LossConfig, LossOutput, Predictions};
+use crate::{accelerator, gradients};
 use crate::{anchors, ssd_loss::loss};
 
 /// What a detector is made with beside its message.
@@ -28,6 +30,8 @@ pub struct Options {
     pub image_channels: usize,
     /// Where the network computes; `Auto`: what `COATI_DEVICE` says, otherwise a GPU if there is one.
     pub device: Device,
+    /// What training computes with. Inference computes in float32.
+    pub numerics: Numerics,
 }
 
 impl Default for Options {
@@ -39,6 +43,7 @@ impl Default for Options {
             threads: None,
             image_channels: 3,
             device: Device::Auto,
+            numerics: Numerics::default(),
         }
     }
 }
@@ -102,6 +107,13 @@ impl Error {
             self,
             Self::Loss(ssd_loss::Error::NotFinite { .. }) | Self::Regularization { .. }
         )
+    }
+
+    fn out_of_memory(&mut self) -> Option<&mut memory::OutOfMemory> {
+        match self {
+            Self::Network(network::Error::Accelerator(accelerator::Error::OutOfMemory(found))) => Some(found),
+            _ => None,
+        }
     }
 }
 
@@ -181,7 +193,12 @@ impl Ssd {
             Device::Auto => Device::from_environment().map_err(network::Error::from)?,
             device => device,
         };
-        let accelerator = Accelerator::open(device, &network_config, &network).map_err(network::Error::from)?;
+        let settings = Settings {
+            device,
+            numerics: options.numerics,
+            loss: DeviceLoss::of(&loss),
+        };
+        let accelerator = Accelerator::open(settings, &network_config, &network).map_err(network::Error::from)?;
         Ok(Self {
             network,
             accelerator,
@@ -238,6 +255,12 @@ impl Ssd {
         self.accelerator.as_ref().map_or(Device::Cpu, Accelerator::device)
     }
 
+    /// What training computes with.
+    pub fn arithmetic(&self) -> Arithmetic {
+        let accelerator = self.accelerator.as_ref();
+        accelerator.map_or(Arithmetic::Float32, Accelerator::arithmetic)
+    }
+
     /// The network under the losses: layer times (of our own kernels), threads.
     pub fn network(&self) -> &Network {
         &self.network
@@ -268,23 +291,101 @@ impl Ssd {
         gradients: &mut [f32],
         progress: Progress<'_>,
     ) -> Result<StepLosses, Error> {
+        let losses = if self.accelerator.is_some() {
+            let losses = self
+                .step_on_device(params, images, groundtruth, gradients)
+                .map_err(|error| self.with_largest_batch(error, params, images, groundtruth, gradients))?;
+            progress(0..gradients.len(), gradients);
+            losses
+        } else {
+            self.step_on_cpu(params, images, groundtruth, gradients, progress)?
+        };
+        gradients::clear_constants(gradients, &self.variables);
+        Ok(losses)
+    }
+
+    fn step_on_cpu(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+        gradients: &mut [f32],
+        progress: Progress<'_>,
+    ) -> Result<StepLosses, Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
         let found = self
             .loss_of(&outputs, groundtruth)
             .map_err(|error| self.explained(error, params, groundtruth))?;
         let losses = self.step_losses(params, &found)?;
         let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
-        match &mut self.accelerator {
-            Some(accelerator) => {
-                accelerator.backward(d_box, d_class, gradients)?;
-                progress(0..gradients.len(), gradients);
-            }
-            None => self
-                .network
-                .backward_with(params, d_box, d_class, gradients, progress)?,
-        }
-        gradients::clear_constants(gradients, &self.variables);
+        self.network
+            .backward_with(params, d_box, d_class, gradients, progress)?;
         Ok(losses)
+    }
+
+    /// What the host does, it does while the device computes: it waits for nothing but the gradients, with which the losses come.
+    fn step_on_device(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+        gradients: &mut [f32],
+    ) -> Result<StepLosses, Error> {
+        self.check_images(images, groundtruth.len())?;
+        let Some(accelerator) = &mut self.accelerator else {
+            return Err(network::Error::NoForward.into());
+        };
+        accelerator.start(params, images)?;
+        if accelerator.computes_losses() {
+            let targets = BatchTargets::assign(&self.anchors, groundtruth, self.head.num_classes, &self.loss)?;
+            accelerator.train(&targets)?;
+            let regularization = self.network.regularization(params)?;
+            let sums = accelerator.collect(gradients)?;
+            if let Some((classification, localization)) = combine(&sums, &targets) {
+                let regularization = self.finite(regularization, params)?;
+                return Ok(StepLosses::of(classification, localization, regularization));
+            }
+            // Which image and which prediction it was, the host can tell.
+            accelerator.start(params, images)?;
+        }
+        let outputs = accelerator.predictions()?;
+        let found = self
+            .loss_of(&outputs, groundtruth)
+            .map_err(|error| self.explained(error, params))?;
+        let losses = self.step_losses(params, &found)?;
+        if let Some(accelerator) = &mut self.accelerator {
+            accelerator.backward(&found.d_box_encodings, &found.d_class_logits, gradients)?;
+        }
+        Ok(losses)
+    }
+
+    /// Where a step ran out of memory, finds by trying how many of its images would have fitted.
+    fn with_largest_batch(
+        &mut self,
+        mut error: Error,
+        params: &[f32],
+        images: &[f32],
+        groundtruth: &[Groundtruth],
+        scratch: &mut [f32],
+    ) -> Error {
+        let Some(found) = error.out_of_memory() else {
+            return error;
+        };
+        let pixels = images.len() / groundtruth.len().max(1);
+        let largest = memory::largest(groundtruth.len(), |batch| {
+            let step = self.step_on_device(params, &images[..batch * pixels], &groundtruth[..batch], scratch);
+            match step {
+                // Near the limit libraries below libtorch fail in words of their own.
+                Err(Error::Network(network::Error::Accelerator(
+                    accelerator::Error::OutOfMemory(_) | accelerator::Error::Torch { .. },
+                ))) => Ok(false),
+                // A loss that is not finite came after all that takes memory but the backward pass, which takes little beside it.
+                Err(error) if !error.is_not_finite() => Err(error),
+                _ => Ok(true),
+            }
+        });
+        found.largest = largest.ok();
+        error
     }
 
     /// The losses of a batch in inference mode (batch norm with moving statistics), as the reference reports them in evaluation.
@@ -381,6 +482,11 @@ impl Ssd {
     }
 
     fn forward(&mut self, params: &[f32], images: &[f32], batch: usize, mode: Mode) -> Result<Outputs, Error> {
+        self.check_images(images, batch)?;
+        self.predict(params, images, mode)
+    }
+
+    fn check_images(&self, images: &[f32], batch: usize) -> Result<(), Error> {
         let (height, width) = self.input_size;
         let channels = self.channels;
         let expected = batch * height * width * channels;
@@ -393,7 +499,7 @@ impl Ssd {
             }
             .into());
         }
-        self.predict(params, images, mode)
+        Ok(())
     }
 
     fn loss_of(&self, outputs: &Outputs, groundtruth: &[Groundtruth]) -> Result<LossOutput, Error> {
@@ -451,7 +557,10 @@ impl Ssd {
     }
 
     fn regularization(&self, params: &[f32]) -> Result<f32, Error> {
-        let value = self.network.regularization(params)?;
+        self.finite(self.network.regularization(params)?, params)
+    }
+
+    fn finite(&self, value: f32, params: &[f32]) -> Result<f32, Error> {
         if value.is_finite() {
             return Ok(value);
         }
@@ -463,7 +572,10 @@ impl Ssd {
 
 impl StepLosses {
     fn new(found: &LossOutput, regularization: f32) -> Self {
-        let (classification, localization) = (found.classification, found.localization);
+        Self::of(found.classification, found.localization, regularization)
+    }
+
+    fn of(classification: f32, localization: f32, regularization: f32) -> Self {
         Self {
             classification,
             localization,

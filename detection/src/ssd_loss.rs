@@ -121,15 +121,7 @@ pub fn loss(
         }
     }
     let normalizer = normalizer(&targets, config);
-    let codesize = if config.normalize_loc_loss_by_codesize {
-        code_size as f32
-    } else {
-        1.0
-    };
-    let factors = Factors {
-        class: config.classification_weight / normalizer,
-        corners: config.localization_weight / (normalizer * codesize),
-    };
+    let factors = factors(&targets, config);
     let mut output = LossOutput {
         classification: 0.0,
         localization: 0.0,
@@ -178,9 +170,23 @@ pub fn loss(
 
 /// Factors that turn sums over anchors into losses.
 #[derive(Clone, Copy)]
-struct Factors {
-    class: f32,
-    corners: f32,
+pub(crate) struct Factors {
+    pub(crate) class: f32,
+    pub(crate) corners: f32,
+}
+
+/// Those of a batch.
+pub(crate) fn factors(targets: &[Targets], config: &LossConfig) -> Factors {
+    let normalizer = normalizer(targets, config);
+    let codesize = if config.normalize_loc_loss_by_codesize {
+        config.assigner.coder.code_size() as f32
+    } else {
+        1.0
+    };
+    Factors {
+        class: config.classification_weight / normalizer,
+        corners: config.localization_weight / (normalizer * codesize),
+    }
 }
 
 /// An image's sums over the selected anchors.

@@ -287,6 +287,52 @@ fn a_model_dir_of_another_configuration_is_refused_and_kept() {
 }
 
 #[test]
+fn a_precision_that_nothing_here_computes_in_is_refused_before_the_start() {
+    let job = Job::light();
+    let refused = |flags: &str, device: &str, words: &[&str]| {
+        let _ = job
+            .train("model", 2)
+            .with(flags)
+            .env("COATI_DEVICE", device)
+            .run()
+            .exits(2)
+            .says(words);
+        assert!(!job.path("model").exists(), "a refused job has left a folder");
+    };
+    refused(
+        "--precision bf16",
+        "cpu",
+        &[
+            "error: precision bf16 is asked for, but this replica computes on the CPU",
+            "hint: leave it out",
+        ],
+    );
+    refused("--tf32", "cpu", &["tf32 is asked for", "hint: "]);
+    refused(
+        "--precision half",
+        "cpu",
+        &["\"half\" is no precision; known are auto, float32, bf16, fp16"],
+    );
+    refused(
+        "",
+        "gpu",
+        &["COATI_DEVICE is \"gpu\", which is no device", "hint: auto, cpu, cuda"],
+    );
+    let low = Cluster::new().coati("precision: fp16");
+    job.cluster("cluster.yaml", &low);
+    refused("--cluster cluster.yaml", "cpu", &["precision fp16 is asked for"]);
+    job.cluster("cluster.yaml", &low.coati("devices: cpu"));
+    refused(
+        "--cluster cluster.yaml",
+        "auto",
+        &[
+            "`coati.precision: fp16` with `devices: cpu`",
+            "hint: leave `precision` out",
+        ],
+    );
+}
+
+#[test]
 fn text_and_json_agree_about_problems() {
     let job = Job::light();
     job.configure(

@@ -25,6 +25,27 @@ fn newest(job: &Job, model_dir: &str) -> Value {
     shown["checkpoints"].as_array().unwrap().last().unwrap().clone()
 }
 
+/// libtorch on the CPU stands for a GPU. The same seed gives the same run, resumed or not: gradients' scale is nothing to remember.
+#[test]
+fn a_job_in_float16_goes_on_as_if_it_had_not_stopped() {
+    let job = Job::new();
+    let train = |folder: &str, steps: u64| {
+        let command = job
+            .train(folder, steps)
+            .with("--precision fp16")
+            .env("COATI_DEVICE", "torch-cpu");
+        let _ = command.env("COATI_THREADS", "1").run().exits(0);
+    };
+    train("whole", 6);
+    train("parts", 3);
+    train("parts", 6);
+    let [whole, parts] = ["whole", "parts"].map(|folder| tensors::read(&job.path(folder), 6));
+    tensors::assert_same_bits(&whole, &parts, "a run in one piece and one in two");
+    let exact = job.train("exact", 6).env("COATI_DEVICE", "torch-cpu");
+    let _ = exact.env("COATI_THREADS", "1").run().exits(0);
+    assert_ne!(whole, tensors::read(&job.path("exact"), 6));
+}
+
 #[test]
 fn a_cluster_trains_goes_on_and_evaluates() {
     let job = Job::new();

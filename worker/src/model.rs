@@ -5,6 +5,7 @@ use std::path::Path;
 
 use coati_checkpoint::bundle::{self, Reader};
 use coati_checkpoint::rescue;
+use coati_common::cluster::{Numerics, Precision};
 use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec};
 use coati_dataset::batch::Batch;
@@ -40,12 +41,22 @@ pub enum Error {
     },
 }
 
-/// Builds the detector that the configuration describes.
+/// Builds the detector that the configuration describes, for inference; it may be trained in float32.
 pub fn build(config: &PipelineConfig, threads: Option<usize>) -> Result<Ssd, Error> {
+    let numerics = Numerics {
+        precision: Precision::Float32,
+        tf32: false,
+    };
+    build_for_training(config, threads, numerics)
+}
+
+/// Builds the detector that the configuration describes, to be trained with these numbers.
+pub fn build_for_training(config: &PipelineConfig, threads: Option<usize>, numerics: Numerics) -> Result<Ssd, Error> {
     let model = config.model().ok_or_else(|| Error::Missing(config.name().to_owned()))?;
     let options = Options {
         threads,
         image_channels: input::image_channels(config),
+        numerics,
         ..Options::from(config.train_config())
     };
     Ok(Ssd::new(model, &options)?)

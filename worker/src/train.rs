@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use coati_checkpoint::keep;
 use coati_checkpoint::state::{self, Latest};
-use coati_common::cluster::OnNan;
+use coati_common::cluster::{Numerics, OnNan};
 use coati_common::config::PipelineConfig;
 use coati_common::variables::VariableKind;
 use coati_coordinator::membership::Identity;
@@ -53,6 +53,8 @@ pub struct Options {
     pub on_nan: OnNan,
     /// `coati.keep_best`, or `--keep_best`.
     pub keep_best: Option<KeepBest>,
+    /// What training computes with: `--precision`, `--tf32`, or `coati.precision` and `coati.tf32`.
+    pub numerics: Numerics,
 }
 
 impl Options {
@@ -114,7 +116,7 @@ impl Setup {
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         let config = &options.config;
         let input = input::open_for_job(config, Which::Train, &options.model_dir).map_err(Error::user)?;
-        let ssd = model::build(config, options.threads).map_err(Error::user)?;
+        let ssd = model::build_for_training(config, options.threads, options.numerics).map_err(Error::user)?;
         // Reading and decoding takes a tenth of what a step computes: one thread keeps up.
         let mut loading =
             input::train_options(config, &input, ssd.input_size(), options.seed, 1).map_err(Error::user)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use coati_common::cluster::Numerics;
 use coati_common::config::PipelineConfig;
 use coati_dataset::batch::Batch;
 use coati_detection::Groundtruth;
@@ -30,7 +31,15 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
             batch_size,
             steps,
             pipeline_config_path,
-        } => step(*batch_size, *steps, pipeline_config_path),
+            precision,
+            tf32,
+        } => {
+            let numerics = Numerics {
+                precision: *precision,
+                tf32: *tf32,
+            };
+            step(*batch_size, *steps, pipeline_config_path, numerics)
+        }
         BenchCommand::Ps(arguments) => ps::run(arguments),
         BenchCommand::Placement(arguments) => placement::run(arguments),
         BenchCommand::Scale(arguments) => scale::run(arguments),
@@ -42,9 +51,9 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
     }
 }
 
-fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow::Result<()> {
+fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path, numerics: Numerics) -> anyhow::Result<()> {
     let config = PipelineConfig::load(pipeline_config_path)?;
-    let mut trainer = Trainer::new(model::build(&config, None)?, &config);
+    let mut trainer = Trainer::new(model::build_for_training(&config, None, numerics)?, &config);
     let variables = trainer.ssd().variables().to_vec();
     let job = JobRef {
         job_id: "bench".to_owned(),
@@ -125,7 +134,8 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path) -> anyhow:
     let threads = trainer.ssd().network().threads();
     let part = |index: usize| median(&parts.iter().map(|part| part[index]).collect::<Vec<f64>>());
     let data = json!({
-        "bench": "step", "batch_size": batch_size, "threads": threads, "steps": steps,
+        "bench": "step", "device": trainer.ssd().device().to_string(),
+        "precision": trainer.ssd().arithmetic().precision(), "tf32": numerics.tf32, "batch_size": batch_size, "threads": threads, "steps": steps,
         "step_ms": {"median": median(&times), "min": times.iter().copied().fold(f64::MAX, f64::min), "max": times.iter().copied().fold(0.0, f64::max)},
         "forward_ms": part(0), "backward_ms": part(1), "model_ms": part(2), "update_ms": part(3), "targets_ms": part(4),
         "peak_memory_mb": peak_memory_mb(),

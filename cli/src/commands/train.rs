@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use coati_common::cluster::{Address, ClusterFile, ClusterPlan, MachineRole, Placement, TaskId, TaskType, TfConfig};
+use coati_common::cluster::{
+    Address, ClusterFile, ClusterPlan, Devices, MachineRole, Numerics, Placement, TaskId, TaskType, TfConfig,
+};
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
 use coati_common::exit::ExitCode;
@@ -14,6 +16,7 @@ use coati_common::rpc;
 use coati_common::rpc::security::{FOLDER, Sources};
 use coati_coordinator::launcher;
 use coati_coordinator::run::Limits;
+use coati_detection::accelerator::{self, Device};
 use coati_param_server::{Strategy, service};
 use coati_worker::best::KeepBest;
 use coati_worker::cluster::{Cluster, run_master, run_worker};
@@ -146,7 +149,17 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
             .clone()
             .or_else(|| plan.filter(|_| !args.no_eval).and_then(|plan| plan.keep_best.clone()))
             .map(KeepBest::new),
+        numerics: numerics(args, plan),
     })
+}
+
+/// The flags stand before the cluster file.
+fn numerics(args: &TrainArgs, plan: Option<&ClusterPlan>) -> Numerics {
+    let given = plan.map(|plan| plan.numerics).unwrap_or_default();
+    Numerics {
+        precision: args.precision.unwrap_or(given.precision),
+        tf32: args.tf32 || given.tf32,
+    }
 }
 
 fn started_at() -> SystemTime {
@@ -157,6 +170,7 @@ fn started_at() -> SystemTime {
 /// What can be known to be wrong before anything starts.
 fn preflight(options: &train::Options) -> anyhow::Result<Vec<Input>> {
     job::check_free(&options.model_dir)?;
+    accelerator::preflight(Device::from_environment()?, options.numerics)?;
     let support = supported::check(
         &options.config,
         if options.eval { Mode::TrainAndEval } else { Mode::Train },
@@ -207,6 +221,9 @@ fn launch(options: &train::Options, mut plan: ClusterPlan, sources: &Sources, ve
             plan.path.display()
         ));
         plan.evaluators = MachineRole::default();
+    }
+    if plan.devices == Devices::Cpu {
+        accelerator::preflight(Device::Cpu, options.numerics)?;
     }
     let inputs = preflight(options)?;
     sources.make()?;

@@ -9,6 +9,7 @@ pub mod duration;
 pub mod file;
 pub mod machine;
 pub mod plan;
+pub mod precision;
 pub mod security;
 pub mod task;
 pub mod tf_config;
@@ -22,6 +23,7 @@ pub use plan::{
     ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices, GradientCompression,
     MachineRole, Placement, Restart, WeightCompression,
 };
+pub use precision::{Numerics, Precision};
 pub use security::OnNan;
 pub use suggest::nearest;
 pub use task::{TaskId, TaskType};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use coati_proto::coati::v1;
 use serde::Serialize;
 
+use super::precision::Numerics;
 use super::security::{OnNan, Security};
 use super::task::{TaskId, TaskType};
 use super::tier::ScaleTier;
@@ -273,6 +274,8 @@ pub struct ClusterPlan {
     pub devices: Devices,
     /// `coati.keep_best`: the metric by which the best checkpoint is kept.
     pub keep_best: Option<String>,
+    /// `coati.precision` and `coati.tf32`.
+    pub numerics: Numerics,
     /// Keys that were accepted and mean nothing outside Google Cloud, in the file's order: `region`, `masterConfig.imageUri`.
     pub ignored: Vec<String>,
     /// Things that work but may not be what was meant, each a sentence.

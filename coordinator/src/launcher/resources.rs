@@ -64,11 +64,16 @@ pub struct Division {
 pub enum Error {
     /// `devices: gpu` without any.
     #[error(
-        "`coati.devices` asks for GPUs, but none was found on this machine\nhint: `devices: auto` trains on the CPU where there is no GPU"
+        "`coati.devices` asks for GPUs, but none was found on this machine\nhint: `devices: auto` trains on the CPU where there is no GPU; \
+         CUDA_VISIBLE_DEVICES can hide GPUs"
     )]
     NoGpu,
     /// A number in `devices: […]` that is none of the GPUs.
-    #[error("`coati.devices` lists GPU {wanted}, but this machine has {}", found(available))]
+    #[error(
+        "`coati.devices` lists GPU {wanted}, but this machine has {}\nhint: CUDA_VISIBLE_DEVICES, if it is set, limits them; \
+         `nvidia-smi -L` lists all",
+        found(available)
+    )]
     UnknownGpu {
         /// The number in the list.
         wanted: u32,
@@ -242,7 +247,8 @@ mod tests {
         );
         assert_eq!(
             divide("{devices: [2]}", &["0", "1"]),
-            "`coati.devices` lists GPU 2, but this machine has 0, 1"
+            "`coati.devices` lists GPU 2, but this machine has 0, 1\nhint: CUDA_VISIBLE_DEVICES, if it is set, limits them; \
+             `nvidia-smi -L` lists all"
         );
     }
 

@@ -154,7 +154,9 @@ impl Tending {
         let mut vigils = vec![Vigil::new(self.patience, Instant::now()); self.addresses.len()];
         loop {
             let asked = Instant::now();
-            vigils.iter_mut().for_each(|vigil| vigil.ask(asked));
+            for vigil in &mut vigils {
+                vigil.ask(asked);
+            }
             let answers = processes.ask(patience(self.patience)).await;
             let answers: Vec<_> = answers.into_iter().map(Result::ok).collect();
             let now = Instant::now();

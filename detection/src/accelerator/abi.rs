@@ -2,8 +2,14 @@
 
 use std::ffi::c_void;
 
+use coati_common::cluster::Numerics;
+use serde::{Deserialize, Serialize};
+
+use super::loss::{BatchTargets, DeviceLoss};
+use crate::network::NetworkConfig;
+
 /// Changes whenever anything here does.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The name under which the library exports its [`Api`] (a function that returns a pointer to it).
 pub const ENTRY: &[u8] = b"coati_torch_api\0";
 /// Type of the function [`ENTRY`].
@@ -66,10 +72,81 @@ impl From<&str> for Text {
     }
 }
 
+/// What a session is opened with; crosses the border as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Opening {
+    /// The network.
+    pub network: NetworkConfig,
+    /// `cuda:N` or `torch-cpu`
+    pub device: String,
+    /// Compute threads of the host.
+    pub threads: usize,
+    /// What training computes with.
+    pub numerics: Numerics,
+    /// The losses that [`Api::train`] computes, if it is to be called.
+    pub loss: Option<DeviceLoss>,
+}
+
+/// What a batch should predict: [`BatchTargets`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Targets {
+    /// `[batch, anchors]`
+    pub columns: Floats,
+    /// `[batch, anchors]`
+    pub class_weights: Floats,
+    /// `[batch, anchors, 4]`
+    pub codes: Floats,
+    /// `[batch, anchors]`
+    pub box_weights: Floats,
+    /// See [`BatchTargets`].
+    pub class_factor: f32,
+    /// See [`BatchTargets`].
+    pub box_factor: f32,
+}
+
+impl From<&BatchTargets> for Targets {
+    fn from(targets: &BatchTargets) -> Self {
+        Self {
+            columns: targets.columns.as_slice().into(),
+            class_weights: targets.class_weights.as_slice().into(),
+            codes: targets.codes.as_slice().into(),
+            box_weights: targets.box_weights.as_slice().into(),
+            class_factor: targets.class_factor,
+            box_factor: targets.box_factor,
+        }
+    }
+}
+
+/// How a step in float16 went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Scaling {
+    /// What gradients were multiplied by on their way; 1 in other precisions.
+    pub scale: f32,
+    /// Backward passes that were repeated because of a number beyond float16's range.
+    pub repeats: u32,
+}
+
+/// What a [`Message`] is about.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum About {
+    /// In libtorch's words.
+    #[default]
+    Other = 0,
+    /// A whole explanation that ends in a hint.
+    Refusal = 1,
+    /// JSON of [`super::memory::Shortage`].
+    Memory = 2,
+}
+
 /// Room for an error in words.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Message {
+    /// What it is about.
+    pub about: About,
     /// UTF-8.
     pub bytes: [u8; 2048],
     /// Bytes used.
@@ -79,6 +156,7 @@ pub struct Message {
 impl Default for Message {
     fn default() -> Self {
         Self {
+            about: About::Other,
             bytes: [0; 2048],
             len: 0,
         }
@@ -87,7 +165,8 @@ impl Default for Message {
 
 impl Message {
     /// Takes as much of `text` as fits.
-    pub fn set(&mut self, text: &str) {
+    pub fn set(&mut self, about: About, text: &str) {
+        self.about = about;
         self.len = text.len().min(self.bytes.len());
         self.bytes[..self.len].copy_from_slice(&text.as_bytes()[..self.len]);
     }
@@ -104,14 +183,23 @@ impl Message {
 pub struct Api {
     /// [`VERSION`] of the library.
     pub version: u32,
-    /// Makes a session: the network's configuration as JSON, the device (`cuda:N` or `torch-cpu`), threads. Null when it fails.
-    pub open: unsafe extern "C" fn(Text, Text, usize, *mut Message) -> *mut c_void,
-    /// Parameters, images, whether to train; boxes and classes to fill.
-    pub forward: unsafe extern "C" fn(*mut c_void, Floats, Floats, bool, FloatsMut, FloatsMut, *mut Message) -> bool,
+    /// Makes a session of an [`Opening`]; says which [`super::Arithmetic`] it trains with. Null when it fails.
+    pub open: unsafe extern "C" fn(Text, *mut u32, *mut Message) -> *mut c_void,
     /// Sets what the next forward passes drop: a key of [`crate::network::dropout`].
     pub set_key: unsafe extern "C" fn(*mut c_void, u64),
-    /// Gradients of boxes and classes of the forward pass before; gradients of the parameters to fill.
-    pub backward: unsafe extern "C" fn(*mut c_void, Floats, Floats, FloatsMut, *mut Message) -> bool,
+    /// Begins a step: parameters and images go to the device, which computes the forward pass in training mode. Does not wait for it.
+    pub start: unsafe extern "C" fn(*mut c_void, Floats, Floats, *mut Message) -> bool,
+    /// Fills boxes and classes with what the step that was started predicts. Waits.
+    pub predictions: unsafe extern "C" fn(*mut c_void, FloatsMut, FloatsMut, *mut Message) -> bool,
+    /// Parameters, images; boxes and classes to fill. In inference mode and float32. Waits.
+    pub infer: unsafe extern "C" fn(*mut c_void, Floats, Floats, FloatsMut, FloatsMut, *mut Message) -> bool,
+    /// Losses and gradients of the step that was started, from its targets. Does not wait.
+    pub train: unsafe extern "C" fn(*mut c_void, *const Targets, *mut Message) -> bool,
+    /// The same from the gradients of boxes and classes that the host computed. Does not wait.
+    pub backward: unsafe extern "C" fn(*mut c_void, Floats, Floats, *mut Message) -> bool,
+    /// Waits for the step; fills the gradients of the parameters and, after `train`, each image's sums of losses: all of classes, then all
+    /// of boxes (otherwise the slice is empty).
+    pub collect: unsafe extern "C" fn(*mut c_void, FloatsMut, FloatsMut, *mut Scaling, *mut Message) -> bool,
     /// Ends a session.
     pub close: unsafe extern "C" fn(*mut c_void),
 }

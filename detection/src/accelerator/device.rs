@@ -41,6 +41,21 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Why [`Device::Auto`] means the CPU, as the end of a sentence.
+    pub(super) fn why_no_gpu() -> &'static str {
+        why_no_gpu(std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref())
+    }
+}
+
+fn why_no_gpu(list: Option<&str>) -> &'static str {
+    if gpu_visible(list) {
+        ": no GPU is in sight (this machine has no NVIDIA driver)"
+    } else {
+        ": CUDA_VISIBLE_DEVICES hides all GPUs"
+    }
+}
+
 /// As CUDA reads it: an empty list, or one that begins with an invalid entry, hides every GPU.
 fn gpu_visible(list: Option<&str>) -> bool {
     list.is_none_or(|list| !list.trim().is_empty() && !list.trim().starts_with('-'))
@@ -100,6 +115,8 @@ mod tests {
     #[test]
     fn an_empty_list_hides_the_gpus() {
         assert!(gpu_visible(None) && gpu_visible(Some("0")) && gpu_visible(Some("GPU-1,2")));
+        assert!(why_no_gpu(Some("-1")).contains("CUDA_VISIBLE_DEVICES hides"));
+        assert!(why_no_gpu(Some("0")).contains("no NVIDIA driver"));
         assert!(!gpu_visible(Some("")) && !gpu_visible(Some("-1")) && !gpu_visible(Some(" ")));
     }
 }

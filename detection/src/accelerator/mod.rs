@@ -1,11 +1,19 @@
 //! Networks on libtorch: on a GPU, or on the CPU to see that a GPU would compute the same.
 //!
 //! libtorch costs every process that links it 0.4 s at start and 110 MB, parameter servers and CPU replicas included. So `coati` does not: the
-//! package `coati-torch` links it and is opened as `libcoati_torch.so` by the processes that compute on a GPU. Only parameters, images, raw
-//! predictions and gradients cross the border ([`abi`]); losses stay here.
+//! package `coati-torch` links it and is opened as `libcoati_torch.so` by the processes that compute on a GPU. Parameters, images, targets and
+//! gradients cross the border ([`abi`]). Losses are computed on the device where it can ([`loss`]); otherwise raw predictions come out, and
+//! their gradients go in.
+//!
+//! A step is begun, fed and collected by separate calls, of which only the last one waits: while the device computes, the host finds the
+//! targets and the weights' penalty.
 
 pub mod abi;
 mod device;
+pub mod driver;
+pub mod loss;
+pub mod memory;
+pub mod numerics;
 
 use std::error::Error as _;
 use std::ffi::c_void;
@@ -13,9 +21,14 @@ use std::path::PathBuf;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
+use coati_common::cluster::Numerics;
+
 use crate::network::{self, Mode, Network, NetworkConfig, Outputs};
-use abi::{Api, Message};
+use abi::{About, Api, Message, Opening, Scaling};
 pub use device::{Device, VARIABLE};
+use loss::{BatchTargets, DeviceLoss, Sums};
+use memory::{OutOfMemory, Shortage};
+pub use numerics::Arithmetic;
 
 /// The library's file name.
 const FILE: &str = "libcoati_torch.so";
@@ -39,6 +52,28 @@ pub enum Error {
         /// The places tried, or the loader's complaint.
         why: String,
     },
+    /// The kernels for CPUs are asked for what only an accelerator has.
+    #[error(
+        "{what} is asked for, but this replica computes on the CPU, where the kernels know float32 alone{why}\nhint: leave it out, or \
+         ask for a GPU with {VARIABLE}=cuda"
+    )]
+    NeedsAccelerator {
+        /// `precision bf16`, `tf32`, …
+        what: String,
+        /// Why it does, if it was not asked to.
+        why: String,
+    },
+    /// The device or its driver does not do what is asked for. Ends in a hint.
+    #[error("device {device}: {why}")]
+    Refused {
+        /// The device asked for.
+        device: Device,
+        /// With a hint.
+        why: String,
+    },
+    /// A batch that is too large.
+    #[error("{0}")]
+    OutOfMemory(Box<OutOfMemory>),
     /// libtorch complains.
     #[error("device {device}: {why}\nhint: {VARIABLE}=cpu computes on the CPU")]
     Torch {
@@ -55,12 +90,16 @@ pub struct Accelerator {
     api: &'static Api,
     session: *mut c_void,
     device: Device,
+    arithmetic: Arithmetic,
+    loss: bool,
     columns: usize,
     anchors: usize,
-    image: usize,
+    image: (usize, usize),
+    channels: usize,
     elements: usize,
-    /// Images of the last forward pass in training mode.
+    /// Images of the step that was started.
     batch: Option<usize>,
+    scaling: Scaling,
 }
 
 // SAFETY: a session has no ties to a thread, and every use of it goes through `&mut self`.
@@ -68,51 +107,100 @@ unsafe impl Send for Accelerator {}
 // SAFETY: nothing of the session can be reached through `&self`.
 unsafe impl Sync for Accelerator {}
 
+/// What a network is opened with beside its configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Where.
+    pub device: Device,
+    /// What training computes with.
+    pub numerics: Numerics,
+    /// The losses, where a device can compute them.
+    pub loss: Option<DeviceLoss>,
+}
+
+/// Refuses what no device of this machine can do, as far as that is known without asking one: before anything starts.
+pub fn preflight(device: Device, numerics: Numerics) -> Result<(), Error> {
+    match device {
+        Device::Cpu => on_cpu(numerics, ""),
+        Device::Auto if !Device::gpu_in_sight() => on_cpu(numerics, Device::why_no_gpu()),
+        Device::Auto | Device::Cuda(_) | Device::TorchCpu => Ok(()),
+    }
+}
+
+fn on_cpu(numerics: Numerics, why: &str) -> Result<(), Error> {
+    match numerics.needs_accelerator() {
+        None => Ok(()),
+        Some(what) => Err(Error::NeedsAccelerator {
+            what,
+            why: why.to_owned(),
+        }),
+    }
+}
+
 impl Accelerator {
-    /// Puts the network of `config` on `device`; `None`: it stays with our own kernels. With [`Device::Auto`] that is also the answer to a GPU
-    /// that cannot be used, after a warning.
-    pub fn open(device: Device, config: &NetworkConfig, network: &Network) -> Result<Option<Self>, Error> {
-        match device {
+    /// Puts the network of `config` on a device; `None`: it stays with our own kernels. With [`Device::Auto`] that is also the answer to a
+    /// GPU that cannot be used, after a warning, unless something is asked for that only a GPU does.
+    pub fn open(settings: Settings, config: &NetworkConfig, network: &Network) -> Result<Option<Self>, Error> {
+        preflight(settings.device, settings.numerics)?;
+        match settings.device {
             Device::Cpu => Ok(None),
             Device::Auto if !Device::gpu_in_sight() => Ok(None),
-            Device::Auto => match Self::on(Device::Cuda(0), config, network) {
-                Ok(opened) => Ok(Some(opened)),
-                Err(error) => {
-                    tracing::warn!(%error, "there is a GPU, but this replica computes on the CPU");
-                    Ok(None)
+            Device::Auto => {
+                let first = Settings {
+                    device: Device::Cuda(0),
+                    ..settings
+                };
+                match Self::on(first, config, network) {
+                    Err(error) if settings.numerics.needs_accelerator().is_none() => {
+                        tracing::warn!(%error, "there is a GPU, but this replica computes on the CPU");
+                        Ok(None)
+                    }
+                    opened => opened.map(Some),
                 }
-            },
-            Device::Cuda(_) | Device::TorchCpu => Self::on(device, config, network).map(Some),
+            }
+            Device::Cuda(_) | Device::TorchCpu => Self::on(settings, config, network).map(Some),
         }
     }
 
-    fn on(device: Device, config: &NetworkConfig, network: &Network) -> Result<Self, Error> {
+    fn on(settings: Settings, config: &NetworkConfig, network: &Network) -> Result<Self, Error> {
+        let Settings { device, numerics, loss } = settings;
         let api = load(device)?;
-        let torch = |why: String| Error::Torch { device, why };
-        let json = serde_json::to_string(config).map_err(|error| torch(error.to_string()))?;
-        let mut message = Message::default();
-        // SAFETY: the texts live until the call returns.
-        let session = unsafe {
-            (api.open)(
-                json.as_str().into(),
-                device.to_string().as_str().into(),
-                network.threads(),
-                &raw mut message,
-            )
+        let opening = Opening {
+            network: config.clone(),
+            device: device.to_string(),
+            threads: network.threads(),
+            numerics,
+            loss,
         };
+        let torch = |why: String| Error::Torch { device, why };
+        let json = serde_json::to_string(&opening).map_err(|error| torch(error.to_string()))?;
+        let (mut message, mut code) = (Message::default(), u32::MAX);
+        // SAFETY: the text lives until the call returns.
+        let session = unsafe { (api.open)(json.as_str().into(), &raw mut code, &raw mut message) };
         if session.is_null() {
-            return Err(torch(message.text()));
+            return Err(match message.about {
+                About::Refusal => Error::Refused {
+                    device,
+                    why: message.text(),
+                },
+                About::Memory | About::Other => torch(message.text()),
+            });
         }
-        let anchors = network.anchors();
+        let arithmetic = Arithmetic::from_code(code).unwrap_or_default();
+        tracing::info!(%device, precision = %arithmetic.precision(), tf32 = numerics.tf32, "computing by libtorch");
         Ok(Self {
             api,
             session,
             device,
+            arithmetic,
+            loss: loss.is_some(),
             columns: network.class_columns(),
-            anchors,
-            image: config.image_height * config.image_width * config.image_channels,
+            anchors: network.anchors(),
+            image: (config.image_height, config.image_width),
+            channels: config.image_channels,
             elements: network.elements(),
             batch: None,
+            scaling: Scaling::default(),
         })
     }
 
@@ -127,63 +215,170 @@ impl Accelerator {
         unsafe { (self.api.set_key)(self.session, key) }
     }
 
-    /// As [`Network::forward`].
+    /// What it trains with.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// Whether it was opened with losses, for [`Accelerator::train`].
+    pub fn computes_losses(&self) -> bool {
+        self.loss
+    }
+
+    /// How the last step's gradients were scaled.
+    pub fn scaling(&self) -> Scaling {
+        self.scaling
+    }
+
+    /// As [`Network::forward`]. In inference mode it computes in float32, whatever it trains with.
     pub fn forward(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, network::Error> {
-        let batch = (images.len() / self.image).max(1);
-        expect("params", params.len(), self.elements)?;
-        expect("images", images.len(), batch * self.image)?;
-        let mut outputs = Outputs {
-            box_encodings: vec![0.0; batch * self.anchors * 4],
-            class_logits: vec![0.0; batch * self.anchors * self.columns],
-        };
+        if mode == Mode::Train {
+            self.start(params, images)?;
+            return self.predictions();
+        }
+        let batch = self.check_inputs(params, images)?;
+        self.batch = None;
+        let mut outputs = self.room(batch);
         let (boxes, classes) = (&mut outputs.box_encodings[..], &mut outputs.class_logits[..]);
         let mut message = Message::default();
-        let training = mode == Mode::Train;
-        self.batch = None;
         // SAFETY: the session is open, and the slices live until the call returns.
         let done = unsafe {
-            (self.api.forward)(
+            (self.api.infer)(
                 self.session,
                 params.into(),
                 images.into(),
-                training,
                 boxes.into(),
                 classes.into(),
                 &raw mut message,
             )
         };
-        self.check(done, &message)?;
-        self.batch = training.then_some(batch);
+        self.check(done, &message, batch, false)?;
         Ok(outputs)
     }
 
-    /// As [`Network::backward`], for the forward pass just before.
+    /// Begins a step: sends parameters and images, and has the forward pass computed in training mode. Does not wait for it.
+    pub fn start(&mut self, params: &[f32], images: &[f32]) -> Result<(), network::Error> {
+        let batch = self.check_inputs(params, images)?;
+        self.batch = None;
+        let mut message = Message::default();
+        // SAFETY: as above.
+        let done = unsafe { (self.api.start)(self.session, params.into(), images.into(), &raw mut message) };
+        self.check(done, &message, batch, true)?;
+        self.batch = Some(batch);
+        Ok(())
+    }
+
+    /// What the step that was started predicts. Waits for it.
+    pub fn predictions(&mut self) -> Result<Outputs, network::Error> {
+        let batch = self.batch.ok_or(network::Error::NoForward)?;
+        let mut outputs = self.room(batch);
+        let (boxes, classes) = (&mut outputs.box_encodings[..], &mut outputs.class_logits[..]);
+        let mut message = Message::default();
+        // SAFETY: as above.
+        let done = unsafe { (self.api.predictions)(self.session, boxes.into(), classes.into(), &raw mut message) };
+        self.check(done, &message, batch, true)?;
+        Ok(outputs)
+    }
+
+    /// Has losses and gradients of the step that was started computed. Does not wait: [`Accelerator::collect`] does.
+    pub fn train(&mut self, targets: &BatchTargets) -> Result<(), network::Error> {
+        let batch = self.batch.ok_or(network::Error::NoForward)?;
+        for (what, found, each) in [
+            ("class targets", &targets.columns, 1),
+            ("class weights", &targets.class_weights, 1),
+            ("box targets", &targets.codes, 4),
+            ("box weights", &targets.box_weights, 1),
+        ] {
+            expect(what, found.len(), batch * self.anchors * each)?;
+        }
+        let crossing = abi::Targets::from(targets);
+        let mut message = Message::default();
+        // SAFETY: as above.
+        let done = unsafe { (self.api.train)(self.session, &raw const crossing, &raw mut message) };
+        self.check(done, &message, batch, true)
+    }
+
+    /// As [`Network::backward`], for the step that was started.
     pub fn backward(&mut self, d_box: &[f32], d_class: &[f32], grads: &mut [f32]) -> Result<(), network::Error> {
-        let batch = self.batch.take().ok_or(network::Error::NoForward)?;
+        let batch = self.batch.ok_or(network::Error::NoForward)?;
         expect("d_box", d_box.len(), batch * self.anchors * 4)?;
         expect("d_class", d_class.len(), batch * self.anchors * self.columns)?;
         expect("grads", grads.len(), self.elements)?;
         let mut message = Message::default();
         // SAFETY: as above.
+        let done = unsafe { (self.api.backward)(self.session, d_box.into(), d_class.into(), &raw mut message) };
+        self.check(done, &message, batch, true)?;
+        self.gather(grads, &mut [], batch)
+    }
+
+    /// Waits for the step of [`Accelerator::train`]; fills the gradients and returns each image's sums of losses.
+    pub fn collect(&mut self, grads: &mut [f32]) -> Result<Vec<Sums>, network::Error> {
+        let batch = self.batch.ok_or(network::Error::NoForward)?;
+        expect("grads", grads.len(), self.elements)?;
+        let mut sums = vec![0.0; batch * 2];
+        self.gather(grads, &mut sums, batch)?;
+        let (classes, boxes) = sums.split_at(batch);
+        Ok(classes.iter().copied().zip(boxes.iter().copied()).collect())
+    }
+
+    fn gather(&mut self, grads: &mut [f32], sums: &mut [f32], batch: usize) -> Result<(), network::Error> {
+        self.batch = None;
+        let (mut message, mut scaling) = (Message::default(), Scaling::default());
+        // SAFETY: as above.
         let done = unsafe {
-            (self.api.backward)(
+            (self.api.collect)(
                 self.session,
-                d_box.into(),
-                d_class.into(),
                 grads.into(),
+                sums.into(),
+                &raw mut scaling,
                 &raw mut message,
             )
         };
-        self.check(done, &message)
+        self.check(done, &message, batch, true)?;
+        if scaling.repeats > 0 {
+            tracing::debug!(
+                scale = scaling.scale,
+                repeats = scaling.repeats,
+                "gradients left float16's range; repeated with a smaller scale"
+            );
+        }
+        self.scaling = scaling;
+        Ok(())
     }
 
-    fn check(&self, done: bool, message: &Message) -> Result<(), network::Error> {
+    fn check_inputs(&self, params: &[f32], images: &[f32]) -> Result<usize, network::Error> {
+        let image = self.image.0 * self.image.1 * self.channels;
+        let batch = (images.len() / image).max(1);
+        expect("params", params.len(), self.elements)?;
+        expect("images", images.len(), batch * image)?;
+        Ok(batch)
+    }
+
+    fn room(&self, batch: usize) -> Outputs {
+        Outputs {
+            box_encodings: vec![0.0; batch * self.anchors * 4],
+            class_logits: vec![0.0; batch * self.anchors * self.columns],
+        }
+    }
+
+    fn check(&self, done: bool, message: &Message, batch: usize, training: bool) -> Result<(), network::Error> {
         if done {
             return Ok(());
         }
-        Err(network::Error::Accelerator(Error::Torch {
-            device: self.device,
-            why: message.text(),
+        let (device, why) = (self.device, message.text());
+        let shortage = || serde_json::from_str::<Shortage>(&why).unwrap_or_default();
+        Err(network::Error::Accelerator(match message.about {
+            About::Memory => Error::OutOfMemory(Box::new(OutOfMemory {
+                device,
+                batch,
+                image: self.image,
+                training,
+                shortage: shortage(),
+                largest: None,
+                low_precision: self.arithmetic != Arithmetic::Float32,
+            })),
+            About::Refusal => Error::Refused { device, why },
+            About::Other => Error::Torch { device, why },
         }))
     }
 }

@@ -1,14 +1,19 @@
 //! `libcoati_torch.so`: networks on libtorch, for `coati_detection::accelerator`. Nothing but the interface there is public.
 
+mod context;
 mod cuda;
 mod error;
+mod loss;
 mod mask;
+mod scaling;
 mod session;
+mod transfer;
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coati_detection::accelerator::abi::{Api, Floats, FloatsMut, Message, Text, VERSION};
+use coati_detection::accelerator::abi::{Api, Floats, FloatsMut, Message, Scaling, Targets, Text, VERSION};
 
 use crate::error::Error;
 use crate::session::Session;
@@ -16,9 +21,13 @@ use crate::session::Session;
 static API: Api = Api {
     version: VERSION,
     open,
-    forward,
     set_key,
+    start,
+    predictions,
+    infer,
+    train,
     backward,
+    collect,
     close,
 };
 
@@ -59,44 +68,64 @@ unsafe fn text<'a>(text: Text) -> std::borrow::Cow<'a, str> {
 ///
 /// # Safety
 /// `message` is null or points to a message that nobody else uses.
-unsafe fn guarded<T>(message: *mut Message, work: impl FnOnce() -> Result<T, Error>) -> Option<T> {
-    let why = match catch_unwind(AssertUnwindSafe(work)) {
+unsafe fn guarded<T>(message: *mut Message, on_host: bool, work: impl FnOnce() -> Result<T, Error>) -> Option<T> {
+    let error = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(found)) => return Some(found),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "a panic in libcoati_torch.so".to_owned(),
+        Ok(Err(error)) => error,
+        Err(cause) => Error::Panic(words(cause.as_ref())),
     };
     if let Some(message) = unsafe { message.as_mut() } {
-        message.set(&why);
+        let (about, words) = error.message(on_host);
+        message.set(about, &words);
     }
     None
 }
 
-unsafe extern "C" fn open(config: Text, device: Text, threads: usize, message: *mut Message) -> *mut c_void {
-    let (config, device) = unsafe { (text(config), text(device)) };
-    let session = unsafe { guarded(message, || Session::open(&config, &device, threads)) };
-    session.map_or(std::ptr::null_mut(), |session| Box::into_raw(Box::new(session)).cast())
+/// What a panic says.
+fn words(cause: &(dyn Any + Send)) -> String {
+    let text = cause.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic in libcoati_torch.so").to_owned()
 }
 
-unsafe extern "C" fn forward(
+/// Runs `work` on a session.
+///
+/// # Safety
+/// `session` comes from [`open`], and nobody else uses it; `message` as for [`guarded`].
+unsafe fn on_session<T>(
     session: *mut c_void,
-    params: Floats,
-    images: Floats,
-    training: bool,
+    message: *mut Message,
+    work: impl FnOnce(&mut Session) -> Result<T, Error>,
+) -> Option<T> {
+    let session = unsafe { &mut *session.cast::<Session>() };
+    let on_host = session.on_host();
+    unsafe { guarded(message, on_host, || work(session)) }
+}
+
+unsafe extern "C" fn open(opening: Text, arithmetic: *mut u32, message: *mut Message) -> *mut c_void {
+    let opening = unsafe { text(opening) };
+    let Some(session) = (unsafe { guarded(message, false, || Session::open(&opening)) }) else {
+        return std::ptr::null_mut();
+    };
+    if let Some(arithmetic) = unsafe { arithmetic.as_mut() } {
+        *arithmetic = session.arithmetic().code();
+    }
+    Box::into_raw(Box::new(session)).cast()
+}
+
+unsafe extern "C" fn start(session: *mut c_void, params: Floats, images: Floats, message: *mut Message) -> bool {
+    let (params, images) = unsafe { (floats(params), floats(images)) };
+    unsafe { on_session(session, message, |session| session.start(params, images)) }.is_some()
+}
+
+unsafe extern "C" fn predictions(
+    session: *mut c_void,
     boxes: FloatsMut,
     classes: FloatsMut,
     message: *mut Message,
 ) -> bool {
-    let work = || unsafe {
-        let session = &mut *session.cast::<Session>();
-        session.forward(
-            floats(params),
-            floats(images),
-            training,
-            floats_mut(boxes),
-            floats_mut(classes),
-        )
-    };
-    unsafe { guarded(message, work) }.is_some()
+    let (boxes, classes) = unsafe { (floats_mut(boxes), floats_mut(classes)) };
+    unsafe { on_session(session, message, |session| session.predictions(boxes, classes)) }.is_some()
 }
 
 unsafe extern "C" fn set_key(session: *mut c_void, key: u64) {
@@ -106,18 +135,56 @@ unsafe extern "C" fn set_key(session: *mut c_void, key: u64) {
     }
 }
 
-unsafe extern "C" fn backward(
+unsafe extern "C" fn infer(
     session: *mut c_void,
-    d_box: Floats,
-    d_class: Floats,
-    grads: FloatsMut,
+    params: Floats,
+    images: Floats,
+    boxes: FloatsMut,
+    classes: FloatsMut,
     message: *mut Message,
 ) -> bool {
-    let work = || unsafe {
-        let session = &mut *session.cast::<Session>();
-        session.backward(floats(d_box), floats(d_class), floats_mut(grads))
+    let (params, images) = unsafe { (floats(params), floats(images)) };
+    let (boxes, classes) = unsafe { (floats_mut(boxes), floats_mut(classes)) };
+    let work = |session: &mut Session| session.infer(params, images, boxes, classes);
+    unsafe { on_session(session, message, work) }.is_some()
+}
+
+unsafe extern "C" fn train(session: *mut c_void, targets: *const Targets, message: *mut Message) -> bool {
+    let work = |session: &mut Session| {
+        let targets = unsafe { targets.as_ref() }.ok_or(Error::NoLoss)?;
+        let slices = [
+            targets.columns,
+            targets.class_weights,
+            targets.codes,
+            targets.box_weights,
+        ];
+        let slices = slices.map(|slice| unsafe { floats(slice) });
+        session.train(slices, (targets.class_factor, targets.box_factor))
     };
-    unsafe { guarded(message, work) }.is_some()
+    unsafe { on_session(session, message, work) }.is_some()
+}
+
+unsafe extern "C" fn backward(session: *mut c_void, d_box: Floats, d_class: Floats, message: *mut Message) -> bool {
+    let (d_box, d_class) = unsafe { (floats(d_box), floats(d_class)) };
+    unsafe { on_session(session, message, |session| session.backward(d_box, d_class)) }.is_some()
+}
+
+unsafe extern "C" fn collect(
+    session: *mut c_void,
+    grads: FloatsMut,
+    sums: FloatsMut,
+    scaling: *mut Scaling,
+    message: *mut Message,
+) -> bool {
+    let (grads, sums) = unsafe { (floats_mut(grads), floats_mut(sums)) };
+    let found = unsafe { on_session(session, message, |session| session.collect(grads, sums)) };
+    match (found, unsafe { scaling.as_mut() }) {
+        (Some(found), Some(to)) => {
+            *to = found;
+            true
+        }
+        (found, _) => found.is_some(),
+    }
 }
 
 unsafe extern "C" fn close(session: *mut c_void) {

@@ -1,27 +1,54 @@
-//! A network's plan, executed by libtorch in float32 with channels last; gradients by automatic differentiation.
+//! A network's plan, executed by libtorch with channels last; gradients by automatic differentiation.
+//!
+//! In bfloat16 and float16 it does as `torch.autocast` does: convolutions have inputs and weights of that kind, what lies between them (batch norm
+//! with float32 statistics and coefficients, activations, sums) follows its input, and predictions leave as float32. Variables are float32 and
+//! rounded at each use; their gradients are float32 from the convolution on.
 
+use coati_detection::accelerator::Arithmetic;
+use coati_detection::accelerator::abi::{Opening, Scaling};
+use coati_detection::accelerator::loss::DeviceLoss;
+use coati_detection::accelerator::numerics::{Hardware, choose};
 use coati_detection::network::plan::{Affine, Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
 use coati_detection::network::{Activation, NetworkConfig, Regularizer};
 use tch::{Device, Kind, Tensor};
 
-use crate::cuda;
 use crate::error::Error;
+use crate::loss::{self, Targets};
 use crate::mask;
+use crate::transfer::{self, Upload, length};
+use crate::{context, cuda, scaling};
 
 /// A network on a device, and what its backward pass needs.
 #[derive(Debug)]
 pub(crate) struct Session {
     plan: Plan,
     device: Device,
+    arithmetic: Arithmetic,
+    loss: Option<DeviceLoss>,
     columns: i64,
     image: [i64; 3],
+    /// The offsets of [`Plan::input`] on the device.
+    offset: Tensor,
     sizes: Vec<i64>,
     starts: Vec<usize>,
     /// The regularisers' factors of every parameter (L1, L2), where there are any.
     penalties: [Option<Tensor>; 2],
     /// What is dropped depends on it.
     key: u64,
+    uploads: Uploads,
     pending: Option<Pending>,
+    leaving: Option<Leaving>,
+    /// The device may still read what was sent to it.
+    busy: bool,
+}
+
+/// What a step sends.
+#[derive(Debug, Default)]
+struct Uploads {
+    params: Upload,
+    images: Upload,
+    targets: [Upload; 4],
+    slopes: [Upload; 2],
 }
 
 /// Between a forward pass in training mode and its backward pass.
@@ -31,6 +58,25 @@ struct Pending {
     boxes: Tensor,
     classes: Tensor,
     statistics: Vec<Statistics>,
+}
+
+/// A step whose gradients are on their way to the host.
+#[derive(Debug)]
+struct Leaving {
+    gradients: Tensor,
+    /// Sums of losses of each image; empty where the host computed them.
+    sums: Tensor,
+    /// What it takes to do the backward pass again with a smaller scale.
+    again: Option<Again>,
+}
+
+#[derive(Debug)]
+struct Again {
+    pending: Pending,
+    slopes: [Tensor; 2],
+    scale: Tensor,
+    /// Whether all gradients were finite (1 or 0), and the scale.
+    verdict: Tensor,
 }
 
 /// A layer's batch mean and unbiased variance.
@@ -45,6 +91,8 @@ struct Statistics {
 struct Variables<'a> {
     starts: &'a [usize],
     values: Vec<Tensor>,
+    /// What convolutions compute with.
+    kind: Kind,
 }
 
 impl Variables<'_> {
@@ -60,15 +108,21 @@ impl Variables<'_> {
 }
 
 impl Session {
-    pub(crate) fn open(config: &str, device: &str, threads: usize) -> Result<Self, Error> {
-        let config: NetworkConfig = serde_json::from_str(config)?;
-        let wrong = || Error::Device(device.to_owned());
-        let device = match device.strip_prefix("cuda:") {
-            Some(index) => cuda::device(index.parse().map_err(|_| wrong())?)?,
-            None if device == "torch-cpu" => Device::Cpu,
+    pub(crate) fn open(opening: &str) -> Result<Self, Error> {
+        let opening: Opening = serde_json::from_str(opening)?;
+        let wrong = || Error::Device(opening.device.clone());
+        let (device, hardware) = match opening.device.strip_prefix("cuda:") {
+            Some(index) => {
+                let (device, gpu) = cuda::device(index.parse().map_err(|_| wrong())?)?;
+                (device, Hardware::Gpu(gpu))
+            }
+            None if opening.device == "torch-cpu" => (Device::Cpu, Hardware::TorchCpu),
             None => return Err(wrong()),
         };
-        tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
+        let arithmetic = choose(opening.numerics, &hardware).map_err(Error::Refused)?;
+        context::allow_tf32(opening.numerics.tf32);
+        tch::set_num_threads(i32::try_from(opening.threads).unwrap_or(1));
+        let config = opening.network;
         let plan = plan(&config)?;
         let (mut starts, mut sizes, mut start) = (Vec::new(), Vec::new(), 0);
         for spec in &plan.variables {
@@ -77,16 +131,25 @@ impl Session {
             start += spec.elements();
         }
         let penalties = penalties(&plan, &starts, &sizes, device)?;
+        let offset = Tensor::f_from_slice(&plan.input.1)?
+            .f_to_device(device)?
+            .f_view([1, config.image_channels as i64, 1, 1])?;
         Ok(Self {
             plan,
             device,
+            arithmetic,
+            loss: opening.loss,
             columns: config.num_classes as i64 + 1,
             image: [config.image_height, config.image_width, config.image_channels].map(|side| side as i64),
+            offset,
             sizes,
             starts,
             penalties,
             key: 0,
+            uploads: Uploads::default(),
             pending: None,
+            leaving: None,
+            busy: false,
         })
     }
 
@@ -95,63 +158,174 @@ impl Session {
         self.key = key;
     }
 
-    /// Fills `boxes` (`[batch, anchors, 4]`) and `classes` (`[batch, anchors, columns]`).
-    pub(crate) fn forward(
-        &mut self,
-        params: &[f32],
-        images: &[f32],
-        training: bool,
-        boxes: &mut [f32],
-        classes: &mut [f32],
-    ) -> Result<(), Error> {
-        self.pending = None;
-        length("params", params.len(), self.plan.elements)?;
-        let pixels = self.image.iter().product::<i64>() as usize;
-        let batch = images.len() / pixels;
-        length("images", images.len(), batch.max(1) * pixels)?;
-        let params = Tensor::f_from_slice(params)?
-            .f_to_device(self.device)?
-            .set_requires_grad(training);
-        let [height, width, channels] = self.image;
-        // Pixel by pixel in memory, which libtorch calls channels last.
-        let images = Tensor::f_from_slice(images)?
-            .f_to_device(self.device)?
-            .f_view([batch as i64, height, width, channels])?
-            .f_permute([0, 3, 1, 2])?
-            .f_mul_scalar(f64::from(self.plan.input.0))?
-            .f_add(
-                &Tensor::f_from_slice(&self.plan.input.1)?
-                    .f_to_device(self.device)?
-                    .f_view([1, channels, 1, 1])?,
-            )?;
-        let pass = || self.outputs(&params, &images, training);
-        let (found_boxes, found_classes, statistics) = if training { pass()? } else { tch::no_grad(pass)? };
-        download("boxes", &found_boxes, boxes)?;
-        download("classes", &found_classes, classes)?;
-        self.pending = training.then_some(Pending {
+    /// What it trains with.
+    pub(crate) fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// Whether it computes on the CPU.
+    pub(crate) fn on_host(&self) -> bool {
+        self.device == Device::Cpu
+    }
+
+    /// Sends parameters and images and has the forward pass computed in training mode.
+    pub(crate) fn start(&mut self, params: &[f32], images: &[f32]) -> Result<(), Error> {
+        let (params, images) = self.send(params, images)?;
+        let params = params.set_requires_grad(true);
+        let kind = match self.arithmetic {
+            Arithmetic::Float32 => Kind::Float,
+            Arithmetic::Bf16 => Kind::BFloat16,
+            Arithmetic::Fp16 => Kind::Half,
+        };
+        let (boxes, classes, statistics) = self.outputs(&params, &images, true, kind)?;
+        self.pending = Some(Pending {
             params,
-            boxes: found_boxes,
-            classes: found_classes,
+            boxes,
+            classes,
             statistics,
         });
         Ok(())
     }
 
-    /// Fills `grads`: of trainable variables the gradient with the regularisers', of moving statistics the batch's own values.
-    pub(crate) fn backward(&mut self, d_box: &[f32], d_class: &[f32], grads: &mut [f32]) -> Result<(), Error> {
+    /// Fills `boxes` (`[batch, anchors, 4]`) and `classes` (`[batch, anchors, columns]`) with what the step predicts.
+    pub(crate) fn predictions(&mut self, boxes: &mut [f32], classes: &mut [f32]) -> Result<(), Error> {
+        let pending = self.pending.as_ref().ok_or(Error::NoForward)?;
+        let found = (transfer::fetch(&pending.boxes)?, transfer::fetch(&pending.classes)?);
+        transfer::wait(self.device);
+        transfer::read("boxes", &found.0, boxes)?;
+        transfer::read("classes", &found.1, classes)
+    }
+
+    /// As [`Session::start`] and [`Session::predictions`], in inference mode and float32.
+    pub(crate) fn infer(
+        &mut self,
+        params: &[f32],
+        images: &[f32],
+        boxes: &mut [f32],
+        classes: &mut [f32],
+    ) -> Result<(), Error> {
+        let (params, images) = self.send(params, images)?;
+        let (found_boxes, found_classes, _) = tch::no_grad(|| self.outputs(&params, &images, false, Kind::Float))?;
+        let found = (transfer::fetch(&found_boxes)?, transfer::fetch(&found_classes)?);
+        transfer::wait(self.device);
+        self.busy = false;
+        transfer::read("boxes", &found.0, boxes)?;
+        transfer::read("classes", &found.1, classes)
+    }
+
+    fn send(&mut self, params: &[f32], images: &[f32]) -> Result<(Tensor, Tensor), Error> {
+        self.pending = None;
+        self.leaving = None;
+        if std::mem::replace(&mut self.busy, true) {
+            // A step that nobody collected.
+            transfer::wait(self.device);
+        }
+        let pixels = self.image.iter().product::<i64>() as usize;
+        let batch = images.len() / pixels;
+        length("params", params.len(), self.plan.elements)?;
+        length("images", images.len(), batch.max(1) * pixels)?;
+        let params = self.uploads.params.send(params, self.device)?;
+        let [height, width, channels] = self.image;
+        // Pixel by pixel in memory, which libtorch calls channels last.
+        let images = self
+            .uploads
+            .images
+            .send(images, self.device)?
+            .f_view([batch as i64, height, width, channels])?
+            .f_permute([0, 3, 1, 2])?
+            .f_mul_scalar(f64::from(self.plan.input.0))?
+            .f_add(&self.offset)?;
+        Ok((params, images))
+    }
+
+    /// Losses and gradients of the step, from what it should predict.
+    pub(crate) fn train(&mut self, targets: [&[f32]; 4], (class_factor, box_factor): (f32, f32)) -> Result<(), Error> {
+        let loss = self.loss.ok_or(Error::NoLoss)?;
         let pending = self.pending.take().ok_or(Error::NoForward)?;
-        let weighted = |outputs: &Tensor, slopes: &[f32]| -> Result<Tensor, Error> {
-            length("output gradients", slopes.len(), outputs.numel())?;
-            let slopes = Tensor::f_from_slice(slopes)?
-                .f_to_device(self.device)?
-                .f_view_as(outputs)?;
+        let size = pending.boxes.size();
+        let anchors = [size[0], size[1]];
+        let mut sent = Vec::with_capacity(targets.len());
+        for (upload, values) in self.uploads.targets.iter_mut().zip(targets) {
+            sent.push(upload.send(values, self.device)?);
+        }
+        let [columns, class_weights, codes, box_weights] = &sent[..] else {
+            return Err(Error::NoLoss);
+        };
+        let targets = Targets {
+            columns: columns.f_view(anchors)?,
+            class_weights: class_weights.f_view(anchors)?,
+            codes: codes.f_view(&size[..])?,
+            box_weights: box_weights.f_view(anchors)?,
+            class_factor: f64::from(class_factor),
+            box_factor: f64::from(box_factor),
+        };
+        let found = loss::losses(&loss, &targets, &pending.boxes, &pending.classes)?;
+        self.propagate(pending, found.slopes, transfer::fetch(&found.sums)?)
+    }
+
+    /// Gradients of the step, from the loss's slopes by its predictions.
+    pub(crate) fn backward(&mut self, d_box: &[f32], d_class: &[f32]) -> Result<(), Error> {
+        let pending = self.pending.take().ok_or(Error::NoForward)?;
+        length("box gradients", d_box.len(), pending.boxes.numel())?;
+        length("class gradients", d_class.len(), pending.classes.numel())?;
+        let [to_boxes, to_classes] = &mut self.uploads.slopes;
+        let slopes = [
+            to_boxes.send(d_box, self.device)?.f_view_as(&pending.boxes)?,
+            to_classes.send(d_class, self.device)?.f_view_as(&pending.classes)?,
+        ];
+        self.propagate(pending, slopes, Tensor::f_empty([0], (Kind::Float, Device::Cpu))?)
+    }
+
+    /// Has the gradients computed and sent to the host.
+    fn propagate(&mut self, pending: Pending, slopes: [Tensor; 2], sums: Tensor) -> Result<(), Error> {
+        if self.arithmetic != Arithmetic::Fp16 {
+            let gradients = transfer::fetch(&self.gradients(&pending, &slopes, None)?)?;
+            self.leaving = Some(Leaving {
+                gradients,
+                sums,
+                again: None,
+            });
+            return Ok(());
+        }
+        let scale = scaling::first(&[&slopes[0], &slopes[1]])?;
+        self.leaving = Some(self.scaled(pending, slopes, scale, sums)?);
+        Ok(())
+    }
+
+    /// In float16: gradients, and whether they are finite, which nobody waits for here.
+    fn scaled(&self, pending: Pending, slopes: [Tensor; 2], scale: Tensor, sums: Tensor) -> Result<Leaving, Error> {
+        let gradients = self.gradients(&pending, &slopes, Some(&scale))?;
+        let finite = gradients.f_isfinite()?.f_all()?.f_to_kind(Kind::Float)?;
+        let verdict = transfer::fetch(&Tensor::f_stack(&[&finite, &scale], 0)?)?;
+        Ok(Leaving {
+            gradients: transfer::fetch(&gradients)?,
+            sums,
+            again: Some(Again {
+                pending,
+                slopes,
+                scale,
+                verdict,
+            }),
+        })
+    }
+
+    /// Of trainable variables the gradient with the regularisers', of moving statistics the batch's own values.
+    fn gradients(&self, pending: &Pending, slopes: &[Tensor; 2], scale: Option<&Tensor>) -> Result<Tensor, Error> {
+        let weighted = |outputs: &Tensor, slopes: &Tensor| -> Result<Tensor, Error> {
+            let slopes = match scale {
+                Some(scale) => slopes.f_mul(scale)?,
+                None => slopes.shallow_clone(),
+            };
             Ok(outputs.f_mul(&slopes)?.f_sum(Kind::Float)?)
         };
         // The sum's gradient with respect to the outputs is what was given.
-        weighted(&pending.boxes, d_box)?
-            .f_add(&weighted(&pending.classes, d_class)?)?
-            .f_backward()?;
-        let mut found = pending.params.f_grad()?;
+        let sum = weighted(&pending.boxes, &slopes[0])?.f_add(&weighted(&pending.classes, &slopes[1])?)?;
+        // Where it may have to be done again, the graph stays.
+        let found = Tensor::f_run_backward(&[&sum], &[&pending.params], scale.is_some(), false)?;
+        let mut found = found.into_iter().next().ok_or(Error::NoForward)?;
+        if let Some(scale) = scale {
+            found = found.f_div(scale)?;
+        }
         let params = pending.params.f_detach()?;
         if let Some(l1) = &self.penalties[0] {
             found = found.f_add(&params.f_sign()?.f_mul(l1)?)?;
@@ -159,20 +333,45 @@ impl Session {
         if let Some(l2) = &self.penalties[1] {
             found = found.f_add(&params.f_mul(l2)?)?;
         }
-        download("grads", &found, grads)?;
+        let found = found.f_detach()?;
+        let at = |start: usize, len: usize| found.f_narrow(0, start as i64, len as i64);
         for layer in &self.plan.layers {
             // Without batch statistics the moving ones stay as they are.
             if let Some(norm) = layer.norm.filter(|norm| !norm.train) {
-                grads[norm.mean..norm.mean + layer.outputs].fill(0.0);
-                grads[norm.variance..norm.variance + layer.outputs].fill(0.0);
+                let _ = at(norm.mean, layer.outputs)?.f_zero_()?;
+                let _ = at(norm.variance, layer.outputs)?.f_zero_()?;
             }
         }
         for Statistics { norm, mean, variance } in &pending.statistics {
             for (start, values) in [(norm.mean, mean), (norm.variance, variance)] {
-                download("statistics", values, &mut grads[start..start + values.numel()])?;
+                at(start, values.numel())?.f_copy_(values)?;
             }
         }
-        Ok(())
+        Ok(found)
+    }
+
+    /// Waits for the step. Fills `grads`, and `sums` after [`Session::train`].
+    pub(crate) fn collect(&mut self, grads: &mut [f32], sums: &mut [f32]) -> Result<Scaling, Error> {
+        let mut leaving = self.leaving.take().ok_or(Error::NoForward)?;
+        let mut scaling = Scaling { scale: 1.0, repeats: 0 };
+        transfer::wait(self.device);
+        while let Some(again) = leaving.again.take() {
+            let mut verdict = [0.0; 2];
+            transfer::read("verdict", &again.verdict, &mut verdict)?;
+            scaling.scale = verdict[1];
+            if verdict[0] == 1.0 || scaling.repeats == scaling::MOST_REPEATS {
+                break;
+            }
+            scaling.repeats += 1;
+            let scale = scaling::smaller(&again.scale)?;
+            leaving = self.scaled(again.pending, again.slopes, scale, leaving.sums)?;
+            transfer::wait(self.device);
+        }
+        self.busy = false;
+        if !sums.is_empty() || leaving.sums.numel() > 0 {
+            transfer::read("sums", &leaving.sums, sums)?;
+        }
+        transfer::read("grads", &leaving.gradients, grads).map(|()| scaling)
     }
 
     fn outputs(
@@ -180,6 +379,7 @@ impl Session {
         params: &Tensor,
         images: &Tensor,
         training: bool,
+        kind: Kind,
     ) -> Result<(Tensor, Tensor, Vec<Statistics>), Error> {
         // One cut into pieces: its gradient is one concatenation.
         let pieces = params.f_split_with_sizes(&self.sizes[..], 0)?;
@@ -189,6 +389,7 @@ impl Session {
             values: values
                 .map(|(piece, spec)| piece.f_view(&spec.shape[..]))
                 .collect::<Result<_, _>>()?,
+            kind,
         };
         let batch = images.size()[0];
         let (mut boxes, mut classes, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
@@ -209,7 +410,8 @@ impl Session {
                         Part::Classes => (&mut classes, self.columns),
                     };
                     let y = convolution(layer, weights, &variables, x)?;
-                    to.push(y.f_permute([0, 2, 3, 1])?.f_reshape([batch, -1, width])?);
+                    let y = y.f_permute([0, 2, 3, 1])?.f_reshape([batch, -1, width])?;
+                    to.push(y.f_to_kind(Kind::Float)?);
                 }
                 features.push(None);
                 continue;
@@ -256,7 +458,11 @@ fn convolution(layer: &Layer, weights: &Weights, variables: &Variables, x: &Tens
         let size = kernel.size();
         kernel = kernel.f_reshape([-1, 1, size[2], size[3]])?;
     }
+    let kind = variables.kind;
+    let kernel = kernel.f_to_kind(kind)?;
     let bias = variables.optional(weights.bias)?;
+    let bias = bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
+    let x = &x.f_to_kind(kind)?;
     let ((top, left), (bottom, right)) = (window.before, window.after());
     let stride = window.stride as i64;
     let even = (top, left) == (bottom, right);
@@ -268,7 +474,7 @@ fn convolution(layer: &Layer, weights: &Weights, variables: &Variables, x: &Tens
         padded = x.f_constant_pad_nd([left as i64, right as i64, top as i64, bottom as i64])?;
         &padded
     };
-    Ok(x.f_conv2d(&kernel, bias, [stride, stride], pad, [1, 1], groups)?)
+    Ok(x.f_conv2d(&kernel, bias.as_ref(), [stride, stride], pad, [1, 1], groups)?)
 }
 
 /// A layer without weights.
@@ -301,7 +507,12 @@ fn junction(layer: &Layer, x: &Tensor, others: &[&Tensor]) -> Result<Tensor, Err
             x.f_group_norm(groups as i64, nothing, nothing, f64::from(epsilon), false)?
         }
         Operation::MaxPool => {
-            let outside = f64::from(f32::MIN);
+            // About the least number of the kind.
+            let outside = match x.kind() {
+                Kind::Half => -65504.0,
+                Kind::BFloat16 => -3.38e38,
+                _ => f64::from(f32::MIN),
+            };
             let padded = x.f_pad(pad, "constant", Some(outside))?;
             padded.f_max_pool2d(kernel, stride, [0, 0], [1, 1], false)?
         }
@@ -388,18 +599,4 @@ fn penalties(plan: &Plan, starts: &[usize], sizes: &[i64], device: Device) -> Re
             .transpose()
     });
     Ok([l1?, l2?])
-}
-
-fn length(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::Length { what, found, expected })
-}
-
-fn download(what: &'static str, from: &Tensor, to: &mut [f32]) -> Result<(), Error> {
-    length(what, to.len(), from.numel())?;
-    let from = from.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let len = to.len();
-    Ok(from.f_copy_data(to, len)?)
 }

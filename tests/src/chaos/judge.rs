@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use coati_checkpoint::manifest::Manifest;
+use coati_common::cluster::Numerics;
 use coati_common::config::PipelineConfig;
 use coati_dataset::order::Order;
 use coati_worker::replay::{Part, Replay};
@@ -106,6 +107,7 @@ pub fn prove(job: &Job, seed: u64, history: &History, prefix: &Path) -> (Replay,
 fn options_of(job: &Job, seed: u64) -> train::Options {
     train::Options {
         keep_best: None,
+        numerics: Numerics::default(),
         on_nan: coati_common::cluster::OnNan::default(),
         config: or_panic(PipelineConfig::load(&job.path("pipeline.config")), "the configuration"),
         model_dir: job.path("proof"),

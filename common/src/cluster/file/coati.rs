@@ -3,14 +3,15 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::{compression, consistency, security};
+use super::{compression, consistency, precision, security};
 use crate::cluster::duration;
 use crate::cluster::plan::{Compression, Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
+use crate::cluster::precision::Numerics;
 use crate::cluster::security::{OnNan, Security};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
-pub(super) const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 16] = [
     "launcher",
     "hosts",
     "placement",
@@ -25,6 +26,8 @@ pub(super) const KEYS: [&str; 14] = [
     "restart",
     "devices",
     "keep_best",
+    "precision",
+    "tf32",
 ];
 
 const RESTART: [&str; 2] = ["max", "window"];
@@ -51,6 +54,7 @@ pub(super) struct Coati {
     pub(super) restart: Restart,
     pub(super) devices: Devices,
     pub(super) keep_best: Option<String>,
+    pub(super) numerics: Numerics,
 }
 
 pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
@@ -84,10 +88,13 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             "heartbeat_timeout" => coati.heartbeat.timeout = positive(document, node, &key)?,
             "restart" => coati.restart = restart(document, node)?,
             "keep_best" => coati.keep_best = Some(document.text(node, &key)?),
+            "precision" => coati.numerics.precision = precision::precision(document, node, &key)?,
+            "tf32" => coati.numerics.tf32 = precision::tf32(document, node, &key)?,
             _ => coati.devices = devices(document, node, &key)?,
         }
     }
     check_heartbeat(document, &fields, &coati.heartbeat)?;
+    precision::check(document, &fields, coati.numerics, &coati.devices)?;
     Ok(coati)
 }
 

@@ -17,6 +17,7 @@
 mod coati;
 mod compression;
 mod consistency;
+mod precision;
 mod security;
 mod training_input;
 mod validate;

@@ -60,7 +60,7 @@ fn incomplete(document: &Document, fields: &Fields<'_>, given: &[(&str, Option<P
 }
 
 /// `on` and `off` are booleans in older YAML and texts in newer one.
-fn switch(document: &Document, node: &Node, key: &str) -> Result<bool, Fault> {
+pub(super) fn switch(document: &Document, node: &Node, key: &str) -> Result<bool, Fault> {
     if let Value::Bool(value) = node.value {
         return Ok(value);
     }

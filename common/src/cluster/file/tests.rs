@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::{ClusterFile, Error};
 use crate::cluster::{
     ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices, GradientCompression,
-    OnNan, Placement, TaskType, WeightCompression,
+    Numerics, OnNan, Placement, Precision, TaskType, WeightCompression,
 };
 
 const LOCAL: &str = "\
@@ -449,7 +449,7 @@ fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
          replication: 1\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
-         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n  keep_best: DetectionBoxes_Precision/mAP@.50IOU\n"
+         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n  precision: fp16\n  tf32: off\n  keep_best: DetectionBoxes_Precision/mAP@.50IOU\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
@@ -466,6 +466,7 @@ fn our_own_section_is_read() {
     assert_eq!((plan.restart.max, plan.restart.window), (3, Duration::from_secs(120)));
     assert_eq!(plan.devices, Devices::GpuList(vec![1, 0]));
     assert_eq!(plan.keep_best.as_deref(), Some("DetectionBoxes_Precision/mAP@.50IOU"));
+    assert_eq!((plan.numerics.precision, plan.numerics.tf32), (Precision::Fp16, false));
 }
 
 #[test]
@@ -478,6 +479,21 @@ fn a_job_has_one_evaluator() {
         "{message}"
     );
     assert!(hint.is_some_and(|hint| hint.contains("set it to 1")));
+}
+
+#[test]
+fn a_switch_without_effect_is_said() {
+    let plan = |section: &str| plan(&format!("{LOCAL}coati: {section}\n"));
+    assert_eq!(plan("{}").numerics, Numerics::default());
+    let both = plan("{precision: bf16, tf32: on}");
+    assert!(both.numerics.tf32);
+    assert_eq!(
+        both.warnings,
+        [
+            "`coati.tf32` has no effect beside `precision: bf16`: no product is left in float32 when convolutions are in bf16"
+        ]
+    );
+    assert!(plan("{precision: float32, tf32: true}").warnings.is_empty());
 }
 
 #[test]
@@ -690,6 +706,26 @@ fn what_is_not_built_is_refused_by_name_with_what_is() {
             "{placement: balance}",
             "unknown value `balance` of `coati.placement`",
             "did you mean `balanced`?",
+        ),
+        (
+            "{precision: float16}",
+            "unknown value `float16` of `coati.precision`",
+            "did you mean `fp16`?",
+        ),
+        (
+            "{precision: exact}",
+            "unknown value `exact` of `coati.precision`",
+            "known are auto, float32, bf16, fp16",
+        ),
+        (
+            "{precision: bf16, devices: cpu}",
+            "`coati.precision: bf16` with `devices: cpu`: the kernels for CPUs compute in float32",
+            "leave `precision` out, or `devices`",
+        ),
+        (
+            "{tf32: on, devices: cpu}",
+            "`coati.tf32: on` with `devices: cpu`: the kernels for CPUs compute in float32",
+            "leave `tf32` out, or `devices`",
         ),
         (
             "{devices: tensor}",

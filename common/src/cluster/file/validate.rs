@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::precision;
 use super::training_input::{Job, Placed, Role, keys};
 use crate::cluster::machine::{self, Category, MachineType};
 use crate::cluster::plan::{ClusterPlan, MachineRole, Placement};
@@ -19,6 +20,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
     let mut warnings = job.warnings.clone();
     check_parameter_servers(document, &job, workers.count, parameter_servers.count, &mut warnings)?;
     check_evaluators(document, &job)?;
+    warnings.extend(precision::warning(job.coati.numerics));
     Ok(ClusterPlan {
         path: path.to_owned(),
         job_id: job.id,
@@ -43,6 +45,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         restart: job.coati.restart,
         devices: job.coati.devices,
         keep_best: job.coati.keep_best,
+        numerics: job.coati.numerics,
         ignored: job.ignored,
         warnings,
     })
