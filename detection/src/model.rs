@@ -351,7 +351,7 @@ impl Ssd {
         let outputs = accelerator.predictions()?;
         let found = self
             .loss_of(&outputs, groundtruth)
-            .map_err(|error| self.explained(error, params))?;
+            .map_err(|error| self.explained(error, params, groundtruth))?;
         let losses = self.step_losses(params, &found)?;
         if let Some(accelerator) = &mut self.accelerator {
             accelerator.backward(&found.d_box_encodings, &found.d_class_logits, gradients)?;

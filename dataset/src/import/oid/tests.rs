@@ -1,3 +1,5 @@
+use std::fs;
+
 use coati_common::tfrecord::Reader;
 
 use super::*;
