@@ -270,7 +270,7 @@ mod tests {
                 width,
                 pixels: vec![50; height * width * 3],
             },
-            input: Vec::new(),
+            input: coati_dataset::fit::Fitted::default(),
             boxes_px: groundtruth.boxes_px(height, width),
             groundtruth,
             image_classes: Vec::new(),
