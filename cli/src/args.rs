@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use coati_common::cluster::Precision;
+use coati_common::cluster::{Devices, Precision, bucket_bytes};
 
 /// Trains object detectors on one machine or on a cluster, from the files of the TensorFlow Object Detection API.
 #[derive(Debug, Parser)]
@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train a model; with --cluster on a cluster, else in this process.
+    /// Train a model; with --cluster on a cluster, else on every GPU of this machine, or on its CPU.
     Train(TrainArgs),
     /// Evaluate checkpoints as they appear, or the newest one with --run_once.
     Eval(EvalArgs),
@@ -65,6 +65,15 @@ pub(crate) enum Format {
     Json,
 }
 
+/// A form of gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReducePrecision {
+    /// As float32.
+    F32,
+    /// Rounded to bfloat16; sums are float32.
+    Bf16,
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct TrainArgs {
@@ -77,6 +86,16 @@ pub(crate) struct TrainArgs {
     /// Cluster file (Cloud ML Engine's YAML); its tasks run as processes on this machine.
     #[arg(long, value_name = "FILE")]
     pub cluster: Option<PathBuf>,
+    /// What to train on: auto (every GPU, else the CPU), cpu, cpu:N (N processes on the CPU), gpu, or GPUs by number such as 0,2. One process
+    /// a device; without parameter servers they sum their gradients among themselves.
+    #[arg(long, value_name = "DEVICES", value_parser = Devices::parse)]
+    pub devices: Option<Devices>,
+    /// Sum gradients in buckets of this size (4MiB), while the backward pass goes on.
+    #[arg(long, value_name = "SIZE", value_parser = bucket_bytes)]
+    pub bucket_size: Option<u64>,
+    /// How gradients travel between the processes of this machine.
+    #[arg(long, value_enum)]
+    pub reduce_precision: Option<ReducePrecision>,
     /// Train until this global step instead of `train_config.num_steps`.
     #[arg(long, value_name = "N")]
     pub num_train_steps: Option<u64>,

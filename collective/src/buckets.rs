@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::{Communicator, Error, Wire};
+use crate::{Communicator, Error, Part, Wire};
 
 /// Cuts variables of `lengths` elements, which lie one after the other, into ranges of at most `bucket_bytes` (as float32), beginning
 /// with the last: backward passes end with the first. A variable that is larger is a bucket of its own. The ranges cover everything once.
@@ -31,25 +31,21 @@ pub fn plan(lengths: &[usize], bucket_bytes: usize) -> Vec<Range<usize>> {
     buckets
 }
 
-struct Job {
-    number: u64,
-    values: Vec<f32>,
-    wire: Wire,
-    done: Sender<Result<Vec<f32>, String>>,
-}
+/// What the thread does with its communicator; the answer goes where it is waited for.
+type Task = Box<dyn FnOnce(&mut dyn Communicator) + Send>;
 
 /// Reduces buckets in the order of their numbers, 0, 1, 2, …, on every rank.
 pub struct Reducer {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Sender<(u64, Task)>>,
     thread: Option<JoinHandle<Box<dyn Communicator>>>,
     timeout: Duration,
     next: u64,
 }
 
-/// A bucket on its way.
-pub struct Handle {
+/// A bucket, or something else, on its way.
+pub struct Handle<T = Part> {
     number: u64,
-    done: Receiver<Result<Vec<f32>, String>>,
+    done: Receiver<Result<T, Error>>,
     timeout: Duration,
 }
 
@@ -60,19 +56,15 @@ impl Reducer {
     /// # Errors
     /// The system has no thread.
     pub fn start(mut communicator: Box<dyn Communicator>, timeout: Duration) -> Result<Self, Error> {
-        let (jobs, queue) = channel::<Job>();
+        let (jobs, queue) = channel::<(u64, Task)>();
         let run = move || {
-            let mut early: BTreeMap<u64, Job> = BTreeMap::new();
+            let mut early: BTreeMap<u64, Task> = BTreeMap::new();
             let mut next = 0;
-            for job in queue {
-                early.insert(job.number, job);
-                while let Some(mut job) = early.remove(&next) {
+            for (number, task) in queue {
+                early.insert(number, task);
+                while let Some(task) = early.remove(&next) {
                     next += 1;
-                    let summed = communicator.all_reduce_sum(&mut job.values, job.wire);
-                    // Who no longer waits needs no answer.
-                    let _ = job
-                        .done
-                        .send(summed.map(|()| job.values).map_err(|error| error.to_string()));
+                    task(communicator.as_mut());
                 }
             }
             communicator
@@ -88,29 +80,53 @@ impl Reducer {
     }
 
     /// Hands bucket `number` over. Numbers go on from step to step; each comes once, in any order.
-    pub fn submit(&mut self, number: u64, values: Vec<f32>, wire: Wire) -> Handle {
+    pub fn submit(&mut self, number: u64, part: impl Into<Part>, wire: Wire) -> Handle {
+        let mut part = part.into();
+        self.hand_over(number, move |communicator| {
+            communicator.all_reduce(&mut part, wire)?;
+            Ok(part)
+        })
+    }
+
+    /// As [`Self::submit`] with the number behind the highest so far.
+    pub fn submit_next(&mut self, part: impl Into<Part>, wire: Wire) -> Handle {
+        self.submit(self.next, part, wire)
+    }
+
+    /// Everybody's `bytes`, behind the buckets so far.
+    pub fn gather_next(&mut self, bytes: Vec<u8>) -> Handle<Vec<Vec<u8>>> {
+        self.hand_over(self.next, move |communicator| communicator.all_gather(&bytes))
+    }
+
+    /// Rank `root`'s values in place of `part`, behind the buckets so far.
+    pub fn broadcast_next(&mut self, root: usize, part: impl Into<Part>) -> Handle {
+        let mut part = part.into();
+        self.hand_over(self.next, move |communicator| {
+            communicator.broadcast(root, &mut part)?;
+            Ok(part)
+        })
+    }
+
+    fn hand_over<T: Send + 'static>(
+        &mut self,
+        number: u64,
+        work: impl FnOnce(&mut dyn Communicator) -> Result<T, Error> + Send + 'static,
+    ) -> Handle<T> {
         let (done, answer) = channel();
-        let job = Job {
-            number,
-            values,
-            wire,
-            done,
-        };
+        let task: Task = Box::new(move |communicator| {
+            // Who no longer waits needs no answer.
+            let _ = done.send(work(communicator));
+        });
         self.next = self.next.max(number + 1);
         if let Some(jobs) = &self.jobs {
             // Where the thread ended, the handle tells.
-            let _ = jobs.send(job);
+            let _ = jobs.send((number, task));
         }
         Handle {
             number,
             done: answer,
             timeout: self.timeout,
         }
-    }
-
-    /// As [`Self::submit`] with the number behind the highest so far.
-    pub fn submit_next(&mut self, values: Vec<f32>, wire: Wire) -> Handle {
-        self.submit(self.next, values, wire)
     }
 
     /// Waits for what was handed over and gives the communicator back. Nothing where its thread died.
@@ -130,15 +146,14 @@ impl Drop for Reducer {
     }
 }
 
-impl Handle {
-    /// The sums over all ranks.
+impl<T> Handle<T> {
+    /// The sums over all ranks, or what was gathered.
     ///
     /// # Errors
     /// What the communicator found, and a bucket with a lower number that this rank never handed over.
-    pub fn wait(self) -> Result<Vec<f32>, Error> {
+    pub fn wait(self) -> Result<T, Error> {
         let why = match self.done.recv_timeout(self.timeout) {
-            Ok(Ok(values)) => return Ok(values),
-            Ok(Err(reason)) => reason,
+            Ok(done) => return done,
             Err(RecvTimeoutError::Timeout) => format!(
                 "bucket {} was not summed within {:.1} s; was every bucket before it handed over?",
                 self.number,

@@ -1,6 +1,23 @@
 //! What training sees of the other ranks.
 
-use crate::{Error, Member, Wire};
+use std::sync::Arc;
+
+use crate::{Error, Member, Part, Wire};
+
+/// Ends a communicator from another thread than the one that is in a call of it: see [`Communicator::abort`].
+#[derive(Clone)]
+pub struct Aborter(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Aborter {
+    pub(crate) fn new(abort: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(abort))
+    }
+
+    /// Tells all ranks that it is over and why; a call under way ends soon.
+    pub fn abort(&self, reason: &str) {
+        (self.0)(reason);
+    }
+}
 
 /// The ranks `0..world_size`, seen from one of them.
 ///
@@ -25,6 +42,22 @@ pub trait Communicator: Send {
     /// # Errors
     /// A rank that is late, lost, or elsewhere; after it the contents of `values` mean nothing.
     fn all_reduce_sum(&mut self, values: &mut [f32], wire: Wire) -> Result<(), Error>;
+
+    /// Memory of these lengths in which [`Self::all_reduce`] sums without further copies, where the transport can; zeros at first.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce_sum`], and no room.
+    fn parts(&mut self, lengths: &[usize]) -> Result<Vec<Part>, Error> {
+        Ok(lengths.iter().map(|&length| vec![0.0; length].into()).collect())
+    }
+
+    /// As [`Self::all_reduce_sum`], of a part that [`Self::parts`] gave, the same one on all ranks, or of any other memory.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce_sum`].
+    fn all_reduce(&mut self, part: &mut Part, wire: Wire) -> Result<(), Error> {
+        self.all_reduce_sum(part, wire)
+    }
 
     /// Replaces `values` by those of rank `root`, bit for bit.
     ///
@@ -53,6 +86,9 @@ pub trait Communicator: Send {
 
     /// Tells all ranks that it is over and why; those that wait for this one hear it at once. The first reason counts.
     fn abort(&mut self, reason: &str);
+
+    /// For other threads.
+    fn aborter(&self) -> Aborter;
 
     /// Leaves together with all others. A communicator that is dropped instead aborts.
     ///

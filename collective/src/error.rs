@@ -66,6 +66,23 @@ pub enum Error {
         /// Where everybody was.
         standings: Vec<Standing>,
     },
+    /// A rank whose process is there and shows no sign of life.
+    #[error(
+        "{member} shows no sign of life for {:.1} s: it is stopped, or its host is{}\nhint: end that process (`kill -9`) and start the rank again",
+        silence.as_secs_f64(),
+        list(standings)
+    )]
+    Silent {
+        /// Who.
+        member: Member,
+        /// For how long.
+        silence: Duration,
+        /// Where everybody was.
+        standings: Vec<Standing>,
+    },
+    /// Somebody asked this rank to stop while it waited for others to come.
+    #[error("stopped on request while waiting for the other ranks to come")]
+    Stopped,
     /// Two ranks called different operations, or with different lengths.
     #[error(
         "{other} is at {theirs}, but {own} is at {ours}\nhint: all ranks must reduce the same buckets in the same order; a model or a bucket size differs"
@@ -102,7 +119,39 @@ pub enum Error {
     Gpu(String),
 }
 
+/// Begins the reason of [`Error::final_reason`].
+const FINAL: &str = "for good: ";
+
 impl Error {
+    /// The reason to abort with where another start of this rank would fail as this one did: see [`Self::is_final`].
+    pub fn final_reason(why: &str) -> String {
+        format!("{FINAL}{why}")
+    }
+
+    /// Whether meeting again cannot help: ranks that do not belong together, settings, a GPU's troubles, and what a rank said for good. A
+    /// rank that was lost or hangs may be replaced.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Aborted { reason, .. } => reason.contains(FINAL),
+            Self::Lost { .. } | Self::Late { .. } | Self::Silent { .. } | Self::NeverCame { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// What a rank said for good, without the mark.
+    pub fn for_people(&self) -> String {
+        self.to_string().replacen(FINAL, "", 1)
+    }
+
+    /// The ranks that others wait for in vain although their processes are there.
+    pub fn hanging(&self) -> Vec<Member> {
+        match self {
+            Self::Silent { member, .. } => vec![member.clone()],
+            Self::Late { missing, .. } => missing.clone(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Names the ranks that are not among `here`.
     pub(crate) fn never_came(world_size: usize, here: Vec<Member>, waited: Duration, remark: String) -> Self {
         let came = |rank: &usize| here.iter().any(|member| member.rank == *rank);

@@ -1,7 +1,9 @@
 //! Who a rank is, and whether two ranks belong together.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::Error;
 
@@ -148,6 +150,89 @@ pub struct Options {
     pub rendezvous_timeout: Duration,
     /// Longest wait for the other ranks within an operation: longer than the slowest rank takes from one operation to the next.
     pub timeout: Duration,
+    /// What one looks after while one waits.
+    pub watch: Watch,
+}
+
+/// What one looks after while one waits for others.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// A rank whose process shows no sign of life for so long hangs, or was stopped, whatever it is at. Every rank gives such signs, by a
+    /// thread of its own, also while it computes, evaluates or writes.
+    pub silence: Duration,
+    /// Raised from elsewhere: a rank that waits for others to come gives up.
+    pub stop: Option<Arc<AtomicBool>>,
+    /// Hears whom one waits for, once that has taken ten seconds, and every ten seconds.
+    pub say: Option<fn(&str)>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            silence: Duration::from_secs(30),
+            stop: None,
+            say: None,
+        }
+    }
+}
+
+/// Between two words about a wait.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+impl Watch {
+    /// Between two signs of life.
+    pub(crate) fn pulse(&self) -> Duration {
+        (self.silence / 8).clamp(Duration::from_millis(10), Duration::from_millis(500))
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Acquire))
+    }
+}
+
+/// One wait: what was said of it, and whether this process was itself away meanwhile.
+pub(crate) struct Vigil {
+    pub(crate) begun: Instant,
+    said: Instant,
+    looked: Instant,
+}
+
+impl Vigil {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            begun: now,
+            said: now,
+            looked: now,
+        }
+    }
+
+    /// Called at each look, at least four times within a silence. Whether this process slept through so much of it that nobody's silence
+    /// counts: it was stopped itself.
+    pub(crate) fn was_away(&mut self, watch: &Watch) -> bool {
+        let now = Instant::now();
+        let gap = now - self.looked;
+        self.looked = now;
+        let away = gap > (watch.silence / 2).max(Duration::from_millis(200));
+        if away {
+            self.begun += gap;
+        }
+        away
+    }
+
+    /// Says `whom` one waits for, where it is time.
+    pub(crate) fn say(&mut self, watch: &Watch, whom: impl FnOnce() -> String) {
+        if let Some(say) = watch.say
+            && self.said.elapsed() >= SAY_EVERY
+        {
+            self.said = Instant::now();
+            say(&format!(
+                "waiting for {} since {:.0} s",
+                whom(),
+                self.begun.elapsed().as_secs_f64()
+            ));
+        }
+    }
 }
 
 impl Options {
@@ -160,6 +245,7 @@ impl Options {
             identity,
             rendezvous_timeout: Duration::from_secs(120),
             timeout: Duration::from_secs(300),
+            watch: Watch::default(),
         };
         options.check()?;
         Ok(options)

@@ -7,6 +7,7 @@ pub mod buckets;
 mod communicator;
 mod error;
 mod identity;
+mod memory;
 pub mod nccl;
 mod operation;
 pub mod shm;
@@ -14,9 +15,10 @@ mod slices;
 pub mod sums;
 pub mod tcp;
 
-pub use communicator::Communicator;
+pub use communicator::{Aborter, Communicator};
 pub use error::Error;
-pub use identity::{Identity, Member, Options};
+pub use identity::{Identity, Member, Options, Watch};
+pub use memory::Part;
 pub use operation::{Kind, Operation, Standing, Wire};
 
 #[cfg(target_endian = "big")]

@@ -43,6 +43,25 @@ fn a_rank_that_stays_away_is_named_with_where_everybody_is() {
     }
 }
 
+/// Its process is there and holds its locks and connections; only its signs of life end.
+#[test]
+fn a_stopped_rank_is_named_long_before_the_wait_is_over() {
+    for transport in TRANSPORTS {
+        let mut ranks = Ranks::new(transport, "silent", 3);
+        ranks.start_all(&[("RANKS_SILENCE_MS", "1500")]);
+        ranks.read("silent");
+        let victim = format!("pid {}) shows no sign of life for ", ranks.pid(2));
+        ranks.stop(2);
+        for rank in 0..2 {
+            let text = ranks.end(rank);
+            assert!(
+                text.contains(&victim) && text.contains("rank 2 ("),
+                "{transport}: {text}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_rank_that_never_comes_is_named() {
     for transport in TRANSPORTS {

@@ -62,6 +62,12 @@ impl Ranks {
         child.wait().unwrap();
     }
 
+    /// As `kill -STOP`.
+    pub(crate) fn stop(&self, rank: usize) {
+        // SAFETY: a signal to a child that was not waited for.
+        assert_eq!(unsafe { libc::kill(self.pid(rank) as libc::pid_t, libc::SIGSTOP) }, 0);
+    }
+
     /// What a rank wrote to `name`, once it is there.
     pub(crate) fn read(&self, name: &str) -> String {
         await_file(&self.folder.path().join(name))

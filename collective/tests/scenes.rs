@@ -45,6 +45,7 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
     let mut options = Options::new(Identity::here(rank, world, &version, [number("DIGEST", 1) as u8; 32]))?;
     options.rendezvous_timeout = Duration::from_millis(number("COME_MS", 120_000));
     options.timeout = Duration::from_millis(number("WAIT_MS", 120_000));
+    options.watch.silence = Duration::from_millis(number("SILENCE_MS", 120_000));
     if setting("TRANSPORT").unwrap() == "shm" {
         // Small slices, so that there are many rounds.
         return Ok(Box::new(Shared::join(
@@ -95,6 +96,21 @@ fn sums_of(ranks: &mut dyn Communicator) -> Result<(), Error> {
             assert!(
                 same(&sums, &expected(world, count, seed as u64, wire)),
                 "{count} {wire:?} on rank {rank}"
+            );
+        }
+    }
+    let counts = [1, 0, 700, 40_001];
+    let mut parts = ranks.parts(&counts)?;
+    for (seed, wire) in [(20, Wire::F32), (30, Wire::Bf16), (40, Wire::F32)] {
+        for (part, &count) in parts.iter_mut().zip(&counts) {
+            part.copy_from_slice(&values(rank, count, seed));
+        }
+        // Not in their order, and each by itself.
+        for (part, &count) in parts.iter_mut().zip(&counts).rev() {
+            ranks.all_reduce(part, wire)?;
+            assert!(
+                same(part, &expected(world, count, seed, wire)),
+                "{count} {wire:?} in place"
             );
         }
     }

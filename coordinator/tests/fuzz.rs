@@ -226,12 +226,13 @@ fn log_begin() -> impl Strategy<Value = step_log_record::Record> {
 
 /// Steps one after the other from a version, so that some of them follow.
 fn log_steps() -> impl Strategy<Value = Vec<step_log_record::Record>> {
-    let contributor = (prop::option::weighted(0.9, contributor()), log_ranges()).prop_map(|(contributor, mut records)| {
-        v1::LogContributor {
-            contributor,
-            records: records.pop(),
-        }
-    });
+    let contributor =
+        (prop::option::weighted(0.9, contributor()), log_ranges()).prop_map(|(contributor, mut records)| {
+            v1::LogContributor {
+                contributor,
+                records: records.pop(),
+            }
+        });
     let contributors = prop::collection::vec(contributor, 0..3);
     (number(), prop::collection::vec((contributors, 0_u64..8), 0..5)).prop_map(|(from, steps)| {
         let step = |(at, (contributors, gap)): (u64, (Vec<_>, u64))| {

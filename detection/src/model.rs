@@ -266,6 +266,20 @@ impl Ssd {
         &self.network
     }
 
+    /// Whether batch norm is to use statistics over all replicas (`sync_batch_norm`).
+    pub fn is_synchronised(&self) -> bool {
+        self.network.is_synchronised()
+    }
+
+    /// As [`Network::set_together`]; false where the network computes on an accelerator, which knows of no other replicas.
+    pub fn set_together(&mut self, together: Option<Box<dyn network::Together>>) -> bool {
+        let can = self.accelerator.is_none() || together.is_none();
+        if can {
+            self.network.set_together(together);
+        }
+        can
+    }
+
     /// Forward and backward pass of a batch. `images` are `[batch, height, width, channels]` of 0 to 255, `groundtruth` has one entry an
     /// image.
     ///

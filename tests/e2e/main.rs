@@ -19,6 +19,7 @@ mod inference;
 mod judges;
 mod partition;
 mod preflight;
+mod ranks;
 mod recovery;
 mod reproducible;
 mod restarts;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coati_collective::Error as Trouble;
 use coati_common::cluster::{ClusterSpec, Consistency, OnNan, TaskId, TaskType};
 use coati_common::rpc::{self, Peer};
 use coati_coordinator::membership::Identity;
@@ -18,6 +19,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use crate::exchange;
 use crate::model::Trainer;
 use crate::observe::{Observer, StepRecord};
+use crate::ranks::{FORMATION, Grouped, Ranks};
 use crate::remote::Remote;
 use crate::replica::{self, End};
 use crate::session::{Checkpoint, Session};
@@ -41,6 +43,8 @@ pub struct Cluster {
     pub on_nan: OnNan,
     /// `coati.compression`
     pub compression: v1::Compression,
+    /// `coati.local_reduce`: replicas of one host sum among themselves, and the first of each host talks to the servers.
+    pub local_reduce: Option<Ranks>,
     /// Longest waits.
     pub limits: coordinator::run::Limits,
 }
@@ -70,10 +74,36 @@ impl Cluster {
         self.spec.list(kind).iter().map(ToString::to_string).collect()
     }
 
+    /// Who this is for the coordinator: a host is one replica, where its replicas sum among themselves.
     fn wire_task(&self) -> v1::Task {
+        let mut index = self.task.index;
+        if let Some(ranks) = &self.local_reduce {
+            index = (ranks.hosts().1 as u32).saturating_sub(1);
+        }
         v1::Task {
             r#type: self.task.kind.name().to_owned(),
-            index: self.task.index,
+            index,
+        }
+    }
+
+    /// The replicas of this host, where they sum among themselves and there are several.
+    fn host(&self) -> Option<Ranks> {
+        let host = self.local_reduce.as_ref()?.of_host();
+        (host.world() > 1).then_some(host)
+    }
+
+    /// With the other replicas of this host, if it sums with them.
+    fn with_host(
+        &self,
+        lead: Option<Remote>,
+        setup: &mut Setup,
+        limit: Duration,
+        stop: &StopFlag,
+    ) -> Result<Grouped<Remote>, Trouble> {
+        match (self.host(), lead) {
+            (Some(host), lead) => host.meet_on_host(lead, setup, limit, stop),
+            (None, Some(lead)) => Ok(Grouped::alone(lead)),
+            (None, None) => Err(Trouble::Refused("a host without others has no leader".to_owned())),
         }
     }
 
@@ -205,7 +235,7 @@ impl Cluster {
         setup: &mut Setup,
         stop: &StopFlag,
         started: &mut dyn FnMut(&mut Setup, &v1::JobPlan) -> Result<(), Error>,
-        between: &mut replica::Between<'_, Trainer, Remote>,
+        between: &mut replica::Between<'_, Trainer, Grouped<Remote>>,
         idle: &mut dyn FnMut(),
     ) -> Result<End, Error> {
         let mut away: Option<Instant> = None;
@@ -243,40 +273,48 @@ impl Cluster {
                     } else {
                         stop.clone()
                     };
-                    let mut exchange = Remote::new(runtime.handle().clone(), client, servers, &plan, leave);
-                    let loader = setup.loader()?;
-                    let mut reached = first;
-                    let ended = replica::train(
-                        &mut setup.trainer,
-                        &loader,
-                        &mut exchange,
-                        first,
-                        stop,
-                        &mut |model, exchange| {
-                            reached += 1;
-                            between(model, exchange)
-                        },
-                    );
-                    match ended {
-                        Err(replica::Error::Exchange(exchange::Error::CutOff(reason))) => {
-                            if reached > first {
-                                away = None;
+                    let remote = Remote::new(runtime.handle().clone(), client, servers, &plan, leave);
+                    match self.with_host(Some(remote), setup, self.limits.formation.max(FORMATION), stop) {
+                        Err(error) if error.is_final() && !matches!(error, Trouble::Stopped) => {
+                            return Err(Error::Job(error.for_people()));
+                        }
+                        Err(error) => error.to_string(),
+                        Ok(mut exchange) => {
+                            let mut reached = first;
+                            let ended = run(setup, &mut exchange, first, stop, &mut |model, exchange| {
+                                reached += 1;
+                                between(model, exchange)
+                            })?;
+                            match ended {
+                                Err(replica::Error::Exchange(exchange::Error::CutOff(reason))) => {
+                                    exchange.abort(false, &reason);
+                                    if reached > first {
+                                        away = None;
+                                    }
+                                    reason
+                                }
+                                Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => {
+                                    return Ok(End::Left(reason));
+                                }
+                                Err(error) => {
+                                    // Another start of it would fail in the same way: the job ends, and says why.
+                                    let why = error.to_string();
+                                    exchange.abort(true, &why);
+                                    if let Some(remote) = exchange.lead() {
+                                        remote.leave(true, &why);
+                                    }
+                                    return Err(Error::job(error));
+                                }
+                                Ok(end) => {
+                                    if stop.raised()
+                                        && self.task.kind != TaskType::Master
+                                        && let Some(remote) = exchange.lead()
+                                    {
+                                        remote.leave(false, "asked to leave");
+                                    }
+                                    return Ok(end);
+                                }
                             }
-                            reason
-                        }
-                        Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => {
-                            return Ok(End::Left(reason));
-                        }
-                        Err(error) => {
-                            // Another start of it would fail in the same way: the job ends, and says why.
-                            exchange.leave(true, &error.to_string());
-                            return Err(Error::job(error));
-                        }
-                        Ok(end) => {
-                            if stop.raised() && self.task.kind != TaskType::Master {
-                                exchange.leave(false, "asked to leave");
-                            }
-                            return Ok(end);
                         }
                     }
                 }
@@ -295,30 +333,121 @@ impl Cluster {
     }
 }
 
+/// From joining to the end, and the end of the host's communicator. The outer error is no input.
+fn run(
+    setup: &mut Setup,
+    exchange: &mut Grouped<Remote>,
+    first: u64,
+    stop: &StopFlag,
+    between: &mut replica::Between<'_, Trainer, Grouped<Remote>>,
+) -> Result<Result<End, replica::Error>, Error> {
+    let loader = setup.loader()?;
+    let ended = match exchange.first(first) {
+        Ok(first) => replica::train(&mut setup.trainer, &loader, exchange, first, stop, between),
+        Err(error) => Err(error.into()),
+    };
+    if ended.is_ok()
+        && let Err(error) = exchange.close()
+    {
+        tracing::warn!(%error, "the replicas of this host do not leave together");
+    }
+    Ok(ended)
+}
+
+/// A replica that is not the first one of its host: what it needs of the servers, it hears of that one.
+fn follow(options: &Options, cluster: &Cluster, setup: &mut Setup) -> Result<End, Error> {
+    let mut away: Option<Instant> = None;
+    loop {
+        let limit = away.map_or(cluster.limits.formation.max(FORMATION), |since| {
+            cluster.limits.rejoin.saturating_sub(since.elapsed()).max(PAUSE)
+        });
+        let cut_off = match cluster.with_host(None, setup, limit, &options.stop) {
+            Err(Trouble::Stopped) => return Ok(End::Left(STOPPED.to_owned())),
+            Err(error @ Trouble::Refused(_)) => return Err(Error::User(error.for_people())),
+            Err(error) if error.is_final() => return Err(Error::Job(error.for_people())),
+            Err(error @ Trouble::NeverCame { .. }) => return Err(Error::Job(error.to_string())),
+            Err(error) => error.to_string(),
+            Ok(mut exchange) => match run(setup, &mut exchange, 0, &options.stop, &mut |_, _| Ok(()))? {
+                Err(replica::Error::Exchange(exchange::Error::CutOff(reason))) => {
+                    exchange.abort(false, &reason);
+                    away = None;
+                    reason
+                }
+                Err(replica::Error::Exchange(exchange::Error::Ended(reason))) => return Ok(End::Left(reason)),
+                Err(error) => {
+                    exchange.abort(true, &error.to_string());
+                    return Err(Error::job(error));
+                }
+                Ok(end) => return Ok(end),
+            },
+        };
+        let since = *away.get_or_insert_with(Instant::now);
+        if since.elapsed() >= cluster.limits.rejoin {
+            return Err(Error::Job(format!(
+                "{cut_off}\nhint: look into the log of this host's first replica"
+            )));
+        }
+        tracing::warn!("{cut_off}: meeting the replicas of this host again");
+        std::thread::sleep(PAUSE);
+    }
+}
+
 async fn raised(stop: &StopFlag) {
     while !stop.raised() {
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
+/// A host is one replica with one batch: all of them must be alike.
+fn check_hosts(cluster: &Cluster) -> Result<(), Error> {
+    let Some(ranks) = &cluster.local_reduce else {
+        return Ok(());
+    };
+    let (hosts, _) = ranks.hosts();
+    if hosts.windows(2).all(|pair| pair[0] == pair[1]) {
+        return Ok(());
+    }
+    let counts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    Err(Error::User(format!(
+        "coati.local_reduce: the hosts have {} replicas\nhint: give each host as many, or leave local_reduce out",
+        counts.join(", ")
+    )))
+}
+
+/// What a replica of parameter servers opens.
+fn opened(options: &Options) -> Result<Setup, Error> {
+    let mut setup = Setup::open(options)?;
+    if setup.trainer.ssd().is_synchronised() {
+        return Err(Error::User(format!(
+            "{}: sync_batch_norm needs replicas that sum among themselves, and these come and go by parameter servers\nhint: train without parameter servers (`--devices`, or parameterServerCount: 0), or write batch_norm",
+            options.config.name()
+        )));
+    }
+    Ok(setup)
+}
+
 /// Runs a worker until the job ends.
 pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
     let runtime = runtime()?;
     let master = cluster.addresses(TaskType::Master).first().cloned().unwrap_or_default();
-    let mut setup = Setup::open(options).inspect_err(|error| {
+    let mut setup = opened(options).inspect_err(|error| {
         let (own, problem) = (cluster.own_address(), error.to_string());
         runtime.block_on(cluster.say_that_it_cannot(&master, &own, &problem));
     })?;
-    let ended = cluster.take_part(
-        &runtime,
-        &master,
-        &options.model_dir,
-        &mut setup,
-        &options.stop,
-        &mut |_, _| Ok(()),
-        &mut |_, _| Ok(()),
-        &mut || (),
-    );
+    let ended = if cluster.host().is_some_and(|host| host.rank() > 0) {
+        follow(options, cluster, &mut setup)
+    } else {
+        cluster.take_part(
+            &runtime,
+            &master,
+            &options.model_dir,
+            &mut setup,
+            &options.stop,
+            &mut |_, _| Ok(()),
+            &mut |_, _| Ok(()),
+            &mut || (),
+        )
+    };
     match ended? {
         End::Finished => tracing::info!("the job is complete"),
         End::Left(reason) => tracing::info!(reason, "leaving"),
@@ -328,7 +457,8 @@ pub fn run_worker(options: &Options, cluster: &Cluster) -> Result<(), Error> {
 
 /// Runs the master: coordinator and replica 0.
 pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Observer) -> Result<Outcome, Error> {
-    let mut setup = Setup::open(options)?;
+    check_hosts(cluster)?;
+    let mut setup = opened(options)?;
     let mut session = Session::new(options, observer)?;
     let first = setup.first_values_early(options)?;
     let job = open_job(options, session.observer())?;
@@ -427,7 +557,8 @@ fn train(
             if std::mem::replace(&mut begun, true) {
                 return Ok(());
             }
-            let started = setup.started(plan.start_version, latest, plan.replicas, servers);
+            let replicas = plan.replicas * cluster.host().map_or(1, |host| host.world() as u32);
+            let started = setup.started(plan.start_version, latest, replicas, servers);
             shared.borrow_mut().0.start(&started)
         },
         &mut |trainer, exchange| {
@@ -501,7 +632,11 @@ fn coordinator_options(
     ps_addresses: Vec<String>,
 ) -> coordinator::Options {
     let train = options.config.train_config();
-    let workers = cluster.addresses(TaskType::Worker).len() as u32;
+    let workers = match &cluster.local_reduce {
+        Some(ranks) => ranks.hosts().0.len() as u32 - 1,
+        None => cluster.addresses(TaskType::Worker).len() as u32,
+    };
+    let of_one_replica = cluster.host().map_or(1, |host| host.world() as u32);
     coordinator::Options {
         job,
         model_dir: options.model_dir.clone(),
@@ -512,7 +647,7 @@ fn coordinator_options(
         init,
         optimizer: train.optimizer.clone().unwrap_or_default().encode_to_vec().into(),
         num_steps: setup.num_steps,
-        batch_size: setup.batch_size,
+        batch_size: setup.batch_size * of_one_replica,
         identity: setup.identity.clone(),
         data_seed: options.seed,
         strategy: cluster.strategy,

@@ -148,15 +148,21 @@ pub fn evaluate(
                 _ if options.stop.raised() => Err(Error::Stopped),
                 batch => batch,
             };
-            let found = batch.and_then(|Batch { examples, images, parts }| {
-                let objects: Vec<coati_detection::Groundtruth> = examples.iter().map(objects).collect();
-                let started = Instant::now();
-                let found = model.evaluate_within(variables, &images, &objects, &parts);
-                model_seconds += started.elapsed().as_secs_f64();
-                let (detections, found) = found.map_err(|error| Error::Model(error.to_string()))?;
-                losses.add(&found);
-                Ok((examples, detections))
-            });
+            let found = batch.and_then(
+                |Batch {
+                     examples,
+                     images,
+                     parts,
+                 }| {
+                    let objects: Vec<coati_detection::Groundtruth> = examples.iter().map(objects).collect();
+                    let started = Instant::now();
+                    let found = model.evaluate_within(variables, &images, &objects, &parts);
+                    model_seconds += started.elapsed().as_secs_f64();
+                    let (detections, found) = found.map_err(|error| Error::Model(error.to_string()))?;
+                    losses.add(&found);
+                    Ok((examples, detections))
+                },
+            );
             match found {
                 Ok(found) => {
                     done += found.0.len() as u64;

@@ -1,9 +1,11 @@
 //! Training and evaluation: the loop of a replica, the exchange of gradients, and what goes on around them.
 //!
-//! [`train`] runs a job in one process, [`cluster`] one task of a cluster; both drive [`replica`] over an [`exchange`].
+//! [`train`] runs a job in one process, [`cluster`] one task of a cluster with parameter servers, [`ranks`] one of several that sum their
+//! gradients among themselves; all of them drive [`replica`] over an [`exchange`].
 //! [`evaluate`] computes metrics, [`observe`] is what a job tells those who watch, [`replay`] makes a job again from its log.
 
 pub mod best;
+mod book;
 pub mod cluster;
 #[cfg(test)]
 #[allow(
@@ -25,6 +27,7 @@ pub mod job;
 mod local;
 pub mod model;
 pub mod observe;
+pub mod ranks;
 mod remote;
 pub mod replay;
 pub mod replica;

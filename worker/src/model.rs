@@ -9,6 +9,7 @@ use coati_common::cluster::{Numerics, Precision};
 use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec};
 use coati_dataset::batch::Batch;
+use coati_detection::accelerator::Device;
 use coati_detection::model::{self, Options, Ssd, StepLosses};
 use coati_detection::{Groundtruth, gradients};
 
@@ -47,14 +48,20 @@ pub fn build(config: &PipelineConfig, threads: Option<usize>) -> Result<Ssd, Err
         precision: Precision::Float32,
         tf32: false,
     };
-    build_for_training(config, threads, numerics)
+    build_for_training(config, threads, numerics, Device::Auto)
 }
 
-/// Builds the detector that the configuration describes, to be trained with these numbers.
-pub fn build_for_training(config: &PipelineConfig, threads: Option<usize>, numerics: Numerics) -> Result<Ssd, Error> {
+/// Builds the detector that the configuration describes, to be trained with these numbers on this device.
+pub fn build_for_training(
+    config: &PipelineConfig,
+    threads: Option<usize>,
+    numerics: Numerics,
+    device: Device,
+) -> Result<Ssd, Error> {
     let model = config.model().ok_or_else(|| Error::Missing(config.name().to_owned()))?;
     let options = Options {
         threads,
+        device,
         image_channels: input::image_channels(config),
         numerics,
         ..Options::from(config.train_config())

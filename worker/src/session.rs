@@ -7,9 +7,9 @@ use coati_common::invariants;
 use coati_detection::model::Ssd;
 
 use crate::best::{self, Keeper, Verdict};
+use crate::book;
 use crate::growth::Growth;
 use crate::input::{self, Input, Which};
-use crate::local;
 use crate::observe::{Observer, Started, StepRecord, Summary, Tally};
 use crate::train::{Error, Options};
 use crate::{evaluate, model, tensorboard};
@@ -124,13 +124,13 @@ impl<'a> Session<'a> {
         self.observer.warning(text);
     }
 
-    /// Passes on an event of the exchange in this process; returns a checkpoint that it tells of.
-    pub(crate) fn local(&mut self, event: local::Event) -> Option<Checkpoint> {
+    /// Passes on what a job without servers tells of itself; returns a checkpoint that it tells of.
+    pub(crate) fn entry(&mut self, event: book::Event) -> Option<Checkpoint> {
         match event {
-            local::Event::Step(record) => self.step(&record),
-            local::Event::Saved { prefix, step } => return Some(self.saved(prefix, step)),
-            local::Event::Skipped(text) => self.warn(&text),
-            local::Event::SaveFailed(error) => self.warn(&format!(
+            book::Event::Step(record) => self.step(&record),
+            book::Event::Saved { prefix, step } => return Some(self.saved(prefix, step)),
+            book::Event::Skipped(text) => self.warn(&text),
+            book::Event::SaveFailed(error) => self.warn(&format!(
                 "a checkpoint could not be written; the previous one stays: {error}"
             )),
         }

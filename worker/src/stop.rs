@@ -16,6 +16,11 @@ impl StopFlag {
         self.0.store(true, Ordering::Release);
     }
 
+    /// For those who look by themselves.
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+
     /// Whether somebody asked.
     pub fn raised(&self) -> bool {
         self.0.load(Ordering::Acquire)

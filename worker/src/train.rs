@@ -11,13 +11,16 @@ use coati_common::config::PipelineConfig;
 use coati_common::variables::VariableKind;
 use coati_coordinator::membership::Identity;
 use coati_dataset::batch::{self, Loader};
+pub use coati_detection::accelerator::Device;
 use coati_param_server::OptimizerConfig;
+use coati_proto::coati::v1::JobRef;
 
 use crate::best::KeepBest;
+use crate::book::{self, Saving, Start};
 use crate::fine_tune::{self, Restored};
 use crate::input::{self, Input, Which};
 use crate::job::{self, Job};
-use crate::local::{self, Local, Saving, Start};
+use crate::local::Local;
 use crate::model::{self, Trainer};
 use crate::observe::{Observer, Started, Summary};
 use crate::replica;
@@ -51,6 +54,8 @@ pub struct Options {
     pub started_at: SystemTime,
     /// `coati.on_nan` of a job in this process; a cluster's is in its own settings.
     pub on_nan: OnNan,
+    /// Where the network computes.
+    pub device: Device,
     /// `coati.keep_best`, or `--keep_best`.
     pub keep_best: Option<KeepBest>,
     /// What training computes with: `--precision`, `--tf32`, or `coati.precision` and `coati.tf32`.
@@ -116,7 +121,8 @@ impl Setup {
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         let config = &options.config;
         let input = input::open_for_job(config, Which::Train, &options.model_dir).map_err(Error::user)?;
-        let ssd = model::build_for_training(config, options.threads, options.numerics).map_err(Error::user)?;
+        let ssd = model::build_for_training(config, options.threads, options.numerics, options.device)
+            .map_err(Error::user)?;
         // Reading and decoding takes a tenth of what a step computes: one thread keeps up.
         let mut loading =
             input::train_options(config, &input, ssd.input_size(), options.seed, 1).map_err(Error::user)?;
@@ -185,6 +191,28 @@ impl Setup {
         match self.first_loader.take() {
             Some(loader) => Ok(loader),
             None => Loader::new(Arc::clone(&self.input.source), self.loading.clone()).map_err(Error::user),
+        }
+    }
+
+    /// What a job without servers writes down, with so many processes that train.
+    pub(crate) fn book_options(&mut self, options: &Options, job: JobRef, replicas: u32) -> book::Options {
+        book::Options {
+            model_dir: options.model_dir.clone(),
+            job,
+            variables: self.trainer.ssd().variables().to_vec(),
+            optimizer: self.optimizer.clone(),
+            num_steps: self.num_steps,
+            replicas,
+            batch_size: self.batch_size,
+            record_count: self.identity.record_count,
+            config_digest: self.identity.config_digest.clone(),
+            seed: options.seed,
+            saving: Saving {
+                every: options.save_every,
+                every_steps: options.save_every_steps,
+                keep: options.keep_options(),
+            },
+            on_nan: options.on_nan,
         }
     }
 
@@ -272,24 +300,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
         session.nothing_to_do(&summary, setup.num_steps);
         return Ok(Outcome::Completed(summary));
     }
-    let local = local::Options {
-        model_dir: options.model_dir.clone(),
-        job: job.job,
-        variables: setup.trainer.ssd().variables().to_vec(),
-        optimizer: setup.optimizer.clone(),
-        num_steps: setup.num_steps,
-        batch_size: setup.batch_size,
-        record_count: setup.identity.record_count,
-        config_digest: setup.identity.config_digest.clone(),
-        seed: options.seed,
-        saving: Saving {
-            every: options.save_every,
-            every_steps: options.save_every_steps,
-            keep: options.keep_options(),
-        },
-        stop: options.stop.clone(),
-        on_nan: options.on_nan,
-    };
+    let book = setup.book_options(options, job.job, 1);
     let values;
     let start = if let Some(latest) = &job.latest {
         Start::Checkpoint {
@@ -303,7 +314,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
         values = first.values;
         Start::Values(&values)
     };
-    let mut exchange = Local::new(local, &start).map_err(Error::job)?;
+    let mut exchange = Local::new(book, start, options.stop.clone()).map_err(Error::job)?;
     let first = exchange.version();
     let started = setup.started(first, job.latest.as_ref(), 1, 0);
     session.start(&started)?;
@@ -319,7 +330,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
             if let Some(checkpoint) = exchange
                 .take_events()
                 .into_iter()
-                .filter_map(|event| session.local(event))
+                .filter_map(|event| session.entry(event))
                 .last()
             {
                 session.evaluate_if_due(trainer.ssd(), &checkpoint);
@@ -331,7 +342,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
     let last = exchange
         .take_events()
         .into_iter()
-        .filter_map(|event| session.local(event))
+        .filter_map(|event| session.entry(event))
         .last();
     ended.map_err(Error::job)?;
     saved.map_err(Error::job)?;

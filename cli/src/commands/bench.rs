@@ -8,6 +8,7 @@ use coati_common::cluster::Numerics;
 use coati_common::config::PipelineConfig;
 use coati_dataset::batch::Batch;
 use coati_detection::Groundtruth;
+use coati_detection::accelerator::Device;
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
 use coati_worker::model::{self, Trainer};
@@ -53,7 +54,10 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<()> {
 
 fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path, numerics: Numerics) -> anyhow::Result<()> {
     let config = PipelineConfig::load(pipeline_config_path)?;
-    let mut trainer = Trainer::new(model::build_for_training(&config, None, numerics)?, &config);
+    let mut trainer = Trainer::new(
+        model::build_for_training(&config, None, numerics, Device::Auto)?,
+        &config,
+    );
     let variables = trainer.ssd().variables().to_vec();
     let job = JobRef {
         job_id: "bench".to_owned(),

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use coati_checkpoint::restore::Verdict;
-use coati_common::cluster::{ClusterFile, ClusterPlan};
+use coati_common::cluster::{ClusterFile, ClusterPlan, GradientCompression, WeightCompression};
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
 use coati_worker::best::KeepBest;
@@ -22,6 +22,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let mut warnings = support.warnings.clone();
     warnings.extend(plan.iter().flat_map(|plan| plan.warnings.clone()));
     warnings.extend(plan.iter().flat_map(|plan| consistency_warnings(&config, plan)));
+    problems.extend(plan.as_ref().and_then(all_reduce_problem));
 
     let mut data = serde_json::Map::new();
     for (name, which) in [("train", Which::Train), ("eval", Which::Eval)] {
@@ -118,10 +119,51 @@ fn fine_tuning(config: &PipelineConfig) -> Result<Option<serde_json::Value>, fin
 
 /// What of the pipeline's and the cluster file's choices does not go together well.
 pub(crate) fn consistency_warnings(config: &PipelineConfig, plan: &ClusterPlan) -> Vec<String> {
+    if plan.is_all_reduce() {
+        return without_servers(config, plan);
+    }
     dropped_replicas(config, plan)
         .into_iter()
         .chain(asynchronous_only(config, plan))
         .collect()
+}
+
+/// What a job without parameter servers cannot do.
+pub(crate) fn all_reduce_problem(plan: &ClusterPlan) -> Option<String> {
+    let sends_some = plan.is_all_reduce() && plan.compression.gradients == GradientCompression::TopK;
+    sends_some.then(|| {
+        format!(
+            "{}: coati.compression.gradients is topk, but without parameter servers all elements are summed\nhint: bf16 halves the bytes",
+            plan.path.display()
+        )
+    })
+}
+
+/// Settings that mean nothing where all replicas make each step together.
+fn without_servers(config: &PipelineConfig, plan: &ClusterPlan) -> Vec<String> {
+    let train = config.train_config();
+    let used = u32::try_from(train.replicas_to_aggregate()).unwrap_or(0);
+    let mut without_effect = Vec::new();
+    if !train.sync_replicas() && train.sync_replicas.is_some() {
+        without_effect.push("sync_replicas: false".to_owned());
+    }
+    if train.replicas_to_aggregate.is_some() && used != plan.replicas() && used > 0 {
+        without_effect.push(format!("replicas_to_aggregate: {used}"));
+    }
+    if plan.compression.weights != WeightCompression::None {
+        without_effect.push("coati.compression.weights".to_owned());
+    }
+    if !plan.consistency.asynchronous_keys().is_empty() {
+        without_effect.push("coati.consistency".to_owned());
+    }
+    if without_effect.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "without parameter servers all {} replicas make each step together: {} has no effect",
+        plan.replicas(),
+        without_effect.join(", ")
+    )]
 }
 
 /// Settings for stale gradients in a job that has none.

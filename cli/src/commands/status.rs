@@ -50,6 +50,10 @@ fn ask(found: &Report) -> Result<Option<v1::JobStatusReply>, String> {
     let Some(master) = found.tasks.first() else {
         return Ok(None);
     };
+    // Replicas that sum among themselves have no coordinator to ask.
+    if !found.tasks.iter().any(|task| task.task.starts_with("ps-")) {
+        return Ok(None);
+    }
     let peer = Peer::new(master.task.as_str(), master.address.as_str());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

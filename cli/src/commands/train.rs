@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use coati_collective::Wire;
 use coati_common::cluster::{
-    Address, ClusterFile, ClusterPlan, Devices, MachineRole, Numerics, Placement, TaskId, TaskType, TfConfig,
+    Address, ClusterFile, ClusterPlan, Devices, GradientCompression, MachineRole, Numerics, Placement, TaskId,
+    TaskType, TfConfig,
 };
 use coati_common::config::PipelineConfig;
 use coati_common::config::supported::{self, Mode};
@@ -15,6 +17,7 @@ use coati_common::exit::ExitCode;
 use coati_common::rpc;
 use coati_common::rpc::security::{FOLDER, Sources};
 use coati_coordinator::launcher;
+use coati_coordinator::launcher::resources::{self, Inventory};
 use coati_coordinator::run::Limits;
 use coati_detection::accelerator::{self, Device};
 use coati_param_server::{Strategy, service};
@@ -24,10 +27,11 @@ use coati_worker::evaluator::{Ended, run_evaluator};
 use coati_worker::fine_tune;
 use coati_worker::input::{self, Input};
 use coati_worker::job;
+use coati_worker::ranks::{Ranks, run_first, run_other};
 use coati_worker::stop::StopFlag;
 use coati_worker::train::{self, Outcome, train_here};
 
-use crate::args::TrainArgs;
+use crate::args::{ReducePrecision, TrainArgs};
 use crate::console::{Console, say};
 use crate::failure::Failure;
 use crate::{LOG_VARIABLE, TASK_LOG};
@@ -41,12 +45,10 @@ const STARTED_AT: &str = "COATI_STARTED_AT";
 /// `verbose` as on the command line: without it the informative lines of a cluster's tasks are in their log files alone.
 pub(crate) fn run(args: &TrainArgs, verbose: u8) -> anyhow::Result<()> {
     let task = TfConfig::from_env()?;
-    let plan = args.cluster.as_deref().map(ClusterFile::load).transpose()?;
+    let plan = plan(args)?;
     if task.is_some() {
-        if let Some(plan) = &plan {
-            rpc::tolerate_silence(plan.heartbeat.timeout);
-        }
-        let sources = credentials(args, plan.as_ref())?;
+        rpc::tolerate_silence(plan.heartbeat.timeout);
+        let sources = credentials(args, &plan)?;
         // Whichever task comes first makes what is not given; all others find it.
         sources.make()?;
         sources.load(Duration::ZERO)?.install();
@@ -55,29 +57,81 @@ pub(crate) fn run(args: &TrainArgs, verbose: u8) -> anyhow::Result<()> {
     if let Some(config) = task.as_ref().filter(|config| config.task.kind == TaskType::Ps) {
         return serve(config);
     }
-    let options = options(args, plan.as_ref())?;
-    match (task, plan) {
-        (Some(config), plan) => one_task(&options, &config, plan.as_ref()),
-        (None, Some(plan)) if !plan.is_single() => {
-            let sources = credentials(args, Some(&plan))?;
-            launch(&options, plan, &sources, verbose)
+    let mut options = options(args, &plan)?;
+    if let Some(config) = task {
+        return one_task(&options, &config, &plan);
+    }
+    let inventory = Inventory::detect();
+    let (devices, surprise) =
+        resources::devices_per_replica(&plan, &inventory).map_err(|error| Failure::user(error.to_string()))?;
+    if let Some(surprise) = surprise {
+        say(&format!("warning: {surprise}"));
+    }
+    let plan = if plan.parameter_servers.count == 0 || plan.local_reduce {
+        resources::with_devices(plan, devices)
+    } else {
+        if devices > 1 {
+            say(&format!(
+                "warning: each replica uses one of its {devices} devices\nhint: `coati.local_reduce: true` uses all: replicas of one host then sum among themselves"
+            ));
         }
-        (None, _) => {
-            preflight(&options)?;
-            on_signals(options.stop.clone())?;
-            ended(train_here(&options, &mut Console::new()))
+        plan
+    };
+    if plan.is_single() {
+        options.device = device(&plan.devices, &inventory);
+        return here(&options);
+    }
+    let sources = credentials(args, &plan)?;
+    launch(&options, plan, &sources, inventory, verbose)
+}
+
+/// What the cluster file says, or a machine of its own where there is none, with the flags on top.
+fn plan(args: &TrainArgs) -> anyhow::Result<ClusterPlan> {
+    let mut plan = match &args.cluster {
+        Some(path) => ClusterFile::load(path)?,
+        None => ClusterFile::parse(Path::new("the command line"), "trainingInput: {scaleTier: BASIC}\n")?,
+    };
+    if let Some(devices) = &args.devices {
+        plan.devices = devices.clone();
+    }
+    if let Some(bytes) = args.bucket_size {
+        plan.all_reduce.bucket_bytes = bytes;
+    }
+    match args.reduce_precision {
+        Some(ReducePrecision::Bf16) => plan.compression.gradients = GradientCompression::Bf16,
+        Some(ReducePrecision::F32) => plan.compression.gradients = GradientCompression::None,
+        None => {}
+    }
+    Ok(plan)
+}
+
+/// The one device of a job in this process.
+fn device(devices: &Devices, inventory: &Inventory) -> Device {
+    match devices {
+        Devices::Auto => Device::Auto,
+        Devices::Cpu | Devices::Cpus(_) => Device::Cpu,
+        Devices::Gpu => Device::Cuda(0),
+        Devices::GpuList(list) => {
+            let wanted = list.first().map(u32::to_string);
+            let place = inventory.gpus.iter().position(|gpu| Some(gpu) == wanted.as_ref());
+            Device::Cuda(place.unwrap_or(0))
         }
     }
 }
 
+fn here(options: &train::Options) -> anyhow::Result<()> {
+    preflight(options)?;
+    on_signals(options.stop.clone())?;
+    ended(train_here(options, &mut Console::new()))
+}
+
 /// Where the tasks of this job find certificates and token.
-fn credentials(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<Sources> {
-    let model_dir = args
-        .model_dir
+fn credentials(args: &TrainArgs, plan: &ClusterPlan) -> anyhow::Result<Sources> {
+    let model_dir = args.model_dir.clone().or_else(|| plan.model_dir().map(PathBuf::from));
+    let sources = plan
+        .security
         .clone()
-        .or_else(|| plan.and_then(ClusterPlan::model_dir).map(PathBuf::from));
-    let security = plan.map(|plan| plan.security.clone()).unwrap_or_default();
-    let sources = security.sources(coati_storage::local_side(&model_dir.clone().unwrap_or_default()).join(FOLDER));
+        .sources(coati_storage::local_side(&model_dir.clone().unwrap_or_default()).join(FOLDER));
     if model_dir.is_none() && sources.needs_folder() {
         return Err(Failure::user(
             "--model_dir is missing\nhint: give it on the command line, or in the cluster file's args; the job's certificates and token are kept there",
@@ -87,8 +141,8 @@ fn credentials(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<S
     Ok(sources)
 }
 
-fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train::Options> {
-    let from_plan = |find: fn(&ClusterPlan) -> Option<&str>| plan.and_then(find).map(PathBuf::from);
+fn options(args: &TrainArgs, plan: &ClusterPlan) -> anyhow::Result<train::Options> {
+    let from_plan = |find: fn(&ClusterPlan) -> Option<&str>| find(plan).map(PathBuf::from);
     let missing = |flag: &str| {
         Failure::user(format!(
             "--{flag} is missing\nhint: give it on the command line, or in the cluster file's args"
@@ -115,7 +169,7 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
     let steps = match args.num_train_steps {
         Some(steps) => Some(steps),
         None => plan
-            .and_then(|plan| plan.arg("num_train_steps"))
+            .arg("num_train_steps")
             .map(|text| {
                 text.parse().map_err(|_| {
                     Failure::user(format!(
@@ -143,19 +197,20 @@ fn options(args: &TrainArgs, plan: Option<&ClusterPlan>) -> anyhow::Result<train
         threads: None,
         stop: StopFlag::default(),
         started_at: started_at(),
-        on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
+        on_nan: plan.on_nan,
+        device: Device::Auto,
         keep_best: args
             .keep_best
             .clone()
-            .or_else(|| plan.filter(|_| !args.no_eval).and_then(|plan| plan.keep_best.clone()))
+            .or_else(|| plan.keep_best.clone().filter(|_| !args.no_eval))
             .map(KeepBest::new),
         numerics: numerics(args, plan),
     })
 }
 
 /// The flags stand before the cluster file.
-fn numerics(args: &TrainArgs, plan: Option<&ClusterPlan>) -> Numerics {
-    let given = plan.map(|plan| plan.numerics).unwrap_or_default();
+fn numerics(args: &TrainArgs, plan: &ClusterPlan) -> Numerics {
+    let given = plan.numerics;
     Numerics {
         precision: args.precision.unwrap_or(given.precision),
         tf32: args.tf32 || given.tf32,
@@ -170,7 +225,11 @@ fn started_at() -> SystemTime {
 /// What can be known to be wrong before anything starts.
 fn preflight(options: &train::Options) -> anyhow::Result<Vec<Input>> {
     job::check_free(&options.model_dir)?;
-    accelerator::preflight(Device::from_environment()?, options.numerics)?;
+    let device = match options.device {
+        Device::Auto => Device::from_environment()?,
+        device => device,
+    };
+    accelerator::preflight(device, options.numerics)?;
     let support = supported::check(
         &options.config,
         if options.eval { Mode::TrainAndEval } else { Mode::Train },
@@ -203,7 +262,16 @@ fn preflight(options: &train::Options) -> anyhow::Result<Vec<Input>> {
     Ok(inputs)
 }
 
-fn launch(options: &train::Options, mut plan: ClusterPlan, sources: &Sources, verbose: u8) -> anyhow::Result<()> {
+fn launch(
+    options: &train::Options,
+    mut plan: ClusterPlan,
+    sources: &Sources,
+    inventory: Inventory,
+    verbose: u8,
+) -> anyhow::Result<()> {
+    if let Some(problem) = super::check::all_reduce_problem(&plan) {
+        return Err(Failure::user(problem).into());
+    }
     let unfit = super::check::consistency_warnings(&options.config, &plan);
     for warning in plan.warnings.iter().chain(&unfit) {
         say(&format!("warning: {warning}"));
@@ -222,7 +290,7 @@ fn launch(options: &train::Options, mut plan: ClusterPlan, sources: &Sources, ve
         ));
         plan.evaluators = MachineRole::default();
     }
-    if plan.devices == Devices::Cpu {
+    if matches!(plan.devices, Devices::Cpu | Devices::Cpus(_)) {
         accelerator::preflight(Device::Cpu, options.numerics)?;
     }
     let inputs = preflight(options)?;
@@ -238,7 +306,10 @@ fn launch(options: &train::Options, mut plan: ClusterPlan, sources: &Sources, ve
     }
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    // Ranks that sum among themselves have nothing that listens all the time.
+    let probe = !plan.is_all_reduce();
     let mut launch = launcher::Options::new(plan, binary, args);
+    (launch.probe, launch.inventory) = (probe, Some(inventory));
     let job_dir = coati_storage::local_side(&options.model_dir);
     if job_dir != options.model_dir {
         say(&format!(
@@ -297,7 +368,7 @@ fn launch(options: &train::Options, mut plan: ClusterPlan, sources: &Sources, ve
 }
 
 /// The tasks that have a model.
-fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPlan>) -> anyhow::Result<()> {
+fn one_task(options: &train::Options, config: &TfConfig, plan: &ClusterPlan) -> anyhow::Result<()> {
     supported::check(
         &options.config,
         if config.task.kind == TaskType::Evaluator {
@@ -307,36 +378,34 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
         },
     )?;
     // An evaluator of its own spares the training replicas the evaluation.
-    let has_evaluator = !config.cluster.evaluators.is_empty() || plan.is_some_and(|plan| plan.evaluators.count > 0);
+    let has_evaluator = !config.cluster.evaluators.is_empty() || plan.evaluators.count > 0;
     let options = &train::Options {
         eval: options.eval && !has_evaluator,
         ..options.clone()
     };
-    let mut limits = Limits::default();
-    if let Some(plan) = plan {
-        limits.heartbeat_interval = plan.heartbeat.interval;
-        limits.heartbeat_timeout = plan.heartbeat.timeout;
+    let limits = Limits {
+        heartbeat_interval: plan.heartbeat.interval,
+        heartbeat_timeout: plan.heartbeat.timeout,
+        ..Limits::default()
+    };
+    if config.cluster.ps.is_empty() && config.task.kind != TaskType::Evaluator {
+        return one_rank(options, config, plan, limits);
     }
     let cluster = Cluster {
+        local_reduce: plan.local_reduce.then(|| ranks(options, config, plan, limits)),
         spec: config.cluster.clone(),
         task: config.task,
-        strategy: match plan.map(|plan| plan.placement).unwrap_or_default() {
+        strategy: match plan.placement {
             Placement::Balanced => Strategy::Balanced,
             Placement::RoundRobin => Strategy::RoundRobin,
         },
-        consistency: plan.map(|plan| plan.consistency.clone()).unwrap_or_default(),
-        replication: plan.is_some_and(|plan| plan.replication),
-        on_nan: plan.map(|plan| plan.on_nan).unwrap_or_default(),
-        compression: plan.map(|plan| plan.compression.to_wire()).unwrap_or_default(),
+        consistency: plan.consistency.clone(),
+        replication: plan.replication,
+        on_nan: plan.on_nan,
+        compression: plan.compression.to_wire(),
         limits,
     };
     match config.task.kind {
-        TaskType::Master if config.cluster.workers.is_empty() && config.cluster.ps.is_empty() => {
-            let _here = Here::bind(&config.cluster.master)?;
-            job::check_free(&options.model_dir)?;
-            on_signals(options.stop.clone())?;
-            ended(train_here(options, &mut Console::new()))
-        }
         TaskType::Master => {
             job::check_free(&options.model_dir)?;
             on_signals(options.stop.clone())?;
@@ -349,6 +418,47 @@ fn one_task(options: &train::Options, config: &TfConfig, plan: Option<&ClusterPl
         TaskType::Ps => serve(config),
         TaskType::Evaluator => evaluate(options, config),
     }
+}
+
+/// The training replicas as ranks.
+fn ranks(options: &train::Options, config: &TfConfig, plan: &ClusterPlan, limits: Limits) -> Ranks {
+    Ranks {
+        spec: config.cluster.clone(),
+        task: config.task,
+        model_dir: options.model_dir.clone(),
+        bucket_bytes: usize::try_from(plan.all_reduce.bucket_bytes).unwrap_or(usize::MAX),
+        wire: match plan.compression.gradients {
+            GradientCompression::Bf16 => Wire::Bf16,
+            GradientCompression::None | GradientCompression::TopK => Wire::F32,
+        },
+        transport: plan.all_reduce.transport,
+        limits,
+    }
+}
+
+/// A task of a job without parameter servers.
+fn one_rank(options: &train::Options, config: &TfConfig, plan: &ClusterPlan, limits: Limits) -> anyhow::Result<()> {
+    if let Some(problem) = super::check::all_reduce_problem(plan) {
+        return Err(Failure::user(problem).into());
+    }
+    let ranks = ranks(options, config, plan, limits);
+    if ranks.rank() > 0 {
+        leave_on_signal(options.stop.clone())?;
+        return run_other(options, &ranks).map_err(failure);
+    }
+    // Over TCP the ranks themselves meet at this address.
+    let _here = ranks
+        .one_host()
+        .then(|| Here::bind(&config.cluster.master))
+        .transpose()?;
+    job::check_free(&options.model_dir)?;
+    on_signals(options.stop.clone())?;
+    let console = &mut Console::new();
+    ended(if ranks.world() == 1 {
+        train_here(options, console)
+    } else {
+        run_first(options, &ranks, console)
+    })
 }
 
 fn ended(outcome: Result<Outcome, train::Error>) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use library::{BFLOAT16, COPY_DEFAULT, Code, Comm, Config, FLOAT32, IN_PROGRESS, NOT_READY, SUCCESS, SUM, UniqueId};
 pub use library::{ID_BYTES, Libraries, Stream};
 
-use crate::{Communicator, Error, Member, Wire, sums};
+use crate::{Aborter, Communicator, Error, Member, Wire, sums};
 
 /// How often one looks after the other ranks while the GPU works.
 const LOOK: Duration = Duration::from_millis(100);
@@ -428,6 +428,11 @@ impl Communicator for Gpus {
 
     fn abort(&mut self, reason: &str) {
         self.end(reason);
+    }
+
+    fn aborter(&self) -> Aborter {
+        // Whoever waits for a GPU looks at the host's ranks meanwhile.
+        self.host.aborter()
     }
 
     fn close(&mut self) -> Result<(), Error> {

@@ -7,31 +7,45 @@
 //! * who deposits round `r` has taken round `r - 2` of everybody, so whoever sees that deposit may overwrite its sums of `r - 2`;
 //! * who takes round `r - 1` has seen that everybody read its deposits of `r - 1`, so it may deposit `r + 1`.
 //!
+//! Values that already lie in shared memory ([`Communicator::parts`]) are not deposited: each rank adds up its own slice of everybody's
+//! values where they lie, and writes the sums to everybody's. A rank reads as much as one vector has and writes as much, however many
+//! ranks there are, and what it writes it has just read.
+//!
 //! The file is best on a tmpfs (`/dev/shm`). It is removed as soon as all ranks have it open, so that nothing stays behind.
 
 mod alive;
+mod direct;
+mod pulse;
 mod region;
 mod rendezvous;
 mod wait;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use region::{Counter, LEFT, Region};
 
+use crate::identity::Vigil;
 use crate::operation::{Kind, Operation, Standing, Wire};
 use crate::sums::GATHER_LIMIT;
-use crate::{Communicator, Error, Member, Options, slices, sums};
+use crate::{Aborter, Communicator, Error, Member, Options, Part, Watch, slices, sums};
+use pulse::{Ear, Pulse};
 
 /// Elements that one rank adds up in a round unless told otherwise: with two ranks, both rounds fit into a second-level cache of 2 MB.
 pub const DEFAULT_SLICE: usize = 1 << 16;
 
 /// The ranks of a host.
 pub struct Shared {
-    region: Region,
+    region: Arc<Region>,
     members: Vec<Member>,
     rank: usize,
     timeout: Duration,
+    watch: Watch,
+    /// Where further memory of the file begins.
+    end: usize,
+    /// That others see that this process runs.
+    _pulse: Pulse,
     /// More ranks than cores.
     crowded: bool,
     /// Operations so far.
@@ -51,9 +65,13 @@ impl Shared {
         options.check()?;
         let (region, members) = rendezvous::join(path, options, slice)?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let (region, rank) = (Arc::new(region), options.identity.member.rank);
         Ok(Self {
-            rank: options.identity.member.rank,
+            _pulse: Pulse::start(&region, rank, options.watch.pulse())?,
+            end: region.layout.bytes().next_multiple_of(4096),
+            rank,
             timeout: options.timeout,
+            watch: options.watch.clone(),
             crowded: members.len() > cores,
             region,
             members,
@@ -105,7 +123,8 @@ impl Shared {
         if counter.spin(target, self.crowded) {
             return Ok(());
         }
-        let begun = Instant::now();
+        let mut vigil = Vigil::new();
+        let mut ear = Ear::new(&self.region, vigil.begun);
         loop {
             counter.sleep(target);
             if counter.reached(target) {
@@ -114,17 +133,30 @@ impl Shared {
             if let Some(error) = self.gave_up() {
                 return Err(error);
             }
+            if vigil.was_away(&self.watch) {
+                ear = Ear::new(&self.region, std::time::Instant::now());
+            }
             // Not only the one that is waited for: it may itself wait for one that is gone. Who left in order is nobody's loss
             // until somebody needs it.
             for rank in self.others() {
-                let gone = rank == whom || self.region.rank(rank).state.load(Ordering::Acquire) != LEFT;
+                let left = self.region.rank(rank).state.load(Ordering::Acquire) == LEFT;
+                let gone = rank == whom || !left;
                 if gone && let Some(error) = self.lost(rank) {
                     // It may have done its part and gone on to its end meanwhile.
                     return if counter.reached(target) { Ok(()) } else { Err(error) };
                 }
+                let silence = ear.silence(&self.region, rank);
+                if !left && silence >= self.watch.silence {
+                    return Err(Error::Silent {
+                        member: self.members[rank].clone(),
+                        silence,
+                        standings: self.standings(),
+                    });
+                }
             }
-            if begun.elapsed() >= self.timeout {
-                return Err(self.late(begun.elapsed()));
+            vigil.say(&self.watch, || self.members[whom].to_string());
+            if vigil.begun.elapsed() >= self.timeout {
+                return Err(self.late(vigil.begun.elapsed()));
             }
         }
     }
@@ -320,6 +352,20 @@ impl Communicator for Shared {
         })
     }
 
+    fn parts(&mut self, lengths: &[usize]) -> Result<Vec<Part>, Error> {
+        self.shared_parts(lengths)
+    }
+
+    fn all_reduce(&mut self, part: &mut Part, wire: Wire) -> Result<(), Error> {
+        match part
+            .mapped()
+            .map(|(mapping, range)| (Arc::clone(mapping), range.clone()))
+        {
+            Some((mapping, range)) if self.world() > 1 => self.reduce_in_place(&mapping, &range, wire),
+            _ => self.all_reduce_sum(part, wire),
+        }
+    }
+
     fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<(), Error> {
         crate::communicator::check_root(root, self.world())?;
         let call = Operation {
@@ -415,6 +461,11 @@ impl Communicator for Shared {
 
     fn abort(&mut self, reason: &str) {
         self.region.abort(self.rank, reason);
+    }
+
+    fn aborter(&self) -> Aborter {
+        let (region, rank) = (Arc::clone(&self.region), self.rank);
+        Aborter::new(move |reason| region.abort(rank, reason))
     }
 
     fn close(&mut self) -> Result<(), Error> {

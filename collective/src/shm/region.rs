@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::identity::MOST_RANKS;
 use crate::{Error, Identity, Operation};
 
-/// "COATISHM" and the number of this layout.
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"COATISH1");
+/// "COATISH" and the number of this layout.
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"COATISH2");
 
 const PAGE: usize = 4096;
 const RANKS: usize = PAGE;
@@ -87,6 +87,8 @@ pub(super) struct Rank {
     pub(super) reduced: Counter,
     /// [`ABSENT`], [`HERE`] or [`LEFT`].
     pub(super) state: AtomicU32,
+    /// Goes up for as long as the process runs.
+    pub(super) pulse: AtomicU32,
     operation: [AtomicU64; 3],
 }
 
@@ -178,6 +180,46 @@ impl Region {
             Error::io(what, "see `ulimit -v` and free memory")(std::io::Error::last_os_error())
         })?;
         Ok(Self { base, layout, file })
+    }
+
+    /// Makes the file so long that `bytes` follow byte `at`, with memory behind all of it.
+    pub(super) fn extend(&self, at: usize, bytes: usize) -> Result<(), Error> {
+        // SAFETY: a call on an open file.
+        let failed = unsafe { libc::posix_fallocate(self.file.as_raw_fd(), at as libc::off_t, bytes as libc::off_t) };
+        if failed == 0 {
+            return Ok(());
+        }
+        let source = std::io::Error::from_raw_os_error(failed);
+        let what = format!("cannot take {bytes} bytes of shared memory for gradients");
+        Err(Error::io(
+            what,
+            "give /dev/shm more room (in a container: --shm-size), or use fewer ranks",
+        )(source))
+    }
+
+    /// A further mapping of the file.
+    pub(super) fn map_more(&self, at: usize, bytes: usize) -> Result<NonNull<f32>, Error> {
+        // SAFETY: a new mapping at a place of the kernel's choice, of bytes that `extend` has made.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                self.file.as_raw_fd(),
+                at as libc::off_t,
+            )
+        };
+        let base = if base == libc::MAP_FAILED {
+            None
+        } else {
+            NonNull::new(base.cast())
+        };
+        base.ok_or_else(|| {
+            Error::io(format!("cannot map {bytes} bytes"), "see `ulimit -v` and free memory")(
+                std::io::Error::last_os_error(),
+            )
+        })
     }
 
     /// Of the first bytes of a file, before it is mapped: magic, world size, elements of a slice.

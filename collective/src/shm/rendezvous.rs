@@ -251,6 +251,9 @@ fn refused(region: &Region) -> Result<(), Error> {
 }
 
 fn in_time(world: usize, here: Vec<Member>, options: &Options, begun: Instant) -> Result<(), Error> {
+    if options.watch.stopped() {
+        return Err(Error::Stopped);
+    }
     let waited = begun.elapsed();
     if waited < options.rendezvous_timeout {
         return Ok(());

@@ -9,6 +9,7 @@ const MOST_REASON: usize = 4096;
 pub(super) const ABORT: u8 = 1;
 pub(super) const LEAVE: u8 = 2;
 pub(super) const ROSTER: u8 = 3;
+pub(super) const PULSE: u8 = 4;
 
 /// Something that a peer said.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub(super) enum Said {
     Abort(String),
     /// It leaves in order; its hanging up is no loss.
     Leave,
+    /// It runs.
+    Pulse,
     /// It hung up.
     End,
     /// Something that is none of these.
@@ -87,6 +90,10 @@ fn parse(heard: &mut Vec<u8>) -> Option<Said> {
             heard.remove(0);
             Some(Said::Leave)
         }
+        PULSE => {
+            heard.remove(0);
+            Some(Said::Pulse)
+        }
         ABORT => {
             let length = usize::from(u16::from_le_bytes([*heard.get(1)?, *heard.get(2)?]));
             if length > MOST_REASON {
@@ -106,7 +113,8 @@ mod tests {
 
     #[test]
     fn messages_are_read_in_pieces_and_bounded() {
-        let mut heard = vec![LEAVE];
+        let mut heard = vec![PULSE, LEAVE];
+        assert_eq!(parse(&mut heard), Some(Said::Pulse));
         let sent = abort("the disk is full");
         heard.extend_from_slice(&sent[..5]);
         assert_eq!(parse(&mut heard), Some(Said::Leave));

@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::control::{Control, Said};
+use crate::identity::Vigil;
 use crate::operation::{Operation, Standing};
-use crate::{Error, Member};
+use crate::{Error, Member, Watch};
 
 /// Longest sleep before one looks at the clock.
 const NAP: Duration = Duration::from_millis(250);
@@ -23,6 +25,8 @@ pub(super) struct Peer {
     /// The newest operation that it has begun.
     pub(super) last: Operation,
     pub(super) left: bool,
+    /// When anything last came from it, a sign of life at least.
+    heard_at: Instant,
     heading: [u8; Operation::BYTES],
     sent: usize,
     heard: usize,
@@ -35,6 +39,7 @@ impl Peer {
             control: Control::new(control),
             last: Operation::NONE,
             left: false,
+            heard_at: Instant::now(),
             heading: [0; Operation::BYTES],
             sent: Operation::BYTES,
             heard: Operation::BYTES,
@@ -74,6 +79,9 @@ pub(super) struct Engine {
     pub(super) peers: Vec<Option<Peer>>,
     pub(super) rank: usize,
     pub(super) timeout: Duration,
+    pub(super) watch: Watch,
+    /// Why another thread of this process ended it.
+    pub(super) quit: Arc<Mutex<Option<String>>>,
 }
 
 /// Whether bytes moved.
@@ -87,13 +95,17 @@ impl Engine {
     /// Until everything in `lanes` (one a rank) has moved, and every peer has said that it is at `call`.
     pub(super) fn drive(&mut self, lanes: &mut [Lane<'_>], call: Operation) -> Result<(), Error> {
         let mut last = Instant::now();
+        let mut vigil = Vigil::new();
         loop {
             let (mut moved, mut waits) = (false, Vec::new());
             for (rank, lane) in lanes.iter_mut().enumerate() {
                 let Some(peer) = &mut self.peers[rank] else { continue };
                 for step in [write(peer, lane, call), read(peer, lane)] {
                     match step {
-                        Moved::Some => moved = true,
+                        Moved::Some => {
+                            moved = true;
+                            peer.heard_at = Instant::now();
+                        }
                         Moved::None => {}
                         Moved::Broken(how) => return Err(self.broken(rank, &how, call)),
                     }
@@ -128,6 +140,23 @@ impl Engine {
                 continue;
             }
             self.sleep(&waits, call)?;
+            if vigil.was_away(&self.watch) {
+                last = Instant::now();
+                self.peers.iter_mut().flatten().for_each(|peer| peer.heard_at = last);
+            }
+            for &(rank, ..) in &waits {
+                let silence = self.peers[rank]
+                    .as_ref()
+                    .map_or(Duration::ZERO, |peer| peer.heard_at.elapsed());
+                if silence >= self.watch.silence {
+                    return Err(Error::Silent {
+                        member: self.members[rank].clone(),
+                        silence,
+                        standings: self.standings(call),
+                    });
+                }
+            }
+            vigil.say(&self.watch, || self.members[waits[0].0].to_string());
             if last.elapsed() >= self.timeout {
                 return Err(self.late(last.elapsed(), &waits, call));
             }
@@ -147,10 +176,16 @@ impl Engine {
         for peer in self.peers.iter().flatten().filter(|peer| !peer.left) {
             asked.push(request(&peer.control.stream, libc::POLLIN));
         }
-        let nap = NAP.min(self.timeout).as_millis().max(1) as libc::c_int;
+        let nap = NAP.min(self.timeout).min(self.watch.silence / 4).as_millis().max(1) as libc::c_int;
         // SAFETY: a list of requests and its length.
         unsafe { libc::poll(asked.as_mut_ptr(), asked.len() as libc::nfds_t, nap) };
         self.listen(call)?;
+        if let Some(reason) = self.quit.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(Error::Aborted {
+                by: self.members[self.rank].to_string(),
+                reason,
+            });
+        }
         for &(rank, ..) in waits {
             if self.peers[rank]
                 .as_ref()
@@ -168,10 +203,16 @@ impl Engine {
             let Some(peer) = self.peers[rank].as_mut().filter(|peer| !peer.left) else {
                 continue;
             };
-            match peer.control.hear() {
-                None => {}
-                Some(Said::Leave) => peer.left = true,
-                Some(said) => return Err(self.said(rank, said, "its connection ended", call)),
+            loop {
+                match peer.control.hear() {
+                    None => break,
+                    Some(Said::Pulse) => peer.heard_at = Instant::now(),
+                    Some(Said::Leave) => {
+                        peer.left = true;
+                        break;
+                    }
+                    Some(said) => return Err(self.said(rank, said, "its connection ended", call)),
+                }
             }
         }
         Ok(())
@@ -187,7 +228,7 @@ impl Engine {
                 from: self.members[rank].clone(),
             },
             Said::Leave => self.lost(rank, "it left in order", call),
-            Said::End => self.lost(rank, how, call),
+            Said::Pulse | Said::End => self.lost(rank, how, call),
         }
     }
 
@@ -196,8 +237,9 @@ impl Engine {
         let begun = Instant::now();
         while begun.elapsed() < LAST_WORDS {
             let Some(peer) = &mut self.peers[rank] else { break };
-            if let Some(said) = peer.control.hear() {
-                return self.said(rank, said, how, call);
+            match peer.control.hear() {
+                None | Some(Said::Pulse) => {}
+                Some(said) => return self.said(rank, said, how, call),
             }
             let mut asked = [request(&peer.control.stream, libc::POLLIN)];
             // SAFETY: as above.

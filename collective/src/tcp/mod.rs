@@ -12,18 +12,21 @@
 mod control;
 mod engine;
 mod handshake;
+mod pulse;
 mod rendezvous;
 mod secret;
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::PoisonError;
 
 use bytemuck::Pod;
 use engine::{Engine, Lane, Peer};
+use pulse::Pulse;
 pub use secret::Secret;
 
 use crate::operation::{Kind, Operation, Wire};
 use crate::sums::GATHER_LIMIT;
-use crate::{Communicator, Error, Member, Options, slices, sums};
+use crate::{Aborter, Communicator, Error, Member, Options, slices, sums};
 
 /// Elements of a slice of a chunk: 512 KiB, which sockets and caches hold.
 const SLICE: usize = 1 << 17;
@@ -51,6 +54,8 @@ fn schedule(bytes: usize, world: usize) -> Schedule {
 /// The ranks of several hosts.
 pub struct Mesh {
     engine: Engine,
+    /// That others hear that this process runs.
+    pulse: Pulse,
     number: u64,
     closed: bool,
     /// Who gave up and why.
@@ -86,12 +91,21 @@ impl Mesh {
             members.push(link.identity.member);
             peers.push(Some(Peer::new(link.data, link.control)));
         }
+        let streams = peers
+            .iter()
+            .flatten()
+            .map(|peer: &Peer| peer.control.stream.try_clone());
+        let streams = streams.collect::<Result<Vec<_>, _>>();
+        let streams = streams.map_err(Error::io("cannot use a connection", "see the limits on open files"))?;
         let mut mesh = Self {
+            pulse: Pulse::start(streams, options.watch.pulse())?,
             engine: Engine {
                 members,
                 peers,
                 rank: options.identity.member.rank,
                 timeout: options.rendezvous_timeout,
+                watch: options.watch.clone(),
+                quit: std::sync::Arc::default(),
             },
             number: 0,
             closed: false,
@@ -345,14 +359,29 @@ impl Communicator for Mesh {
         let member = self.engine.members[self.engine.rank].to_string();
         self.ended = Some((member, reason.to_owned()));
         let bytes = control::abort(reason);
+        let speaker = self.pulse.speaker();
+        let _quiet = speaker.quiet();
         for peer in self.engine.peers.iter_mut().flatten() {
             peer.control.say(&bytes);
             let _ = peer.control.stream.shutdown(std::net::Shutdown::Write);
         }
     }
 
+    fn aborter(&self) -> Aborter {
+        let pulse = self.pulse.speaker();
+        let quit = std::sync::Arc::clone(&self.engine.quit);
+        Aborter::new(move |reason| {
+            quit.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert_with(|| reason.to_owned());
+            pulse.say(&control::abort(reason));
+        })
+    }
+
     fn close(&mut self) -> Result<(), Error> {
         self.meet(Kind::Close)?;
+        let speaker = self.pulse.speaker();
+        let _quiet = speaker.quiet();
         for peer in self.engine.peers.iter_mut().flatten() {
             peer.control.say(&[control::LEAVE]);
         }

@@ -219,6 +219,7 @@ fn dial(
                         remark,
                     ));
                 }
+                Err(_) if options.watch.stopped() => return Err(Error::Stopped),
                 Err(_) => sleep(LOOK),
             }
         };
@@ -291,6 +292,9 @@ fn admit(
         for half in halves.iter_mut() {
             overheard(half)?;
         }
+        if options.watch.stopped() {
+            return Err(Error::Stopped);
+        }
         if begun.elapsed() >= options.rendezvous_timeout {
             let mut here = vec![options.identity.member.clone()];
             here.extend(
@@ -315,9 +319,13 @@ fn overheard(half: &mut Half) -> Result<(), Error> {
     let failed = || Error::io("cannot use a connection", REFUSED);
     stream.set_nonblocking(true).map_err(failed())?;
     let mut control = Control::new(stream.try_clone().map_err(failed())?);
-    match control.hear() {
-        None => Ok(()),
-        Some(said) => Err(gone(hello, said)),
+    loop {
+        match control.hear() {
+            None => return Ok(()),
+            // It has met everybody already.
+            Some(Said::Pulse) => {}
+            Some(said) => return Err(gone(hello, said)),
+        }
     }
 }
 
@@ -330,7 +338,7 @@ fn gone(hello: &Hello, said: Said) -> Error {
         Said::Noise => Error::Garbage {
             from: hello.identity.member.clone(),
         },
-        Said::Leave | Said::End => Error::Lost {
+        Said::Leave | Said::Pulse | Said::End => Error::Lost {
             member: hello.identity.member.clone(),
             how: "it hung up before all had come".to_owned(),
             standings: Vec::new(),

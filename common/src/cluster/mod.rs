@@ -20,8 +20,8 @@ mod yaml;
 
 pub use file::ClusterFile;
 pub use plan::{
-    ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices, GradientCompression,
-    MachineRole, Placement, Restart, WeightCompression,
+    AllReduce, ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices,
+    GradientCompression, MachineRole, Placement, Restart, Transport, WeightCompression, bucket_bytes,
 };
 pub use precision::{Numerics, Precision};
 pub use security::OnNan;

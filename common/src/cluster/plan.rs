@@ -47,6 +47,104 @@ pub enum Devices {
     Gpu,
     /// These GPUs, by the driver's numbers.
     GpuList(Vec<u32>),
+    /// So many processes on the CPU for each replica, as if they were devices.
+    Cpus(NonZeroU32),
+}
+
+/// Most CPU ranks of a replica.
+pub const MOST_CPUS: u32 = 256;
+
+impl Devices {
+    /// Reads `auto`, `cpu`, `cpu:2`, `gpu`, or numbers of GPUs: `0,2`. The error says what would be right.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let expected = || {
+            format!(
+                "`{text}` names no devices: write auto, cpu, cpu:2 (two processes on the CPU), gpu, or numbers of GPUs such as 0,2"
+            )
+        };
+        match text.trim() {
+            "auto" => return Ok(Self::Auto),
+            "cpu" => return Ok(Self::Cpu),
+            "gpu" => return Ok(Self::Gpu),
+            _ => {}
+        }
+        if let Some(count) = text.trim().strip_prefix("cpu:") {
+            let count = count
+                .parse()
+                .ok()
+                .and_then(NonZeroU32::new)
+                .filter(|count| count.get() <= MOST_CPUS);
+            return count
+                .map(Self::Cpus)
+                .ok_or_else(|| format!("`{text}`: the number of processes must be 1 to {MOST_CPUS}"));
+        }
+        let mut list = Vec::new();
+        for item in text.split(',') {
+            let gpu: u32 = item.trim().parse().map_err(|_| expected())?;
+            if list.contains(&gpu) {
+                return Err(format!("`{text}` names GPU {gpu} twice"));
+            }
+            list.push(gpu);
+        }
+        Ok(Self::GpuList(list))
+    }
+}
+
+/// What joins the ranks of a job without parameter servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Shared memory where all ranks are on one host, else TCP.
+    #[default]
+    Auto,
+    /// Shared memory.
+    SharedMemory,
+    /// TCP.
+    Tcp,
+}
+
+/// How ranks sum their gradients (`coati.all_reduce`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct AllReduce {
+    /// Bytes of float32 gradients that are summed at a time, while the backward pass goes on.
+    pub bucket_bytes: u64,
+    /// What joins the ranks.
+    pub transport: Transport,
+}
+
+impl Default for AllReduce {
+    fn default() -> Self {
+        Self {
+            bucket_bytes: 4 << 20,
+            transport: Transport::Auto,
+        }
+    }
+}
+
+/// Smallest bucket, in bytes.
+pub const LEAST_BUCKET: u64 = 1 << 10;
+
+/// Reads a size: `4194304`, `4MiB`, `25MB`. The error says what would be right.
+pub fn bucket_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KB" | "kB" => 1000,
+        "KiB" | "K" => 1 << 10,
+        "MB" => 1_000_000,
+        "MiB" | "M" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "GiB" | "G" => 1 << 30,
+        _ => 0,
+    };
+    let bytes = digits
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .and_then(|count| count.checked_mul(unit));
+    bytes
+        .filter(|&bytes| (LEAST_BUCKET..=1 << 40).contains(&bytes))
+        .ok_or_else(|| format!("`{text}` is no size of a bucket: write at least 1KiB, such as 4MiB or 25MB"))
 }
 
 /// Where processes are started.
@@ -272,6 +370,10 @@ pub struct ClusterPlan {
     pub restart: Restart,
     /// `coati.devices`.
     pub devices: Devices,
+    /// `coati.bucket_size` and `coati.transport`.
+    pub all_reduce: AllReduce,
+    /// `coati.local_reduce`: replicas on one host sum their gradients, and one of them talks to the parameter servers.
+    pub local_reduce: bool,
     /// `coati.keep_best`: the metric by which the best checkpoint is kept.
     pub keep_best: Option<String>,
     /// `coati.precision` and `coati.tf32`.
@@ -291,6 +393,11 @@ impl ClusterPlan {
     /// Training replicas: the workers and the master, which trains too.
     pub fn replicas(&self) -> u32 {
         self.workers.count.saturating_add(1)
+    }
+
+    /// Whether its replicas sum their gradients among themselves: there is no parameter server, and more than one replica.
+    pub fn is_all_reduce(&self) -> bool {
+        self.workers.count > 0 && self.parameter_servers.count == 0
     }
 
     /// Whether the plan is one process: a master and nothing else.
@@ -346,5 +453,46 @@ impl ClusterPlan {
     /// `--pipeline_config_path` of `args`.
     pub fn pipeline_config_path(&self) -> Option<&str> {
         self.arg("pipeline_config_path")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_people_write_them() {
+        let cpus = |count| Devices::Cpus(NonZeroU32::new(count).unwrap());
+        for (text, devices) in [
+            ("auto", Devices::Auto),
+            ("cpu", Devices::Cpu),
+            ("cpu:2", cpus(2)),
+            ("gpu", Devices::Gpu),
+            ("0", Devices::GpuList(vec![0])),
+            ("0, 2", Devices::GpuList(vec![0, 2])),
+        ] {
+            assert_eq!(Devices::parse(text), Ok(devices), "{text}");
+        }
+        for (text, words) in [
+            ("cpu:0", "must be 1 to 256"),
+            ("cpu:x", "must be 1 to 256"),
+            ("0,0", "names GPU 0 twice"),
+            ("", "names no devices"),
+            ("cuda", "names no devices"),
+            ("-1", "names no devices"),
+        ] {
+            let error = Devices::parse(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bucket_bytes("4MiB"), Ok(4 << 20));
+        assert_eq!(bucket_bytes("25MB"), Ok(25_000_000));
+        assert_eq!(bucket_bytes("2048"), Ok(2048));
+        for wrong in ["", "0", "1B", "MiB", "4 furlongs", "-4MiB", "99999999999GiB"] {
+            assert!(bucket_bytes(wrong).unwrap_err().contains("such as 4MiB"), "{wrong}");
+        }
     }
 }

@@ -7,9 +7,14 @@ use std::time::{Duration, Instant};
 /// A driver in trouble can make `nvidia-smi` hang.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What `CUDA_VISIBLE_DEVICES` says, if it is set.
+pub(super) fn visible() -> Option<String> {
+    std::env::var("CUDA_VISIBLE_DEVICES").ok()
+}
+
 /// The GPUs that tasks may use, as `CUDA_VISIBLE_DEVICES` names them.
 pub(super) fn detect() -> Vec<String> {
-    if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
+    if let Some(visible) = visible() {
         return listed(&visible);
     }
     // Where there is no driver there is nothing to ask.

@@ -11,6 +11,8 @@ pub struct Inventory {
     pub cpus: usize,
     /// GPUs, as `CUDA_VISIBLE_DEVICES` names them.
     pub gpus: Vec<String>,
+    /// What `CUDA_VISIBLE_DEVICES` says, if it is set: GPUs that it does not name are not among these.
+    pub visible: Option<String>,
 }
 
 impl Inventory {
@@ -20,6 +22,7 @@ impl Inventory {
         Self {
             cpus,
             gpus: gpus::detect(),
+            visible: gpus::visible(),
         }
     }
 }
@@ -59,19 +62,21 @@ pub struct Division {
     pub warnings: Vec<String>,
 }
 
-/// GPUs that the cluster file asks for are not there.
+/// GPUs that the user asks for are not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// `devices: gpu` without any.
+    /// GPUs without any.
     #[error(
-        "`coati.devices` asks for GPUs, but none was found on this machine\nhint: `devices: auto` trains on the CPU where there is no GPU; \
-         CUDA_VISIBLE_DEVICES can hide GPUs"
+        "GPUs are asked for (`--devices` or `coati.devices`), but none was found on this machine{}\nhint: `auto` trains on the CPU where there is no GPU; CUDA_VISIBLE_DEVICES can hide GPUs",
+        limited(visible.as_deref())
     )]
-    NoGpu,
-    /// A number in `devices: […]` that is none of the GPUs.
+    NoGpu {
+        /// What `CUDA_VISIBLE_DEVICES` says.
+        visible: Option<String>,
+    },
+    /// A number that is none of the GPUs.
     #[error(
-        "`coati.devices` lists GPU {wanted}, but this machine has {}\nhint: CUDA_VISIBLE_DEVICES, if it is set, limits them; \
-         `nvidia-smi -L` lists all",
+        "GPU {wanted} is asked for (`--devices` or `coati.devices`), but this machine has {}\nhint: `nvidia-smi -L` lists all",
         found(available)
     )]
     UnknownGpu {
@@ -80,6 +85,25 @@ pub enum Error {
         /// Those that are there.
         available: Vec<String>,
     },
+    /// A number that the environment leaves out.
+    #[error(
+        "GPU {wanted} is asked for (`--devices` or `coati.devices`), but CUDA_VISIBLE_DEVICES={visible} hides it\nhint: unset CUDA_VISIBLE_DEVICES, or ask for {}",
+        found(available)
+    )]
+    Hidden {
+        /// The number in the list.
+        wanted: u32,
+        /// What `CUDA_VISIBLE_DEVICES` says.
+        visible: String,
+        /// Those that it names.
+        available: Vec<String>,
+    },
+}
+
+fn limited(visible: Option<&str>) -> String {
+    visible.map_or_else(String::new, |visible| {
+        format!(" (CUDA_VISIBLE_DEVICES={visible} hides others)")
+    })
 }
 
 fn found(gpus: &[String]) -> String {
@@ -90,13 +114,54 @@ fn found(gpus: &[String]) -> String {
     }
 }
 
+/// How many devices each replica has here, at least 1, and what may surprise about that.
+///
+/// `cpu:N` are N processes on the CPU. Otherwise GPUs are shared out evenly; a machine type with GPUs means at most as many as it has on
+/// Cloud ML Engine, unless the devices are named.
+pub fn devices_per_replica(plan: &ClusterPlan, inventory: &Inventory) -> Result<(u32, Option<String>), Error> {
+    if let Devices::Cpus(count) = plan.devices {
+        return Ok((count.get(), None));
+    }
+    let gpus = usable_gpus(&plan.devices, inventory)?;
+    let models = to_usize(plan.replicas()) + to_usize(plan.evaluators.count);
+    let here = u32::try_from(gpus.len() / models).unwrap_or(u32::MAX);
+    let wanted = plan.master.accelerators;
+    if here == 0 || wanted == 0 || plan.devices != Devices::Auto {
+        return Ok((here.max(1), None));
+    }
+    let machine = plan.master.machine_type.as_deref().unwrap_or_default();
+    let surprise = match here.cmp(&wanted) {
+        std::cmp::Ordering::Less => Some(format!(
+            "masterType {machine} has {wanted} GPUs, this machine has {here} for each replica"
+        )),
+        std::cmp::Ordering::Greater => Some(format!(
+            "masterType {machine} has {wanted} GPU(s), so {} of {here} are left alone; `coati.devices: gpu` uses all",
+            here - wanted
+        )),
+        std::cmp::Ordering::Equal => None,
+    };
+    Ok((here.min(wanted), surprise))
+}
+
+/// The plan with a process for each device: `devices` for each replica, all of them training replicas of their own.
+pub fn with_devices(mut plan: ClusterPlan, devices: u32) -> ClusterPlan {
+    if devices > 1 {
+        plan.workers.count = plan.replicas().saturating_mul(devices).saturating_sub(1);
+        if plan.workers.machine_type.is_none() {
+            plan.workers.machine_type.clone_from(&plan.master.machine_type);
+            plan.workers.accelerators = plan.master.accelerators;
+        }
+    }
+    plan
+}
+
 /// Divides the machine among the plan's tasks.
 ///
 /// GPUs go to the tasks that run the model (training replicas and evaluators), as many to each as there are for all alike;
 /// with fewer GPUs than such tasks they take turns. CPU threads are divided among the same tasks. Parameter servers get a few
 /// threads and no GPU.
 pub fn divide(plan: &ClusterPlan, inventory: &Inventory) -> Result<Division, Error> {
-    let gpus = usable_gpus(&plan.devices, &inventory.gpus)?;
+    let gpus = usable_gpus(&plan.devices, inventory)?;
     let mut warnings = Vec::new();
     let models = to_usize(plan.replicas()) + to_usize(plan.evaluators.count);
     let servers = to_usize(plan.parameter_servers.count).max(1);
@@ -148,19 +213,29 @@ fn to_usize(count: u32) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
 }
 
-fn usable_gpus(devices: &Devices, available: &[String]) -> Result<Vec<String>, Error> {
+fn usable_gpus(devices: &Devices, inventory: &Inventory) -> Result<Vec<String>, Error> {
+    let available = &inventory.gpus;
     match devices {
-        Devices::Cpu => Ok(Vec::new()),
-        Devices::Gpu if available.is_empty() => Err(Error::NoGpu),
-        Devices::Auto | Devices::Gpu => Ok(available.to_vec()),
+        Devices::Cpu | Devices::Cpus(_) => Ok(Vec::new()),
+        Devices::Gpu if available.is_empty() => Err(Error::NoGpu {
+            visible: inventory.visible.clone(),
+        }),
+        Devices::Auto | Devices::Gpu => Ok(available.clone()),
         Devices::GpuList(list) => list
             .iter()
             .map(|wanted| {
                 let name = wanted.to_string();
-                let known = available.contains(&name);
-                known.then_some(name).ok_or_else(|| Error::UnknownGpu {
-                    wanted: *wanted,
-                    available: available.to_vec(),
+                if available.contains(&name) {
+                    return Ok(name);
+                }
+                let (wanted, available) = (*wanted, available.clone());
+                Err(match inventory.visible.clone() {
+                    Some(visible) => Error::Hidden {
+                        wanted,
+                        visible,
+                        available,
+                    },
+                    None => Error::UnknownGpu { wanted, available },
                 })
             })
             .collect(),
@@ -173,7 +248,7 @@ mod tests {
 
     use coati_common::cluster::{ClusterFile, ClusterPlan};
 
-    use super::{Inventory, divide};
+    use super::{Inventory, devices_per_replica, divide, with_devices};
 
     fn plan(coati: &str) -> ClusterPlan {
         let text = format!(
@@ -183,9 +258,17 @@ mod tests {
         ClusterFile::parse(Path::new("c.yaml"), &text).unwrap()
     }
 
+    fn inventory(cpus: usize, gpus: Vec<String>) -> Inventory {
+        Inventory {
+            cpus,
+            gpus,
+            visible: None,
+        }
+    }
+
     fn shares(coati: &str, cpus: usize, gpus: usize) -> (Vec<String>, Vec<String>) {
         let gpus = (0..gpus).map(|gpu| gpu.to_string()).collect();
-        let division = divide(&plan(coati), &Inventory { cpus, gpus }).unwrap();
+        let division = divide(&plan(coati), &inventory(cpus, gpus)).unwrap();
         let shares = division
             .shares
             .iter()
@@ -235,20 +318,65 @@ mod tests {
 
     #[test]
     fn gpus_that_are_not_there_are_an_error() {
-        let divide = |coati: &str, gpus: &[&str]| {
-            let gpus = gpus.iter().map(ToString::to_string).collect();
-            divide(&plan(coati), &Inventory { cpus: 2, gpus })
-                .unwrap_err()
-                .to_string()
+        let divide = |coati: &str, gpus: &[&str], visible: Option<&str>| {
+            let inventory = Inventory {
+                visible: visible.map(ToOwned::to_owned),
+                ..inventory(2, gpus.iter().map(ToString::to_string).collect())
+            };
+            divide(&plan(coati), &inventory).unwrap_err().to_string()
         };
+        let text = divide("{devices: gpu}", &[], None);
+        assert!(text.starts_with(
+            "GPUs are asked for (`--devices` or `coati.devices`), but none was found on this machine\nhint:"
+        ));
+        let text = divide("{devices: gpu}", &[], Some(""));
+        assert!(text.contains("(CUDA_VISIBLE_DEVICES= hides others)"), "{text}");
+        let text = divide("{devices: [2]}", &["0", "1"], None);
+        assert!(text.contains("but this machine has 0, 1\nhint: "), "{text}");
+        let text = divide("{devices: [2]}", &["0", "1"], Some("0,1"));
         assert!(
-            divide("{devices: gpu}", &[])
-                .starts_with("`coati.devices` asks for GPUs, but none was found on this machine\nhint:")
+            text.contains("GPU 2 is asked for") && text.contains("CUDA_VISIBLE_DEVICES=0,1 hides it"),
+            "{text}"
         );
+        assert!(text.ends_with("or ask for 0, 1"), "{text}");
+    }
+
+    #[test]
+    fn a_machine_type_says_how_many_devices_a_replica_has() {
+        let of = |machine: &str, workers: u32, coati: &str, gpus: usize| {
+            let workers = match workers {
+                0 => String::new(),
+                count => format!(", workerCount: {count}, workerType: {machine}"),
+            };
+            let text =
+                format!("trainingInput: {{scaleTier: CUSTOM, masterType: {machine}{workers}}}\ncoati: {coati}\n");
+            let plan = ClusterFile::parse(Path::new("c.yaml"), &text).unwrap();
+            let inventory = inventory(16, (0..gpus).map(|gpu| gpu.to_string()).collect());
+            let (devices, surprise) = devices_per_replica(&plan, &inventory).unwrap();
+            let tasks = divide(&with_devices(plan, devices), &inventory).unwrap().shares;
+            let gpus: Vec<String> = tasks.iter().map(|(_, share)| share.gpus.join("+")).collect();
+            (gpus.join(" "), surprise.unwrap_or_default())
+        };
+        assert_eq!(of("complex_model_l_gpu", 0, "{}", 8).0, "0 1 2 3 4 5 6 7");
+        let (gpus, surprise) = of("complex_model_l_gpu", 0, "{}", 2);
+        assert_eq!(gpus, "0 1");
+        assert!(surprise.contains("has 8 GPUs, this machine has 2"), "{surprise}");
+        let (gpus, surprise) = of("standard_gpu", 0, "{}", 4);
+        assert_eq!(gpus, "0");
+        assert!(surprise.contains("3 of 4 are left alone"), "{surprise}");
+        assert_eq!(of("standard_gpu", 0, "{devices: gpu}", 4).0, "0 1 2 3");
+        assert_eq!(of("complex_model_m_v100", 1, "{}", 8).0, "0 1 2 3 4 5 6 7");
         assert_eq!(
-            divide("{devices: [2]}", &["0", "1"]),
-            "`coati.devices` lists GPU 2, but this machine has 0, 1\nhint: CUDA_VISIBLE_DEVICES, if it is set, limits them; \
-             `nvidia-smi -L` lists all"
+            of("standard", 0, "{}", 3).0,
+            "0 1 2",
+            "a machine without GPUs of its own takes what is there"
+        );
+        assert_eq!(of("standard", 0, "{devices: [2, 0]}", 3).0, "2 0");
+        assert_eq!(of("standard", 0, "{}", 0).0, "");
+        assert_eq!(
+            of("standard", 1, "{devices: \"cpu:2\"}", 8).0,
+            "   ",
+            "four processes on the CPU"
         );
     }
 
@@ -257,6 +385,7 @@ mod tests {
         let division = divide(
             &plan("{}"),
             &Inventory {
+                visible: None,
                 cpus: 6,
                 gpus: vec!["0".to_owned()],
             },

@@ -79,6 +79,11 @@ pub fn network(
         input: InputRange::Bytes,
         threads: options.threads,
     };
+    // Where the base has settings of its own, whose statistics they are is the configuration's choice.
+    let sync = config.extra.batch_norm.is_some_and(|norm| norm.sync);
+    if let Some(norm) = config.base.batch_norm.as_mut() {
+        norm.sync |= sync;
+    }
     for hyper in [&mut config.base, &mut config.extra, &mut config.predictor.hyperparams] {
         if !options.regularization {
             hyper.regularizer = Regularizer::None;
@@ -306,22 +311,21 @@ fn hyperparams(message: Option<&pb::Hyperparams>, field: &'static str) -> Result
         ),
         batch_norm: match &message.normalizer_oneof {
             None | Some(hyperparams::NormalizerOneof::GroupNorm(_)) => None,
-            Some(hyperparams::NormalizerOneof::BatchNorm(norm)) => Some(BatchNorm {
-                decay: norm.decay(),
-                epsilon: norm.epsilon(),
-                center: norm.center(),
-                scale: norm.scale(),
-                train: norm.train(),
-            }),
-            Some(hyperparams::NormalizerOneof::SyncBatchNorm(_)) => {
-                return Err(unsupported(
-                    field,
-                    "sync_batch_norm",
-                    "batch_norm and group_norm are supported",
-                ));
-            }
+            Some(hyperparams::NormalizerOneof::BatchNorm(norm)) => Some(batch_norm(norm, false)),
+            Some(hyperparams::NormalizerOneof::SyncBatchNorm(norm)) => Some(batch_norm(norm, true)),
         },
     })
+}
+
+fn batch_norm(norm: &pb::BatchNorm, sync: bool) -> BatchNorm {
+    BatchNorm {
+        decay: norm.decay(),
+        epsilon: norm.epsilon(),
+        center: norm.center(),
+        scale: norm.scale(),
+        train: norm.train(),
+        sync,
+    }
 }
 
 fn regularizer(message: &pb::Hyperparams) -> Regularizer {

@@ -6,9 +6,11 @@
 use super::blocks::{ImageBlocks, RowBlocks, leading};
 use super::buffers::{Buffers, grow};
 use super::config::Regularizer;
+use super::error::Error;
 use super::forward::{Context, weight_rows};
 use super::norm;
 use super::plan::{Layer, Part, Source};
+use super::together::Hook;
 use crate::kernels::parallel::{Shared, line, scratch};
 use crate::kernels::patches::gather_row;
 use crate::kernels::rows::{Activation, NormGradient, gradient, mask, statistics};
@@ -130,7 +132,14 @@ impl Sink {
 
 impl Context<'_> {
     /// Computes the gradients of layer `i`'s variables and passes the gradient on to its input.
-    pub(crate) fn layer_backward(&self, i: usize, buffers: &mut Buffers, from: OutputGradients, grads: &mut [f32]) {
+    pub(crate) fn layer_backward(
+        &self,
+        i: usize,
+        buffers: &mut Buffers,
+        from: OutputGradients,
+        grads: &mut [f32],
+        hook: &mut Hook,
+    ) -> Result<(), Error> {
         let layer = &self.plan.layers[i];
         if layer.idle() {
             self.no_gradient(i, layer, buffers);
@@ -138,7 +147,8 @@ impl Context<'_> {
         if layer.head.is_none() {
             let count = self.batch * layer.window.outputs();
             let (sums, blocks) = (&buffers.sums[i], buffers.blocks[i]);
-            norm::backward(layer, self.params, sums, blocks, count, &mut buffers.norms[i], grads);
+            let state = &mut buffers.norms[i];
+            norm::backward(layer, self.params, sums, blocks, count, state, grads, hook).map_err(Error::Together)?;
         }
         if layer.dense() {
             self.convolution_backward(i, layer, buffers, from, grads);
@@ -147,6 +157,7 @@ impl Context<'_> {
         } else {
             self.depthwise_backward(i, layer, buffers, grads);
         }
+        Ok(())
     }
 
     /// Where the gradient that layer `i` passes on to its first input goes.

@@ -170,6 +170,7 @@ impl<'a> Builder<'a> {
             variance: add("moving_variance", moving, 1.0),
             epsilon: norm.epsilon,
             train: norm.train,
+            sync: norm.sync && norm.train,
         }
     }
 

@@ -197,6 +197,7 @@ impl Hyperparams {
                 center: true,
                 scale: true,
                 train: true,
+                sync: false,
             }),
             group_norm: false,
         }
@@ -204,6 +205,7 @@ impl Hyperparams {
 }
 
 /// Batch normalisation.
+#[allow(clippy::struct_excessive_bools, reason = "the message's own fields")]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BatchNorm {
     /// Of the moving averages.
@@ -216,6 +218,9 @@ pub struct BatchNorm {
     pub scale: bool,
     /// If false, training too normalises with the moving statistics and leaves them alone.
     pub train: bool,
+    /// Statistics over all replicas' batches, where replicas are told of each other ([`super::Network::set_together`]).
+    #[serde(default)]
+    pub sync: bool,
 }
 
 /// Penalty that is added to the loss.

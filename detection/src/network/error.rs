@@ -67,6 +67,9 @@ pub enum Error {
         /// Images.
         batch: usize,
     },
+    /// Statistics over all replicas.
+    #[error("batch norm's statistics over all replicas: {0}")]
+    Together(String),
     /// The device.
     #[error(transparent)]
     Accelerator(#[from] crate::accelerator::Error),

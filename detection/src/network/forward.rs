@@ -2,8 +2,10 @@
 
 use super::blocks::{RowBlocks, leading};
 use super::buffers::{Buffers, grow};
+use super::error::Error;
 use super::norm;
 use super::plan::{Head, Layer, Operation, Part, Plan, Source, Weights};
+use super::together::Hook;
 use crate::kernels::parallel::{Pool, Shared, line, scratch};
 use crate::kernels::patches::{from_features, from_images};
 use crate::kernels::rows::statistics;
@@ -41,7 +43,13 @@ impl Context<'_> {
         self.training && layer.norm.is_some_and(|norm| norm.train)
     }
 
-    pub(crate) fn layer(&self, i: usize, buffers: &mut Buffers, outputs: Outputs) {
+    pub(crate) fn layer(
+        &self,
+        i: usize,
+        buffers: &mut Buffers,
+        outputs: Outputs,
+        hook: &mut Hook,
+    ) -> Result<(), Error> {
         let layer = &self.plan.layers[i];
         if layer.dense() {
             self.convolution(i, layer, buffers, outputs);
@@ -51,14 +59,16 @@ impl Context<'_> {
             self.depthwise(i, layer, buffers);
         }
         if layer.head.is_some() {
-            return;
+            return Ok(());
         }
         let count = self.batch * layer.window.outputs();
         if self.takes_statistics(layer) {
             let (sums, blocks) = (&buffers.sums[i], buffers.blocks[i]);
-            norm::from_batch(layer, self.params, sums, blocks, count, &mut buffers.norms[i]);
+            norm::from_batch(layer, self.params, sums, blocks, count, &mut buffers.norms[i], hook)
+                .map_err(Error::Together)
         } else {
             norm::from_moving(layer, self.params, &mut buffers.norms[i]);
+            Ok(())
         }
     }
 

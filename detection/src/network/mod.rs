@@ -23,6 +23,7 @@ mod ring;
 mod shared_predictor;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::ops::Range;
 use std::time::Instant;
@@ -32,6 +33,7 @@ pub use config::{
     PredictorKind, Regularizer,
 };
 pub use error::Error;
+pub use together::Together;
 
 use crate::kernels::parallel::Shared;
 use crate::kernels::{Isa, Pool};
@@ -40,6 +42,7 @@ use buffers::Buffers;
 use coati_common::variables::VariableSpec;
 use forward::Context;
 use plan::{Operation, Plan};
+use together::Hook;
 
 /// Whether batch norm uses the batch's statistics and the network keeps what [`Network::backward`] needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +99,8 @@ pub struct Network {
     key: u64,
     /// Their box encodings, where those are limited: beyond the limits there is no gradient.
     boxes: Vec<f32>,
+    /// The other replicas.
+    hook: Hook,
 }
 
 impl Network {
@@ -120,7 +125,22 @@ impl Network {
             images: None,
             key: 0,
             boxes: Vec::new(),
+            hook: Hook::default(),
         })
+    }
+
+    /// Whether batch norm is to use statistics over all replicas (`sync_batch_norm`).
+    pub fn is_synchronised(&self) -> bool {
+        self.plan
+            .layers
+            .iter()
+            .any(|layer| layer.norm.is_some_and(|norm| norm.sync))
+    }
+
+    /// The other replicas, whose batches count in the statistics of layers with `sync_batch_norm`; without any each replica's are its own.
+    /// All replicas then make each step in training mode at the same time.
+    pub fn set_together(&mut self, together: Option<Box<dyn Together>>) {
+        self.hook = Hook::new(together);
     }
 
     /// The variables in declared order, which is the order in which the reference creates them.
@@ -210,6 +230,7 @@ impl Network {
             buffers,
             times,
             boxes,
+            hook,
             key,
             ..
         } = self;
@@ -233,10 +254,11 @@ impl Network {
         pool.enter(|| {
             for (i, time) in times.iter_mut().enumerate() {
                 let start = Instant::now();
-                context.layer(i, buffers, to);
+                context.layer(i, buffers, to, hook)?;
                 time.forward_s = start.elapsed().as_secs_f64();
             }
-        });
+            Ok::<_, Error>(())
+        })?;
         if let Some((lo, hi)) = plan.clip {
             outputs.box_encodings.iter_mut().for_each(|x| *x = x.clamp(lo, hi));
             boxes.clone_from(&outputs.box_encodings);
@@ -294,6 +316,7 @@ impl Network {
             isa,
             buffers,
             times,
+            hook,
             key,
             ..
         } = self;
@@ -316,14 +339,15 @@ impl Network {
         pool.enter(|| {
             for (i, time) in times.iter_mut().enumerate().rev() {
                 let start = Instant::now();
-                context.layer_backward(i, buffers, from, grads);
+                context.layer_backward(i, buffers, from, grads, hook)?;
                 time.backward_s = start.elapsed().as_secs_f64();
                 let done = plan.layers[i].flat.clone();
                 if !done.is_empty() {
                     progress(done.clone(), &mut grads[done]);
                 }
             }
-        });
+            Ok::<_, Error>(())
+        })?;
         self.images = Some(images);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::buffers::NormState;
 use super::plan::Layer;
+use super::together::Hook;
 
 /// Adds up `[blocks, 2, channels]` in the order of the blocks.
 fn totals(sums: &[f32], blocks: usize, channels: usize) -> Vec<f64> {
@@ -14,7 +15,7 @@ fn totals(sums: &[f32], blocks: usize, channels: usize) -> Vec<f64> {
     totals
 }
 
-/// Coefficients from the batch's own sums (`Σ y`, `Σ y²`).
+/// Coefficients from the batch's own sums (`Σ y`, `Σ y²`), or from those of all replicas.
 pub(crate) fn from_batch(
     layer: &Layer,
     params: &[f32],
@@ -22,10 +23,11 @@ pub(crate) fn from_batch(
     blocks: usize,
     count: usize,
     state: &mut NormState,
-) {
+    hook: &mut Hook,
+) -> Result<(), String> {
     let channels = layer.padded_outputs();
-    let totals = totals(sums, blocks, channels);
-    let n = count as f64;
+    let mut totals = totals(sums, blocks, channels);
+    let n = everybodys(layer, &mut totals, count, hook)?;
     for c in 0..layer.outputs {
         let mean = totals[c] / n;
         let variance = (totals[channels + c] / n - mean * mean).max(0.0);
@@ -34,6 +36,18 @@ pub(crate) fn from_batch(
         state.batch_variance_mut()[c] = (variance * n / (n - 1.0).max(1.0)) as f32;
         set(layer, params, c, mean, variance, state);
     }
+    Ok(())
+}
+
+/// Adds up the replicas' sums and the numbers of pixels behind them, where the layer's statistics are everybody's.
+fn everybodys(layer: &Layer, totals: &mut Vec<f64>, count: usize, hook: &mut Hook) -> Result<f64, String> {
+    let n = count as f64;
+    if !layer.norm.is_some_and(|norm| norm.sync) || !hook.is_set() {
+        return Ok(n);
+    }
+    totals.push(n);
+    hook.sum(totals)?;
+    Ok(totals.pop().unwrap_or(n))
 }
 
 /// Coefficients from the moving statistics, or a bias alone.
@@ -69,6 +83,7 @@ fn set(layer: &Layer, params: &[f32], c: usize, mean: f64, variance: f64, state:
 }
 
 /// Gradients of the layer's normalisation variables from the blocks' sums (`Σ dz`, `Σ dz (y - mean)`), and the coefficients of `dy`.
+#[allow(clippy::too_many_arguments, reason = "one caller; the parts are borrowed separately")]
 pub(crate) fn backward(
     layer: &Layer,
     params: &[f32],
@@ -77,12 +92,15 @@ pub(crate) fn backward(
     count: usize,
     state: &mut NormState,
     grads: &mut [f32],
-) {
+    hook: &mut Hook,
+) -> Result<(), String> {
     let channels = layer.padded_outputs();
-    let totals = totals(sums, blocks, channels);
-    let n = count as f64;
+    let own = totals(sums, blocks, channels);
+    // What the statistics depend on is everybody's; the gradients of scale and offset are this replica's part.
+    let mut all = own.clone();
+    let n = everybodys(layer, &mut all, count, hook)?;
     for c in 0..layer.outputs {
-        let (sum, product) = (totals[c], totals[channels + c]);
+        let (sum, product) = (own[c], own[channels + c]);
         let Some(norm) = layer.norm else {
             if let Some(affine) = layer.affine {
                 grads[affine.gamma + c] = product as f32;
@@ -109,8 +127,8 @@ pub(crate) fn backward(
         let k1 = gamma * inverse;
         state.k1_mut()[c] = k1 as f32;
         if norm.train {
-            state.k2_mut()[c] = (-k1 * inverse * inverse * product / n) as f32;
-            state.k3_mut()[c] = (-k1 * sum / n) as f32;
+            state.k2_mut()[c] = (-k1 * inverse * inverse * all[channels + c] / n) as f32;
+            state.k3_mut()[c] = (-k1 * all[c] / n) as f32;
             grads[norm.mean + c] = state.batch_mean()[c];
             grads[norm.variance + c] = state.batch_variance()[c];
         } else {
@@ -120,4 +138,5 @@ pub(crate) fn backward(
             grads[norm.variance + c] = 0.0;
         }
     }
+    Ok(())
 }

@@ -94,6 +94,8 @@ pub struct Norm {
     pub epsilon: f32,
     /// Whether training normalises with the batch's own statistics.
     pub train: bool,
+    /// Whether those are all replicas' together.
+    pub sync: bool,
 }
 
 /// What a predictor's weights predict.

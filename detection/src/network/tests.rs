@@ -3,6 +3,7 @@
 mod golden;
 mod reference;
 mod reproducible;
+mod together;
 
 use super::{Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig};
 

@@ -131,9 +131,12 @@ impl Session {
             start += spec.elements();
         }
         let penalties = penalties(&plan, &starts, &sizes, device)?;
-        let offset = Tensor::f_from_slice(&plan.input.1)?
-            .f_to_device(device)?
-            .f_view([1, config.image_channels as i64, 1, 1])?;
+        let offset = Tensor::f_from_slice(&plan.input.1)?.f_to_device(device)?.f_view([
+            1,
+            config.image_channels as i64,
+            1,
+            1,
+        ])?;
         Ok(Self {
             plan,
             device,

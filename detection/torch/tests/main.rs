@@ -135,6 +135,7 @@ fn moving_statistics_and_other_penalties() {
         center: true,
         scale: false,
         decay: 0.9,
+        sync: false,
     };
     let hyper = Hyperparams {
         activation: Activation::None,

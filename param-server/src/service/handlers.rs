@@ -246,7 +246,12 @@ impl ParameterServer for Service {
             let steps = Arc::clone(&steps);
             async move { Ok(steps.prepare(request).await?) }
         };
-        Ok(Response::new(rpc::answers(request.into_inner(), over, |_| false, answer)))
+        Ok(Response::new(rpc::answers(
+            request.into_inner(),
+            over,
+            |_| false,
+            answer,
+        )))
     }
 
     #[tracing::instrument(skip_all, fields(ps = self.index))]
@@ -316,7 +321,12 @@ impl ParameterServer for Service {
             let steps = Arc::clone(&steps);
             async move { Ok(steps.commit(request).await?) }
         };
-        Ok(Response::new(rpc::answers(request.into_inner(), over, |_| false, answer)))
+        Ok(Response::new(rpc::answers(
+            request.into_inner(),
+            over,
+            |_| false,
+            answer,
+        )))
     }
 
     async fn snapshot(&self, request: Request<v1::SnapshotRequest>) -> Result<Response<v1::SnapshotReply>, Status> {

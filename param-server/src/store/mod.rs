@@ -13,6 +13,7 @@ mod persist;
 mod replication;
 mod snapshot;
 mod staging;
+mod state;
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,7 @@ pub use replication::{Incoming, Seed, Update};
 pub use snapshot::Snapshot;
 pub(crate) use staging::Covered;
 pub use staging::{Chunk, Loading, Push, Staging};
+pub use state::State;
 
 use crate::optimizer::OptimizerConfig;
 use crate::placement::Layout;

@@ -120,5 +120,6 @@ fn options_of(job: &Job, seed: u64) -> train::Options {
         threads: None,
         stop: StopFlag::default(),
         started_at: SystemTime::now(),
+        device: train::Device::default(),
     }
 }

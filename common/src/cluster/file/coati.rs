@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use super::{compression, consistency, precision, security};
 use crate::cluster::duration;
-use crate::cluster::plan::{Compression, Consistency, Devices, Heartbeat, Launcher, Placement, Restart};
+use crate::cluster::plan::{
+    AllReduce, Compression, Consistency, Devices, Heartbeat, Launcher, Placement, Restart, Transport, bucket_bytes,
+};
 use crate::cluster::precision::Numerics;
 use crate::cluster::security::{OnNan, Security};
 use crate::cluster::suggest;
 use crate::cluster::yaml::{Document, Fault, Fields, Node, Position, Value};
 
-pub(super) const KEYS: [&str; 16] = [
+pub(super) const KEYS: [&str; 19] = [
     "launcher",
     "hosts",
     "placement",
@@ -25,6 +27,9 @@ pub(super) const KEYS: [&str; 16] = [
     "heartbeat_timeout",
     "restart",
     "devices",
+    "bucket_size",
+    "transport",
+    "local_reduce",
     "keep_best",
     "precision",
     "tf32",
@@ -53,6 +58,9 @@ pub(super) struct Coati {
     pub(super) heartbeat: Heartbeat,
     pub(super) restart: Restart,
     pub(super) devices: Devices,
+    pub(super) all_reduce: AllReduce,
+    /// Where it is asked for.
+    pub(super) local_reduce: Option<Position>,
     pub(super) keep_best: Option<String>,
     pub(super) numerics: Numerics,
 }
@@ -90,7 +98,16 @@ pub(super) fn read(document: &Document, node: &Node) -> Result<Coati, Fault> {
             "keep_best" => coati.keep_best = Some(document.text(node, &key)?),
             "precision" => coati.numerics.precision = precision::precision(document, node, &key)?,
             "tf32" => coati.numerics.tf32 = precision::tf32(document, node, &key)?,
-            _ => coati.devices = devices(document, node, &key)?,
+            "devices" => coati.devices = devices(document, node, &key)?,
+            "bucket_size" => {
+                let text = document.text(node, &key)?;
+                coati.all_reduce.bucket_bytes = bucket_bytes(&text).map_err(|what| {
+                    let hint = "gradients are summed in buckets of this size while the backward pass goes on";
+                    document.fault(node.at, format!("`{key}`: {what}"), Some(hint.to_owned()))
+                })?;
+            }
+            "transport" => coati.all_reduce.transport = transport(document, node, &key)?,
+            _ => coati.local_reduce = document.boolean(node, &key)?.then_some(node.at),
         }
     }
     check_heartbeat(document, &fields, &coati.heartbeat)?;
@@ -149,6 +166,16 @@ fn placement(document: &Document, node: &Node, key: &str) -> Result<Placement, F
     }
 }
 
+fn transport(document: &Document, node: &Node, key: &str) -> Result<Transport, Fault> {
+    let value = document.text(node, key)?;
+    match value.as_str() {
+        "auto" => Ok(Transport::Auto),
+        "shared_memory" => Ok(Transport::SharedMemory),
+        "tcp" => Ok(Transport::Tcp),
+        _ => Err(choice(document, node, key, &value, &["auto", "shared_memory", "tcp"])),
+    }
+}
+
 fn devices(document: &Document, node: &Node, key: &str) -> Result<Devices, Fault> {
     if let Value::List(items) = &node.value {
         let mut list = Vec::with_capacity(items.len());
@@ -174,7 +201,10 @@ fn devices(document: &Document, node: &Node, key: &str) -> Result<Devices, Fault
         "auto" => Ok(Devices::Auto),
         "cpu" => Ok(Devices::Cpu),
         "gpu" => Ok(Devices::Gpu),
-        _ => Err(choice(document, node, key, &value, &["auto", "cpu", "gpu"])),
+        counted if counted.starts_with("cpu:") => {
+            Devices::parse(counted).map_err(|what| document.fault(node.at, format!("`{key}`: {what}"), None))
+        }
+        _ => Err(choice(document, node, key, &value, &["auto", "cpu", "cpu:2", "gpu"])),
     }
 }
 

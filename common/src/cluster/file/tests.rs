@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::{ClusterFile, Error};
 use crate::cluster::{
     ClusterPlan, Compression, Consistency, DelayCompensation, DelayCompensationKind, Devices, GradientCompression,
-    Numerics, OnNan, Placement, Precision, TaskType, WeightCompression,
+    Numerics, OnNan, Placement, Precision, TaskType, Transport, WeightCompression,
 };
 
 const LOCAL: &str = "\
@@ -430,18 +430,16 @@ fn an_even_number_of_servers_is_refused_under_round_robin_alone() {
 }
 
 #[test]
-fn workers_need_a_parameter_server_today() {
-    let (text, hint) = message(&error(
-        &LOCAL.replace("parameterServerCount: 3", "parameterServerCount: 0"),
-    ));
-    assert_eq!(
-        text,
-        "2 workers without a parameter server: all-reduce between hosts is not built yet"
-    );
-    assert!(hint.unwrap().contains("odd number"));
+fn workers_without_a_parameter_server_sum_their_gradients() {
+    let without = LOCAL.replace("parameterServerCount: 3", "parameterServerCount: 0");
+    assert!(plan(&without).is_all_reduce() && !plan(LOCAL).is_all_reduce());
+    let (text, hint) = message(&error(&format!("{without}coati: {{local_reduce: true}}\n")));
+    assert!(text.contains("sum all gradients among themselves anyway"), "{text}");
+    assert_eq!(hint.as_deref(), Some("leave it out"));
     // A master alone may have servers.
     let alone = LOCAL.replace("workerCount: 2", "workerCount: 0");
     assert_eq!(plan(&alone).replicas(), 1);
+    assert!(!plan(&alone).is_all_reduce());
 }
 
 #[test]
@@ -449,7 +447,8 @@ fn our_own_section_is_read() {
     let text = format!(
         "{LOCAL}coati:\n  launcher: local\n  hosts: [localhost]\n  placement: round_robin\n  consistency: {{max_staleness: 8}}\n  \
          replication: 1\n  compression: none\n  security: {{tls: off, token_file: secret}}\n  on_nan: skip\n  threads_per_replica: 2\n  heartbeat_interval: 500ms\n  \
-         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n  precision: fp16\n  tf32: off\n  keep_best: DetectionBoxes_Precision/mAP@.50IOU\n"
+         heartbeat_timeout: 1m30s\n  restart: {{max: 3, window: 2m}}\n  devices: [1, 0]\n  \
+         bucket_size: 25MB\n  transport: tcp\n  local_reduce: true\n  precision: fp16\n  tf32: off\n  keep_best: DetectionBoxes_Precision/mAP@.50IOU\n"
     );
     let plan = plan(&text);
     assert_eq!(plan.placement, Placement::RoundRobin);
@@ -465,6 +464,9 @@ fn our_own_section_is_read() {
     );
     assert_eq!((plan.restart.max, plan.restart.window), (3, Duration::from_secs(120)));
     assert_eq!(plan.devices, Devices::GpuList(vec![1, 0]));
+    assert_eq!(plan.all_reduce.bucket_bytes, 25_000_000);
+    assert_eq!(plan.all_reduce.transport, Transport::Tcp);
+    assert!(plan.local_reduce);
     assert_eq!(plan.keep_best.as_deref(), Some("DetectionBoxes_Precision/mAP@.50IOU"));
     assert_eq!((plan.numerics.precision, plan.numerics.tf32), (Precision::Fp16, false));
 }
@@ -730,7 +732,17 @@ fn what_is_not_built_is_refused_by_name_with_what_is() {
         (
             "{devices: tensor}",
             "unknown value `tensor` of `coati.devices`",
-            "known are auto, cpu, gpu",
+            "known are auto, cpu, cpu:2, gpu",
+        ),
+        (
+            "{transport: tpc}",
+            "unknown value `tpc` of `coati.transport`",
+            "did you mean `tcp`?",
+        ),
+        (
+            "{bucket_size: 1}",
+            "`coati.bucket_size`: `1` is no size of a bucket: write at least 1KiB, such as 4MiB or 25MB",
+            "gradients are summed in buckets of this size while the backward pass goes on",
         ),
         (
             "{devices: []}",

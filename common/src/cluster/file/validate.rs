@@ -18,7 +18,7 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         None => custom_roles(document, &job)?,
     };
     let mut warnings = job.warnings.clone();
-    check_parameter_servers(document, &job, workers.count, parameter_servers.count, &mut warnings)?;
+    check_parameter_servers(document, &job, parameter_servers.count, &mut warnings)?;
     check_evaluators(document, &job)?;
     warnings.extend(precision::warning(job.coati.numerics));
     Ok(ClusterPlan {
@@ -44,6 +44,8 @@ pub(super) fn validate(document: &Document, path: &Path, job: Job) -> Result<Clu
         heartbeat: job.coati.heartbeat,
         restart: job.coati.restart,
         devices: job.coati.devices,
+        all_reduce: job.coati.all_reduce,
+        local_reduce: job.coati.local_reduce.is_some(),
         keep_best: job.coati.keep_best,
         numerics: job.coati.numerics,
         ignored: job.ignored,
@@ -216,22 +218,14 @@ fn check_evaluators(document: &Document, job: &Job) -> Result<(), Fault> {
 fn check_parameter_servers(
     document: &Document,
     job: &Job,
-    workers: u32,
     servers: u32,
     warnings: &mut Vec<String>,
 ) -> Result<(), Fault> {
-    let [_, worker_role, server_role, _] = &job.roles;
-    if workers > 0 && servers == 0 {
-        let at = server_role
-            .count
-            .as_ref()
-            .or(worker_role.count.as_ref())
-            .map_or(job.training_input, |placed| placed.at);
-        return Err(document.fault(
-            at,
-            format!("{workers} workers without a parameter server: all-reduce between hosts is not built yet"),
-            Some("set `parameterServerCount` to an odd number, such as 1 or 3, and `parameterServerType`".to_owned()),
-        ));
+    let [_, _, server_role, _] = &job.roles;
+    if let Some(at) = job.coati.local_reduce.filter(|_| servers == 0) {
+        let message =
+            "`coati.local_reduce` without a parameter server: replicas sum all gradients among themselves anyway";
+        return Err(document.fault(at, message, Some("leave it out".to_owned())));
     }
     if let Some(at) = job.coati.replication.filter(|_| servers < 2) {
         return Err(document.fault(

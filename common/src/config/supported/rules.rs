@@ -121,7 +121,7 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     ),
     (
         "Hyperparams",
-        "regularizer initializer activation batch_norm group_norm",
+        "regularizer initializer activation batch_norm sync_batch_norm group_norm",
     ),
     ("Regularizer", "l1_regularizer l2_regularizer"),
     ("L1Regularizer", "weight"),

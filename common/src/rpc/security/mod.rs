@@ -75,6 +75,11 @@ impl Security {
         Self { token: None, ..self }
     }
 
+    /// The job's secret, if it has one.
+    pub fn token(&self) -> Option<&Token> {
+        self.token.as_ref()
+    }
+
     /// The certificates, unless TLS is off.
     pub fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()

@@ -43,6 +43,11 @@ impl Supervisor {
 
     /// Makes the number of workers what is wanted. The outer error is a launcher that cannot go on.
     async fn scale(&mut self, wanted: u32) -> Result<Reply, Error> {
+        if self.options.plan.is_all_reduce() {
+            return Ok(Reply::refused(
+                "the replicas of this job sum their gradients among themselves: their number is fixed while it runs\nhint: stop it, and start it again with other --devices or another workerCount; it goes on from its checkpoint",
+            ));
+        }
         let most = FOR_EACH_CPU.saturating_mul(self.inventory.cpus).max(ALWAYS);
         let before = scale::workers(&self.state);
         let count = usize::try_from(wanted).unwrap_or(usize::MAX);

@@ -51,6 +51,7 @@ fn options(script: &str, directory: &Path) -> Options {
     options.inventory = Some(Inventory {
         cpus: 6,
         gpus: Vec::new(),
+        visible: None,
     });
     options
 }

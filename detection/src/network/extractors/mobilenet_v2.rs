@@ -83,6 +83,7 @@ pub(super) fn settled(hyper: &Hyperparams) -> Hyperparams {
         center: true,
         scale: true,
         train: true,
+        sync: false,
     });
     let norm = BatchNorm {
         center: true,

@@ -82,6 +82,7 @@ fn own() -> Hyperparams {
             center: true,
             scale: true,
             train: true,
+            sync: false,
         }),
         regularize_depthwise: true,
         group_norm: false,
@@ -94,6 +95,7 @@ fn settled(hyper: &Hyperparams) -> Hyperparams {
     let batch_norm = hyper.batch_norm.and_then(|norm| {
         own().batch_norm.map(|own| BatchNorm {
             train: norm.train,
+            sync: norm.sync,
             ..own
         })
     });

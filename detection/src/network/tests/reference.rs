@@ -372,6 +372,7 @@ fn frozen(hyper: &Hyperparams) -> Hyperparams {
         center: true,
         scale: true,
         decay: 0.9,
+        sync: false,
     };
     Hyperparams {
         batch_norm: Some(norm),
@@ -492,6 +493,7 @@ fn batch_norm_without_scale_or_center() {
         center: false,
         scale: false,
         train: true,
+        sync: false,
     };
     let hyper = Hyperparams {
         batch_norm: Some(norm),
