@@ -23,7 +23,7 @@ const MODEL: &str = r"model { ssd {
   anchor_generator { ssd_anchor_generator { num_layers: 2 min_scale: 0.2 max_scale: 0.95 aspect_ratios: 1.0 aspect_ratios: 2.0
     aspect_ratios: 0.5 } }
   image_resizer { fixed_shape_resizer { height: 129 width: 129 } }
-  box_predictor { convolutional_box_predictor { kernel_size: 1 conv_hyperparams {
+  box_predictor { convolutional_box_predictor { use_dropout: false kernel_size: 1 conv_hyperparams {
     initializer { truncated_normal_initializer { } } regularizer { l2_regularizer { weight: 0.00004 } } } } }
   feature_extractor { type: 'ssd_mobilenet_v1' num_layers: 2 depth_multiplier: 0.25 min_depth: 8
     override_base_feature_extractor_hyperparams: true conv_hyperparams { activation: RELU_6
