@@ -40,7 +40,12 @@ pub(crate) struct Session {
     leaving: Option<Leaving>,
     /// The device may still read what was sent to it.
     busy: bool,
+    /// Bytes of activations beyond which the CPU pretends to have no memory left.
+    limit: Option<u64>,
 }
+
+/// Sets [`Session::limit`], so that tests see a device that runs out of memory; a CPU that does so takes the process with it.
+const LIMIT: &str = "COATI_TEST_TORCH_CPU_BYTES";
 
 /// What a step sends.
 #[derive(Debug, Default)]
@@ -153,12 +158,25 @@ impl Session {
             pending: None,
             leaving: None,
             busy: false,
+            limit: std::env::var(LIMIT).ok().and_then(|text| text.parse().ok()),
         })
     }
 
     /// Sets what the next forward passes drop.
     pub(crate) fn set_key(&mut self, key: u64) {
         self.key = key;
+    }
+
+    /// libtorch's error where a batch's activations are more than [`Session::limit`].
+    fn within_limit(&self, batch: usize) -> Result<(), Error> {
+        let each = |layer: &Layer| (layer.window.output.0 * layer.window.output.1 * layer.outputs * 4) as u64;
+        let bytes = batch as u64 * self.plan.layers.iter().map(each).sum::<u64>();
+        match self.limit {
+            Some(limit) if self.on_host() && bytes > limit => Err(Error::Panic(format!(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate {bytes} bytes. Error code 12 (Cannot allocate memory)"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What it trains with.
@@ -227,6 +245,7 @@ impl Session {
         let batch = images.len() / pixels;
         length("params", params.len(), self.plan.elements)?;
         length("images", images.len(), batch.max(1) * pixels)?;
+        self.within_limit(batch)?;
         let params = self.uploads.params.send(params, self.device)?;
         let [height, width, channels] = self.image;
         // Pixel by pixel in memory, which libtorch calls channels last.
