@@ -291,7 +291,7 @@ fn images_with_additional_channels_train_evaluate_and_infer() {
     let _ = job
         .coati("train --pipeline_config_path three.config --model_dir other --num_train_steps 1 --no_eval".split(' '))
         .run()
-        .exits(2)
+        .exits(1)
         .says(&["image/additional_channels/encoded: holds 2 images; num_additional_channels is 3"]);
     job.configure("one.config", &both[..1]);
     let _ = job
