@@ -155,15 +155,11 @@ async fn ask(client: &mut CoordinatorClient<Channel>, request: Request) {
         Request::Lease(request) => client.lease(request).await.map(drop),
         Request::Report(request) => {
             let alone = client.report(request.clone()).await.map(drop);
-            let on_stream = client.reports(futures::stream::iter([request.clone(), request])).await;
-            let both = match on_stream {
-                Ok(answers) => {
-                    let mut answers = answers.into_inner();
-                    answers.message().await.and(answers.message().await).map(drop)
-                }
+            let on_stream = match client.reports(futures::stream::iter([request])).await {
+                Ok(answers) => answers.into_inner().message().await.map(drop),
                 Err(status) => Err(status),
             };
-            alone.and(both)
+            alone.and(on_stream)
         }
     };
     if let Err(status) = answered {
