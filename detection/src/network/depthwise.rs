@@ -199,7 +199,11 @@ impl Context<'_> {
             at: buffers.y_at[i],
             k: Coefficients(buffers.norms[i].gradient()),
             before,
-            columns: (window.input.1 + kernel - 1).max(before + window.output.1 + 1),
+            columns: if stride == 1 {
+                window.input.1 + kernel - 1
+            } else {
+                before + window.output.1 + 1
+            },
         };
         let (taps, partials) = (Shared::of(&buffers.dense), Shared::new(&mut buffers.partials));
         self.sweep_outputs(blocks, input, output, (taps, partials), one_sweep.then_some(sink));
