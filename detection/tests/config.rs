@@ -119,7 +119,6 @@ fn regularisation_and_batch_statistics_can_be_switched_off() {
 fn what_is_not_built_is_refused_by_name() {
     let cases = [
         ("type: 'ssd_mobilenet_v1'", "type: 'ssd_nothing_v9'", "ssd_nothing_v9"),
-        ("use_dropout: false", "", "use_dropout"),
         (
             "weighted_sigmoid { }",
             "weighted_sigmoid_focal { }",
@@ -135,7 +134,6 @@ fn what_is_not_built_is_refused_by_name() {
             "keypoint_box_coder { }",
             "keypoint_box_coder",
         ),
-        ("activation: RELU_6", "activation: SWISH", "SWISH"),
         (
             "max_total_detections: 100",
             "max_total_detections: 100 soft_nms_sigma: -0.5",

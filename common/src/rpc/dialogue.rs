@@ -20,9 +20,10 @@ pub struct Dialogue<Q, A> {
     answers: Streaming<A>,
 }
 
-impl<Q: Send + 'static, A> Dialogue<Q, A> {
-    /// Asks on the stream that is `held`, or on one that `begin` begins. It is held afterwards only if there was an answer: what comes
-    /// after an error, or after a wait that was given up, could be the answer to another question.
+impl<Q: Clone + Send + 'static, A> Dialogue<Q, A> {
+    /// Asks on the stream that is `held`, or on one that `begin` begins: also where the other side ended the one that is held after its
+    /// last answer. It is held afterwards only if there was an answer: what comes after an error, or after a wait that was given up, could
+    /// be the answer to another question.
     pub async fn ask<F>(
         held: &mut Option<Self>,
         begin: impl FnOnce(ReceiverStream<Q>) -> F,
@@ -31,23 +32,30 @@ impl<Q: Send + 'static, A> Dialogue<Q, A> {
     where
         F: Future<Output = Result<Response<Streaming<A>>, Status>>,
     {
-        let mut dialogue = match held.take() {
-            Some(dialogue) => dialogue,
-            None => {
-                let (questions, asked) = mpsc::channel(1);
-                let answers = begin(ReceiverStream::new(asked)).await?.into_inner();
-                Self { questions, answers }
-            }
-        };
-        // If the other side has ended the stream, it may have said why.
-        let sent = dialogue.questions.send(question).await;
-        match dialogue.answers.message().await.map_err(broken)? {
-            Some(answer) if sent.is_ok() => {
+        if let Some(mut dialogue) = held.take()
+            && let Some(answer) = dialogue.answer(question.clone()).await?
+        {
+            *held = Some(dialogue);
+            return Ok(Response::new(answer));
+        }
+        let (questions, asked) = mpsc::channel(1);
+        let answers = begin(ReceiverStream::new(asked)).await?.into_inner();
+        let mut dialogue = Self { questions, answers };
+        match dialogue.answer(question).await? {
+            Some(answer) => {
                 *held = Some(dialogue);
                 Ok(Response::new(answer))
             }
-            _ => Err(Status::unavailable("the other side ended the stream")),
+            None => Err(Status::unavailable("the other side ended the stream")),
         }
+    }
+
+    /// None where the other side has ended the stream, or did not answer this question.
+    async fn answer(&mut self, question: Q) -> Result<Option<A>, Status> {
+        // If the other side has ended the stream, it may have said why.
+        let sent = self.questions.send(question).await;
+        let answer = self.answers.message().await.map_err(broken)?;
+        Ok(answer.filter(|_| sent.is_ok()))
     }
 }
 

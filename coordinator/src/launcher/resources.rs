@@ -157,8 +157,8 @@ pub fn with_devices(mut plan: ClusterPlan, devices: u32) -> ClusterPlan {
 
 /// Divides the machine among the plan's tasks.
 ///
-/// GPUs go to the tasks that run the model (training replicas and evaluators), as many to each as there are for all alike;
-/// with fewer GPUs than such tasks they take turns. CPU threads are divided among the same tasks. Parameter servers get a few
+/// GPUs go to the tasks that run the model (training replicas and evaluators), one to each, since a process computes on one
+/// ([`with_devices`] makes more processes); with fewer GPUs than such tasks they take turns. CPU threads are divided among the same tasks. Parameter servers get a few
 /// threads and no GPU.
 pub fn divide(plan: &ClusterPlan, inventory: &Inventory) -> Result<Division, Error> {
     let gpus = usable_gpus(&plan.devices, inventory)?;
@@ -183,7 +183,6 @@ pub fn divide(plan: &ClusterPlan, inventory: &Inventory) -> Result<Division, Err
     if !gpus.is_empty() && gpus.len() < models {
         warnings.push(format!("{models} replicas share {} GPUs", gpus.len()));
     }
-    let each = gpus.len() / models;
     let mut rank = 0;
     let shares = plan
         .tasks()
@@ -198,10 +197,7 @@ pub fn divide(plan: &ClusterPlan, inventory: &Inventory) -> Result<Division, Err
                     },
                 );
             }
-            let own = match each {
-                0 => gpus.get(rank % gpus.len().max(1)).cloned().into_iter().collect(),
-                each => gpus.iter().skip(rank * each).take(each).cloned().collect(),
-            };
+            let own = gpus.get(rank % gpus.len().max(1)).cloned().into_iter().collect();
             rank += 1;
             (task, Share { threads, gpus: own })
         })
@@ -301,10 +297,10 @@ mod tests {
     }
 
     #[test]
-    fn gpus_go_to_training_replicas_in_equal_shares() {
+    fn a_training_replica_gets_one_gpu() {
         assert_eq!(
             shares("{}", 16, 7).0[..4],
-            ["master:5:0+1", "worker-0:5:2+3", "worker-1:5:4+5", "ps-0:1:"]
+            ["master:5:0", "worker-0:5:1", "worker-1:5:2", "ps-0:1:"]
         );
         let (two, warnings) = shares("{}", 16, 2);
         assert_eq!(two[..3], ["master:5:0", "worker-0:5:1", "worker-1:5:0"]);

@@ -148,9 +148,11 @@ impl Buckets {
         self.first = next;
         for bucket in &mut self.all {
             bucket.filled.clear();
-            if let State::Summed(part) = std::mem::replace(&mut bucket.state, State::Gone) {
-                bucket.state = State::Filling(part);
-            }
+            bucket.state = match std::mem::replace(&mut bucket.state, State::Gone) {
+                // A step that begins again may have filled some.
+                State::Summed(part) | State::Filling(part) => State::Filling(part),
+                lost => lost,
+            };
         }
     }
 }

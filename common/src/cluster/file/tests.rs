@@ -475,7 +475,7 @@ fn our_own_section_is_read() {
 fn a_job_has_one_evaluator() {
     let with = |count: u32| format!("{LOCAL}  evaluatorType: standard\n  evaluatorCount: {count}\n");
     assert_eq!(plan(&with(1)).evaluators.count, 1);
-    let (message, hint) = message(&with(2));
+    let (message, hint) = message(&error(&with(2)));
     assert!(
         message.starts_with("`evaluatorCount` is 2: a job has one evaluator"),
         "{message}"

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Barrier, Mutex};
 
-use super::super::{BatchNorm, Mode, Network, NetworkConfig, Together};
+use super::super::{Activation, BatchNorm, Mode, Network, NetworkConfig, Together};
 use super::{noise, pictures, small};
 
 /// Replicas on threads of one process.
@@ -30,6 +30,8 @@ fn synchronised(config: &NetworkConfig) -> NetworkConfig {
     let mut config = config.clone();
     for hyper in [&mut config.base, &mut config.extra, &mut config.predictor.hyperparams] {
         hyper.batch_norm = hyper.batch_norm.map(|norm| BatchNorm { sync: true, ..norm });
+        // At a corner the last bit of a sum decides whether a gradient goes through.
+        hyper.activation = Activation::Swish;
         // The penalty would be counted once for each replica.
         hyper.regularizer = super::super::Regularizer::None;
     }
