@@ -402,7 +402,6 @@ fn every_command_that_takes_a_path_takes_one_in_a_bucket() {
         "data split @data/train.record-* --train_output_path @part/train.record --eval_output_path @part/eval.record",
         "check --pipeline_config_path @data/pipeline.config --model_dir @out",
         "train --pipeline_config_path @data/pipeline.config --model_dir @out --num_train_steps 2 --no_eval",
-        "status --model_dir @out",
         "eval --pipeline_config_path @data/pipeline.config --checkpoint_dir @out --run_once --pictures_dir @pictures \
          --detections_path @found/detections.json --report @report/report.html",
         "metrics coco --groundtruth @found/detections.groundtruth.json --detections @found/detections.json --output_metrics @figures.csv",

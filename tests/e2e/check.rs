@@ -78,7 +78,7 @@ fn what_is_not_built_is_refused_by_name() {
                 "fixed_shape_resizer { height: 96 width: 96 }",
                 "keep_aspect_ratio_resizer { min_dimension: 96 max_dimension: 128 }",
             ),
-            &["keep_aspect_ratio_resizer", "fixed_shape_resizer"],
+            &["keep_aspect_ratio_resizer", "pad_to_max_dimension"],
         ),
     ] {
         job.configure("unsupported.config", &[change]);
