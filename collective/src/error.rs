@@ -122,10 +122,30 @@ pub enum Error {
 /// Begins the reason of [`Error::final_reason`].
 const FINAL: &str = "for good: ";
 
+/// Follows it where ranks do not belong together.
+const REFUSED: &str = "refused: ";
+
 impl Error {
     /// The reason to abort with where another start of this rank would fail as this one did: see [`Self::is_final`].
     pub fn final_reason(why: &str) -> String {
         format!("{FINAL}{why}")
+    }
+
+    /// What the others are told of this error when it ends a meeting.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Refused(_) => Self::final_reason(&format!("{REFUSED}{self}")),
+            _ => self.to_string(),
+        }
+    }
+
+    /// Whether ranks do not belong together, whoever of them found that out.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Refused(_) => true,
+            Self::Aborted { reason, .. } => reason.contains(&format!("{FINAL}{REFUSED}")),
+            _ => false,
+        }
     }
 
     /// Whether meeting again cannot help: ranks that do not belong together, settings, a GPU's troubles, and what a rank said for good. A
@@ -138,9 +158,14 @@ impl Error {
         }
     }
 
-    /// What a rank said for good, without the mark.
+    /// What a rank said for good, without the marks.
     pub fn for_people(&self) -> String {
-        self.to_string().replacen(FINAL, "", 1)
+        let text = self.to_string();
+        if text.contains(FINAL) {
+            text.replacen(FINAL, "", 1).replacen(REFUSED, "", 1)
+        } else {
+            text
+        }
     }
 
     /// The ranks that others wait for in vain although their processes are there.

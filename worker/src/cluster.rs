@@ -363,7 +363,7 @@ fn follow(options: &Options, cluster: &Cluster, setup: &mut Setup) -> Result<End
         });
         let cut_off = match cluster.with_host(None, setup, limit, &options.stop) {
             Err(Trouble::Stopped) => return Ok(End::Left(STOPPED.to_owned())),
-            Err(error @ Trouble::Refused(_)) => return Err(Error::User(error.for_people())),
+            Err(error) if error.is_refusal() => return Err(Error::User(error.for_people())),
             Err(error) if error.is_final() => return Err(Error::Job(error.for_people())),
             Err(error @ Trouble::NeverCame { .. }) => return Err(Error::Job(error.to_string())),
             Err(error) => error.to_string(),

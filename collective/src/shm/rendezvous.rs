@@ -84,7 +84,7 @@ fn create(path: &Path, options: &Options, slice: usize, begun: Instant) -> Resul
     let removed = Removed(path.to_owned());
     let come = await_everybody(&region, options, begun);
     if let Err(error) = &come {
-        region.abort(0, &error.to_string());
+        region.abort(0, &error.reason());
     }
     drop(removed);
     come.map(|()| region)
@@ -146,7 +146,7 @@ fn open(path: &Path, options: &Options, begun: Instant) -> Result<Region, Error>
                 Ok(())
             });
             if let Err(error) = fits {
-                region.abort(identity.member.rank, &error.to_string());
+                region.abort(identity.member.rank, &error.reason());
                 return Err(error);
             }
             region.set_identity(identity);

@@ -121,7 +121,7 @@ pub(super) fn join(
     let met = meet(rank0, listener, secret, options, begun, &mut halves);
     if let Err(error) = met {
         // Whoever is connected hears why; the others find nobody.
-        let bytes = control::abort(&error.to_string());
+        let bytes = control::abort(&error.reason());
         for stream in halves.iter_mut().filter_map(|half| half.control.as_mut()) {
             let _ = stream.set_nonblocking(false);
             let _ = send(stream, &bytes, Instant::now() + Duration::from_secs(1));

@@ -240,11 +240,12 @@ impl Role for Member0<'_, '_> {
             self.session.observer().note(&text);
             return Ok(());
         }
-        if plan.source != 0 {
-            let text = format!(
-                "training goes on from step {}, which rank {} held; no step is lost",
-                plan.version, plan.source
-            );
+        if plan.survivors > 0 {
+            let who = match plan.source {
+                0 => "no rank held a newer one".to_owned(),
+                source => format!("which rank {source} held"),
+            };
+            let text = format!("training goes on from step {}, {who}; no step is lost", plan.version);
             self.session.observer().note(&text);
         }
         let resumed = self.resumed.as_ref().filter(|_| plan.source == 0);
@@ -392,7 +393,7 @@ impl Ranks {
             };
             let cut_off = match self.begin(options, setup, held, limit.max(PAUSE)) {
                 Err(Trouble::Stopped) => String::new(),
-                Err(error @ Trouble::Refused(_)) => return Err(Error::User(error.for_people())),
+                Err(error) if error.is_refusal() => return Err(Error::User(error.for_people())),
                 Err(error) if error.is_final() => return Err(Error::Job(error.for_people())),
                 Err(error @ Trouble::NeverCame { .. }) => return Err(Error::Job(error.to_string())),
                 Err(error) => error.to_string(),

@@ -59,6 +59,8 @@ pub(super) struct Plan {
     pub source: usize,
     /// Its version.
     pub version: u64,
+    /// How many ranks beside rank 0 hold variables of the job.
+    pub survivors: usize,
     /// What of the data was used.
     pub data: DataPosition,
     /// The job and this start of it.
@@ -86,11 +88,13 @@ pub(super) fn decide(hellos: &[Hello]) -> Result<Plan, Error> {
         .map(|hello| hello.version)
         .max()
         .unwrap_or(0);
+    let survivors = hellos.iter().skip(1).filter(holds).count();
     let source = hellos.iter().position(|hello| holds(&hello) && hello.version == newest);
     let source = source.unwrap_or(0);
     Ok(Plan {
         source,
         version: newest,
+        survivors,
         data: hellos.get(source).map(|hello| hello.data.clone()).unwrap_or_default(),
         job_id,
         incarnation: first.incarnation,
