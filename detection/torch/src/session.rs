@@ -9,7 +9,7 @@ use coati_detection::accelerator::abi::{Opening, Scaling};
 use coati_detection::accelerator::loss::DeviceLoss;
 use coati_detection::accelerator::numerics::{Hardware, choose};
 use coati_detection::network::plan::{Affine, Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
-use coati_detection::network::{Activation, NetworkConfig, Regularizer};
+use coati_detection::network::{Activation, Regularizer};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
