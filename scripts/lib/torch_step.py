@@ -205,7 +205,7 @@ def main():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0004, momentum=0.9)
     images = (torch.rand(args.batch, 3, model.size, model.size) * 2 - 1).contiguous(memory_format=layout)
     with torch.no_grad():
-        anchors = model(images[:1])[0].shape[1]
+        anchors = model(images[:2])[0].shape[1]
     matched = (torch.rand(args.batch, anchors) < 0.01).float()
     codes = torch.randn(args.batch, anchors, 4)
     labels = torch.randint(1, CLASSES + 1, (args.batch, anchors)) * matched.long()
