@@ -256,16 +256,7 @@ impl<E: Exchange> Exchange for Grouped<E> {
                 .contribute(contribution, variables);
         };
         let unplanned = || Error::Failed("a contribution without a batch that was leased for it".to_owned());
-        let note = Note {
-            losses: contribution
-                .losses
-                .iter()
-                .map(|&(name, value)| (name.to_owned(), value))
-                .collect(),
-            input: contribution.phases.input.as_secs_f64(),
-            compute: contribution.phases.compute.as_secs_f64(),
-            stop: false,
-        };
+        let note = Note::of(contribution, false);
         let counts = group.counts();
         let own = weight(&counts, group.sums.rank);
         let all = group.sums.sum(contribution.gradients, own, notes::encode(&note))?;

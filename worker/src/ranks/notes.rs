@@ -5,6 +5,8 @@ use coati_collective::Error;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::exchange::Contribution;
+
 /// What a rank brings to a meeting.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Hello {
@@ -33,6 +35,19 @@ pub(super) struct Note {
     pub compute: f64,
     /// Somebody asked this process to stop.
     pub stop: bool,
+}
+
+impl Note {
+    /// Of a contribution.
+    pub(super) fn of(contribution: &Contribution<'_>, stop: bool) -> Self {
+        let losses = contribution.losses.iter();
+        Self {
+            losses: losses.map(|&(name, value)| (name.to_owned(), value)).collect(),
+            input: contribution.phases.input.as_secs_f64(),
+            compute: contribution.phases.compute.as_secs_f64(),
+            stop,
+        }
+    }
 }
 
 /// As it travels.

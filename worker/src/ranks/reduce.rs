@@ -231,16 +231,7 @@ impl Exchange for AllReduce {
         {
             return Err(unplanned());
         }
-        let note = Note {
-            losses: contribution
-                .losses
-                .iter()
-                .map(|&(name, value)| (name.to_owned(), value))
-                .collect(),
-            input: contribution.phases.input.as_secs_f64(),
-            compute: contribution.phases.compute.as_secs_f64(),
-            stop: self.stop.raised(),
-        };
+        let note = Note::of(contribution, self.stop.raised());
         let counts = self.counts(|_| true);
         let own = weight(&counts, self.sums.rank);
         let all = self.sums.sum(contribution.gradients, own, notes::encode(&note))?;
