@@ -46,9 +46,10 @@ pub fn network(
         extractor.conv_hyperparams.as_ref(),
         "model.ssd.feature_extractor.conv_hyperparams",
     )?;
+    let overridden = extractor.override_base_feature_extractor_hyperparams() && known.overridable;
     let base = match known.base {
-        Some(own) if !extractor.override_base_feature_extractor_hyperparams() => own(),
-        None if !extractor.override_base_feature_extractor_hyperparams() => {
+        Some(own) if !overridden => own(),
+        None if !overridden => {
             return Err(unsupported(
                 "model.ssd.feature_extractor.override_base_feature_extractor_hyperparams",
                 "false",

@@ -24,6 +24,8 @@ pub struct Extractor {
     pub name: &'static str,
     /// Settings of the base network unless `override_base_feature_extractor_hyperparams` is set; `None`: it must be set.
     pub base: Option<fn() -> Hyperparams>,
+    /// Whether `override_base_feature_extractor_hyperparams` has an effect.
+    pub overridable: bool,
     /// Images of 0 to 255 are read as `multiplier * x + offset`.
     pub(crate) input: (f32, [f32; 3]),
     /// Images narrower or lower than this are refused.
@@ -70,6 +72,7 @@ const CENTRED: (f32, [f32; 3]) = (1.0, [-123.68, -116.779, -103.939]);
 const USUAL: Extractor = Extractor {
     name: "",
     base: None,
+    overridable: true,
     input: UNIT,
     least_size: 33,
     maps: 1..=6,

@@ -18,7 +18,9 @@ const FPN: Extractor = Extractor {
     ..USUAL
 };
 
+/// The reference's `_SSDResnetPpnFeatureExtractor` hands the override to its parent in the place of `num_layers`, so that it is lost.
 const PPN: Extractor = Extractor {
+    overridable: false,
     maps: ppn::MAPS..=ppn::MAPS,
     pyramid: false,
     ..FPN
