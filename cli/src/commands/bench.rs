@@ -136,6 +136,8 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path, numerics: 
         }
     }
     let threads = trainer.ssd().network().threads();
+    // Of the last step.
+    let layers: Vec<_> = trainer.ssd().network().layer_times().iter().map(of_layer).collect();
     let part = |index: usize| median(&parts.iter().map(|part| part[index]).collect::<Vec<f64>>());
     let data = json!({
         "bench": "step", "device": trainer.ssd().device().to_string(),
@@ -144,10 +146,18 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path, numerics: 
         "forward_ms": part(0), "backward_ms": part(1), "model_ms": part(2), "update_ms": part(3), "targets_ms": part(4),
         "peak_memory_mb": peak_memory_mb(),
         "images_per_s": batch_size as f64 * 1e3 / median(&times),
+        "layers": layers,
         "parameters": variables.iter().map(coati_common::variables::VariableSpec::elements).sum::<usize>(),
     });
     report(&serde_json::to_string(&data)?);
     Ok(())
+}
+
+fn of_layer(time: &coati_detection::network::LayerTime) -> serde_json::Value {
+    json!({
+        "name": time.name, "kind": time.kind, "multiply_adds_an_image": time.multiply_adds,
+        "forward_ms": time.forward_s * 1e3, "backward_ms": time.backward_s * 1e3,
+    })
 }
 
 /// The most memory that this process has held, in MB; 0 where the system does not tell.

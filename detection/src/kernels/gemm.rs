@@ -20,14 +20,37 @@ pub(crate) fn panel_width(isa: Isa) -> usize {
     }
 }
 
-/// Packs panel `panel` of `B` (`k` by `n`, element `(i, j)` at `i * row_stride + j * column_stride`) to `packed[panel * width * k..]`.
+/// Which rows of a packed `B` a product takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Depth {
+    /// The first.
+    pub(crate) first: usize,
+    /// How many.
+    pub(crate) len: usize,
+    /// How many `B` has.
+    pub(crate) all: usize,
+}
+
+impl Depth {
+    /// All of them.
+    pub(crate) fn whole(rows: usize) -> Self {
+        Self {
+            first: 0,
+            len: rows,
+            all: rows,
+        }
+    }
+}
+
+/// Packs rows `depth` of panel `panel` of `B` (`depth.all` by `n`; of these rows, element `(i, j)` lies at `i * row_stride + j * column_stride`) to
+/// their place in `packed`.
 ///
 /// # Safety
-/// `source` holds every element named, `packed` holds `k * n`; concurrent calls must be for different panels.
+/// `source` holds every element named, `packed` holds `depth.all * n`; concurrent calls must be for different panels.
 pub(crate) unsafe fn pack_panel(
     isa: Isa,
     panel: usize,
-    (k, n): (usize, usize),
+    (depth, n): (Depth, usize),
     source: *const f32,
     (row_stride, column_stride): (usize, usize),
     packed: *mut f32,
@@ -36,8 +59,8 @@ pub(crate) unsafe fn pack_panel(
     let first = panel * width;
     let columns = width.min(n - first);
     unsafe {
-        let mut to = packed.add(first * k);
-        for i in 0..k {
+        let mut to = packed.add(first * depth.all + depth.first * columns);
+        for i in 0..depth.len {
             let from = source.add(i * row_stride + first * column_stride);
             if column_stride == 1 {
                 std::ptr::copy_nonoverlapping(from, to, columns);
@@ -179,7 +202,7 @@ unsafe fn tn_tile<S: Simd, const MR: usize, const NV: usize>(
 #[allow(clippy::inline_always, clippy::too_many_arguments)]
 unsafe fn nn_block<S: Simd>(
     m: usize,
-    k: usize,
+    depth: Depth,
     n: usize,
     a: *const f32,
     lda: usize,
@@ -196,7 +219,8 @@ unsafe fn nn_block<S: Simd>(
         while row < m {
             let rows = tile::<S>(m - row);
             unsafe {
-                let (a, b, c) = (a.add(row * lda), packed.add(column * k), c.add(row * ldc + column));
+                let b = packed.add(column * depth.all + depth.first * columns);
+                let (k, a, c) = (depth.len, a.add(row * lda), c.add(row * ldc + column));
                 if columns == width {
                     by_rows!(rows, nn_tile::<S, _, 2>(k, a, lda, b, c, ldc, accumulate));
                 } else {
@@ -245,12 +269,13 @@ unsafe fn tn_block<S: Simd>(
 }
 
 multiversion! {
-    /// `C[m, n] (+)= A[m, k] · B[k, n]`, row-major with leading dimensions `lda`, `ldc`; `B` packed by [`pack_panel`]; `n` a multiple of 16.
+    /// `C[m, n] (+)= A[m, k] · B[k, n]`, row-major with leading dimensions `lda`, `ldc`; `B` are the rows `depth` of what [`pack_panel`] packed;
+    /// `n` a multiple of 16.
     ///
     /// # Safety
     /// The pointers hold these matrices, `c` overlaps neither of the others.
     pub(crate) unsafe fn nn = nn_block(
-        m: usize, k: usize, n: usize, a: *const f32, lda: usize, packed: *const f32, c: *mut f32, ldc: usize, accumulate: bool,
+        m: usize, depth: Depth, n: usize, a: *const f32, lda: usize, packed: *const f32, c: *mut f32, ldc: usize, accumulate: bool,
     )
 }
 

@@ -1,5 +1,7 @@
 //! Patches of images and feature maps as rows of a matrix (im2col), and back.
 
+use std::ops::Range;
+
 use super::isa::Isa;
 use super::rows::{Activation, activate};
 
@@ -208,6 +210,121 @@ pub(crate) unsafe fn from_features(
             }
         }
     }
+}
+
+/// Calls `each(row, length, source)` for runs of the pixels `first..first + count` of a batch of maps: `source` is the first pixel of those that the
+/// run finds when shifted by (rows, columns) into the maps `to`, `None` where these end. `row` counts from `first`.
+fn runs(
+    (from, to): ((usize, usize), (usize, usize)),
+    shift: (isize, isize),
+    (first, count): (usize, usize),
+    mut each: impl FnMut(usize, usize, Option<usize>),
+) {
+    let mut row = 0;
+    while row < count {
+        let (line, x) = ((first + row) / from.1, (first + row) % from.1);
+        let (image, y) = (line / from.0, line % from.0);
+        let len = (from.1 - x).min(count - row);
+        let (y, x) = (y as isize + shift.0, x as isize + shift.1);
+        if y < 0 || y as usize >= to.0 {
+            each(row, len, None);
+        } else {
+            let before = (-x).clamp(0, len as isize) as usize;
+            let end = (to.1 as isize - x).clamp(before as isize, len as isize) as usize;
+            if before > 0 {
+                each(row, before, None);
+            }
+            if end > before {
+                let source = (image * to.0 + y as usize) * to.1 + (x + before as isize) as usize;
+                each(row + before, end - before, Some(source));
+            }
+            if len > end {
+                each(row + end, len - end, None);
+            }
+        }
+        row += len;
+    }
+}
+
+/// Rows and columns from the top left of a window to one of its places.
+fn place(window: &Window, place: usize) -> (isize, isize) {
+    ((place / window.kernel.1) as isize, (place % window.kernel.1) as isize)
+}
+
+/// One place of the windows of the output pixels `first..first + count` of an activated feature map: rows of `f(scale * y + shift)` of some
+/// of its `channels`, zero outside. The window's stride is 1.
+///
+/// # Safety
+/// `y` holds the batch, `out` holds `count` rows of `ldo >= some.len()`.
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn activate_shifted(
+    isa: Isa,
+    window: &Window,
+    pixels: (usize, usize),
+    channels: usize,
+    (at, some): (usize, Range<usize>),
+    y: *const f32,
+    act: Activation,
+    out: *mut f32,
+    ldo: usize,
+) {
+    let (ky, kx) = place(window, at);
+    let shift = (ky - window.before.0 as isize, kx - window.before.1 as isize);
+    let act = Activation {
+        scale: act.scale.wrapping_add(some.start),
+        shift: act.shift.wrapping_add(some.start),
+        ..act
+    };
+    runs(
+        (window.output, window.input),
+        shift,
+        pixels,
+        |row, len, source| unsafe {
+            let out = out.add(row * ldo);
+            match source {
+                Some(source) => {
+                    let from = y.add(source * channels + some.start);
+                    activate(isa, len, some.len(), from, channels, act, out, ldo);
+                }
+                None => (0..len).for_each(|i| out.add(i * ldo).write_bytes(0, some.len())),
+            }
+        },
+    );
+}
+
+/// The same for the way back: of the input pixels `first..first + count`, rows of what the output pixels hold that have them at one place of
+/// their window.
+///
+/// # Safety
+/// As above.
+pub(crate) unsafe fn copy_shifted(
+    window: &Window,
+    pixels: (usize, usize),
+    channels: usize,
+    (at, some): (usize, Range<usize>),
+    y: *const f32,
+    out: *mut f32,
+    ldo: usize,
+) {
+    let (ky, kx) = place(window, at);
+    let shift = (window.before.0 as isize - ky, window.before.1 as isize - kx);
+    runs(
+        (window.input, window.output),
+        shift,
+        pixels,
+        |row, len, source| unsafe {
+            for i in 0..len {
+                let out = out.add((row + i) * ldo);
+                match source {
+                    Some(source) => {
+                        let from = y.add((source + i) * channels + some.start);
+                        std::ptr::copy_nonoverlapping(from, out, some.len());
+                    }
+                    None => out.write_bytes(0, some.len()),
+                }
+            }
+        },
+    );
 }
 
 /// Gradient of one row of a feature map from the gradients of the patches (`[batch * outputs, window, channels]`, dense).

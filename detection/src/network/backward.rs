@@ -10,11 +10,13 @@ use super::error::Error;
 use super::forward::{Context, weight_rows};
 use super::norm;
 use super::plan::{Layer, Part, Source};
+use super::sliced;
 use super::together::Hook;
+use crate::kernels::Isa;
+use crate::kernels::gemm::{self, Depth};
 use crate::kernels::parallel::{Shared, line, scratch};
 use crate::kernels::patches::gather_row;
 use crate::kernels::rows::{Activation, NormGradient, gradient, mask, statistics};
-use crate::kernels::{Isa, gemm};
 
 /// Gradients of the outputs.
 #[derive(Clone, Copy)]
@@ -150,7 +152,9 @@ impl Context<'_> {
             let state = &mut buffers.norms[i];
             norm::backward(layer, self.params, sums, blocks, count, state, grads, hook).map_err(Error::Together)?;
         }
-        if layer.dense() {
+        if let Some(source) = sliced::source(layer) {
+            self.sliced_backward((i, source), layer, buffers, from, grads);
+        } else if layer.dense() {
             self.convolution_backward(i, layer, buffers, from, grads);
         } else if layer.weights.is_empty() {
             self.junction_backward(i, layer, buffers);
@@ -298,11 +302,33 @@ impl Context<'_> {
                         }
                         let b = packed.at(0, patch * columns);
                         if pointwise {
-                            gemm::nn(self.isa, count, columns, patch, dy, ldd, b, da, lda, false);
+                            gemm::nn(
+                                self.isa,
+                                count,
+                                Depth::whole(columns),
+                                patch,
+                                dy,
+                                ldd,
+                                b,
+                                da,
+                                lda,
+                                false,
+                            );
                             sink.take(self.isa, slot, (first, count), da, lda);
                         } else {
                             let to = patches.at(first * patch, count * patch);
-                            gemm::nn(self.isa, count, columns, patch, dy, ldd, b, to, patch, false);
+                            gemm::nn(
+                                self.isa,
+                                count,
+                                Depth::whole(columns),
+                                patch,
+                                dy,
+                                ldd,
+                                b,
+                                to,
+                                patch,
+                                false,
+                            );
                         }
                     }
                 }
@@ -333,7 +359,7 @@ impl Context<'_> {
     }
 
     /// Sums the groups' partial gradients in order, adds the regulariser's, and writes them in the variables' own layout.
-    fn weights_from(&self, layer: &Layer, partials: &[f32], groups: usize, grads: &mut [f32]) {
+    pub(crate) fn weights_from(&self, layer: &Layer, partials: &[f32], groups: usize, grads: &mut [f32]) {
         let (patch, columns) = (layer.patch(), layer.padded_outputs());
         let part = patch * columns;
         for weights in &layer.weights {
@@ -366,7 +392,7 @@ impl Context<'_> {
     ///
     /// # Safety
     /// `out` holds `count` rows of `ldo`.
-    unsafe fn head_rows(
+    pub(crate) unsafe fn head_rows(
         &self,
         layer: &Layer,
         (first, count): (usize, usize),
@@ -419,7 +445,7 @@ pub(crate) fn penalise(regularizer: Regularizer, params: &[f32], grads: &mut [f3
     }
 }
 
-fn head_biases(layer: &Layer, sums: &[f32], blocks: usize, grads: &mut [f32]) {
+pub(crate) fn head_biases(layer: &Layer, sums: &[f32], blocks: usize, grads: &mut [f32]) {
     let columns = layer.padded_outputs();
     for weights in &layer.weights {
         let Some(bias) = weights.bias else { continue };

@@ -63,6 +63,52 @@ impl RowBlocks {
     }
 }
 
+/// Some columns of the matrix of patches: channels of one place of the window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slice {
+    /// Which place, counted row by row.
+    pub(crate) place: usize,
+    pub(crate) channels: Range<usize>,
+}
+
+/// Most channels of a slice: a tile of rows and a panel of weights lie in the first-level cache together.
+const SLICE_CHANNELS: usize = 384;
+/// Elements of a block's part of a slice and of its results together: half of a second-level cache of a megabyte.
+const SLICE_ELEMENTS: usize = 160 * 1024;
+
+impl Slice {
+    pub(crate) fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// First column, where each place has `channels`.
+    pub(crate) fn at(&self, channels: usize) -> usize {
+        self.place * channels + self.channels.start
+    }
+}
+
+/// The columns of `area` places of `channels` (a multiple of 16) each, in order.
+pub(crate) fn slices(area: usize, channels: usize) -> Vec<Slice> {
+    let parts = channels.div_ceil(SLICE_CHANNELS).max(1);
+    let part = channels.div_ceil(parts).next_multiple_of(16).max(16);
+    let places = (0..area).flat_map(|place| {
+        (0..channels).step_by(part).map(move |first| Slice {
+            place,
+            channels: first..(first + part).min(channels),
+        })
+    });
+    places.collect()
+}
+
+/// Rows of each task over `rows` of them, where a row takes `width` elements of the cache.
+pub(crate) fn slice_rows(rows: usize, width: usize) -> usize {
+    let most = (SLICE_ELEMENTS / width.max(1)).clamp(48, 384);
+    let tasks = rows.div_ceil(most).max(rows.div_ceil(48).min(8)).max(1);
+    // As in `RowBlocks::forward`.
+    let tasks = if tasks > 8 { tasks.next_multiple_of(8) } else { tasks };
+    rows.div_ceil(tasks).next_multiple_of(4).max(4)
+}
+
 /// Rows of images cut into tasks of whole rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ImageBlocks {
@@ -112,6 +158,19 @@ pub(crate) fn leading(width: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slices_cover_every_column_once() {
+        for (area, channels) in [(1, 16), (9, 256), (9, 512), (1, 1024), (9, 400), (25, 2048)] {
+            let mut next = 0;
+            for slice in slices(area, channels) {
+                assert_eq!(slice.at(channels), next);
+                assert!(slice.len().is_multiple_of(16) && slice.len() <= SLICE_CHANNELS);
+                next += slice.len();
+            }
+            assert_eq!(next, area * channels);
+        }
+    }
 
     #[test]
     fn blocks_cover_every_row_once() {

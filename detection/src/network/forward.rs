@@ -5,11 +5,13 @@ use super::buffers::{Buffers, grow};
 use super::error::Error;
 use super::norm;
 use super::plan::{Head, Layer, Operation, Part, Plan, Source, Weights};
+use super::sliced;
 use super::together::Hook;
+use crate::kernels::gemm::{self, Depth};
 use crate::kernels::parallel::{Pool, Shared, line, scratch};
 use crate::kernels::patches::{from_features, from_images};
-use crate::kernels::rows::statistics;
-use crate::kernels::{CHANNEL_BLOCK, Isa, gemm};
+use crate::kernels::rows::{Activation, statistics};
+use crate::kernels::{CHANNEL_BLOCK, Isa};
 
 /// What every layer needs.
 #[derive(Clone, Copy)]
@@ -51,7 +53,9 @@ impl Context<'_> {
         hook: &mut Hook,
     ) -> Result<(), Error> {
         let layer = &self.plan.layers[i];
-        if layer.dense() {
+        if let Some(source) = sliced::source(layer) {
+            self.sliced((i, source), layer, buffers, outputs);
+        } else if layer.dense() {
             self.convolution(i, layer, buffers, outputs);
         } else if layer.weights.is_empty() {
             self.junction(i, layer, buffers);
@@ -103,11 +107,33 @@ impl Context<'_> {
                         let a = a.as_ptr();
                         if let Some(head) = layer.head {
                             let out = rest.as_mut_ptr();
-                            gemm::nn(self.isa, count, patch, columns, a, lda, b, out, columns, false);
+                            gemm::nn(
+                                self.isa,
+                                count,
+                                Depth::whole(patch),
+                                columns,
+                                a,
+                                lda,
+                                b,
+                                out,
+                                columns,
+                                false,
+                            );
                             self.place(layer, head, (first, count), rest, outputs);
                         } else {
                             let out = y.at(y_at + first * columns, count * columns);
-                            gemm::nn(self.isa, count, patch, columns, a, lda, b, out, columns, false);
+                            gemm::nn(
+                                self.isa,
+                                count,
+                                Depth::whole(patch),
+                                columns,
+                                a,
+                                lda,
+                                b,
+                                out,
+                                columns,
+                                false,
+                            );
                             if statistics_wanted {
                                 statistics(self.isa, count, columns, out, columns, slot);
                             }
@@ -122,7 +148,14 @@ impl Context<'_> {
     ///
     /// # Safety
     /// No other task writes these rows.
-    unsafe fn place(&self, layer: &Layer, head: Head, (first, count): (usize, usize), rows: &[f32], outputs: Outputs) {
+    pub(crate) unsafe fn place(
+        &self,
+        layer: &Layer,
+        head: Head,
+        (first, count): (usize, usize),
+        rows: &[f32],
+        outputs: Outputs,
+    ) {
         let pixels = layer.window.outputs();
         let columns = layer.padded_outputs();
         for (i, row) in rows.chunks_exact(columns).take(count).enumerate() {
@@ -155,58 +188,84 @@ impl Context<'_> {
         pixel / pixels * self.plan.anchors + head.first + pixel % pixels * head.anchors
     }
 
+    /// A layer's weights as a matrix `[patch, columns]`, the channels that only fill up 0.
+    fn weights(&self, layer: &Layer, buffers: &mut Buffers) -> Shared {
+        let (patch, columns) = (layer.patch(), layer.padded_outputs());
+        let exact = layer.weights.len() == 1
+            && layer.operation == Operation::Convolution
+            && layer.window.area() * layer.inputs == patch
+            && layer.outputs == columns;
+        if exact {
+            let at = layer.weights[0].offset;
+            return Shared::of(&self.params[at..at + patch * columns]);
+        }
+        grow(&mut buffers.dense, patch * columns);
+        let dense = &mut buffers.dense[..patch * columns];
+        dense.fill(0.0);
+        for weights in &layer.weights {
+            let (len, rows) = weight_rows(layer, weights);
+            for (k, to, column) in rows {
+                let from = weights.offset + k * len;
+                let at = to * columns + column;
+                dense[at..at + len].copy_from_slice(&self.params[from..from + len]);
+            }
+        }
+        Shared::of(dense)
+    }
+
     /// Packs a layer's weights as the right operand of a product: `[patch, columns]`, or its transpose.
     pub(crate) fn pack(&self, layer: &Layer, buffers: &mut Buffers, transposed: bool) {
         let (patch, columns) = (layer.patch(), layer.padded_outputs());
         grow(&mut buffers.packed, patch * columns);
-        let area = layer.window.area();
-        let exact = layer.weights.len() == 1
-            && layer.operation == Operation::Convolution
-            && area * layer.inputs == patch
-            && layer.outputs == columns;
-        let source = if exact {
-            &self.params[layer.weights[0].offset..layer.weights[0].offset + patch * columns]
-        } else {
-            grow(&mut buffers.dense, patch * columns);
-            let dense = &mut buffers.dense[..patch * columns];
-            dense.fill(0.0);
-            for weights in &layer.weights {
-                let (len, rows) = weight_rows(layer, weights);
-                for (k, to, column) in rows {
-                    let from = weights.offset + k * len;
-                    let at = to * columns + column;
-                    dense[at..at + len].copy_from_slice(&self.params[from..from + len]);
-                }
-            }
-            &*dense
-        };
-        let source = Shared::of(source);
+        let source = self.weights(layer, buffers);
         let packed = Shared::new(&mut buffers.packed);
         let (k, n) = if transposed { (columns, patch) } else { (patch, columns) };
         let strides = if transposed { (1, columns) } else { (columns, 1) };
         self.pool.each(n.div_ceil(gemm::panel_width(self.isa)), |panel| {
             // SAFETY: panels are disjoint.
             unsafe {
-                gemm::pack_panel(
-                    self.isa,
-                    panel,
-                    (k, n),
-                    source.at(0, k * n),
-                    strides,
-                    packed.at(0, k * n),
-                );
+                let (source, packed) = (source.at(0, k * n), packed.at(0, k * n));
+                gemm::pack_panel(self.isa, panel, (Depth::whole(k), n), source, strides, packed);
             }
         });
+    }
+
+    /// Packs the weights with inputs and outputs exchanged at each place of the window: `[places * columns, channels]`.
+    pub(crate) fn pack_turned(&self, layer: &Layer, buffers: &mut Buffers) {
+        let (columns, channels) = (layer.padded_outputs(), layer.padded_inputs());
+        let area = layer.window.area();
+        let all = area * columns;
+        grow(&mut buffers.packed, all * channels);
+        let source = self.weights(layer, buffers);
+        let packed = Shared::new(&mut buffers.packed);
+        self.pool.each(channels.div_ceil(gemm::panel_width(self.isa)), |panel| {
+            for place in 0..area {
+                let depth = Depth {
+                    first: place * columns,
+                    len: columns,
+                    all,
+                };
+                // SAFETY: panels are disjoint.
+                unsafe {
+                    let source = source.at(place * channels * columns, channels * columns);
+                    let packed = packed.at(0, all * channels);
+                    gemm::pack_panel(self.isa, panel, (depth, channels), source, (1, columns), packed);
+                }
+            }
+        });
+    }
+
+    /// Where the feature map begins that a layer reads, and what its values go through on the way.
+    pub(crate) fn features(&self, source: usize, buffers: &Buffers) -> (usize, Activation) {
+        let from = &self.plan.layers[source];
+        (buffers.y_at[source], buffers.norms[source].activation(from.activation))
     }
 
     /// How a layer's input is read.
     pub(crate) fn reader<'b>(&self, layer: &'b Layer, buffers: &Buffers) -> Reader<'b> {
         let features = match layer.source {
             Source::Image => None,
-            Source::Layer(source) => {
-                let from = &self.plan.layers[source];
-                Some((buffers.y_at[source], buffers.norms[source].activation(from.activation)))
-            }
+            Source::Layer(source) => Some(self.features(source, buffers)),
         };
         Reader {
             layer,
@@ -236,7 +295,7 @@ pub(crate) fn weight_rows(
 /// Reads blocks of a layer's input as rows of patches.
 pub(crate) struct Reader<'a> {
     layer: &'a Layer,
-    features: Option<(usize, crate::kernels::rows::Activation)>,
+    features: Option<(usize, Activation)>,
     y: Shared,
 }
 

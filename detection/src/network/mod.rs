@@ -21,6 +21,7 @@ pub mod plan;
 mod predictors;
 mod ring;
 mod shared_predictor;
+mod sliced;
 #[cfg(test)]
 mod tests;
 mod together;

@@ -580,6 +580,23 @@ fn pyramids_with_shared_predictors() {
     agrees(&config, 2, 1e-3);
 }
 
+/// Weights that are computed in slices: of whole places, and of some of a place's channels; predictors too.
+#[test]
+fn large_weights() {
+    let mut config = other("ssd_mobilenet_v1_fpn", (128, 160), &[4, 4, 4, 4, 4]);
+    config.fpn.additional_layer_depth = 400;
+    config.predictor = shared_towers(config.predictor);
+    config.predictor.depth = 350;
+    let plan = plan(&config).unwrap();
+    let sliced = |layer: &&Layer| super::super::sliced::source(layer).is_some();
+    let of = |head| move |layer: &&Layer| layer.head.is_some() == head;
+    for head in [false, true] {
+        let found = plan.layers.iter().filter(sliced).filter(of(head)).count();
+        assert!(found > 1, "{found} of {} layers, predictors: {head}", plan.layers.len());
+    }
+    agrees(&config, 2, 1e-3);
+}
+
 #[test]
 fn residual_blocks() {
     let mut config = other("ssd_resnet50_v1_fpn", (129, 135), &[2, 2, 2]);
