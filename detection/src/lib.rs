@@ -23,6 +23,7 @@ pub mod nms;
 pub mod postprocess;
 pub mod random_example_sampler;
 pub mod similarity;
+pub mod squash;
 pub mod ssd_loss;
 pub mod target_assigner;
 

@@ -11,6 +11,7 @@ use crate::config::{self, NetworkOptions};
 use crate::groundtruth::Groundtruth;
 use crate::network::{self, Mode, Network, Outputs, Progress};
 use crate::postprocess::{self, Detections, PostProcessor};
+use crate::squash::Squash;
 use crate::ssd_loss::{self, LossConfig, LossOutput, Predictions};
 use crate::{accelerator, gradients};
 use crate::{anchors, ssd_loss::loss};
@@ -144,6 +145,7 @@ pub struct Ssd {
     input_size: (usize, usize),
     channels: usize,
     head: Head,
+    squash: Squash,
 }
 
 /// What the class predictions hold.
@@ -209,6 +211,7 @@ impl Ssd {
             input_size,
             channels: options.image_channels,
             head,
+            squash: config::squash(ssd),
         })
     }
 
@@ -327,9 +330,10 @@ impl Ssd {
         progress: Progress<'_>,
     ) -> Result<StepLosses, Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
-        let found = self
+        let mut found = self
             .loss_of(&outputs, groundtruth)
             .map_err(|error| self.explained(error, params, groundtruth))?;
+        self.squash.back(&outputs.class_logits, &mut found.d_class_logits);
         let losses = self.step_losses(params, &found)?;
         let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
         self.network
@@ -350,7 +354,7 @@ impl Ssd {
             return Err(network::Error::NoForward.into());
         };
         accelerator.start(params, images)?;
-        if accelerator.computes_losses() {
+        if accelerator.computes_losses() && !self.squash.applies(Mode::Train) {
             let targets = BatchTargets::assign(&self.anchors, groundtruth, self.head.num_classes, &self.loss)?;
             accelerator.train(&targets)?;
             let regularization = self.network.regularization(params)?;
@@ -362,10 +366,12 @@ impl Ssd {
             // Which image and which prediction it was, the host can tell.
             accelerator.start(params, images)?;
         }
-        let outputs = accelerator.predictions()?;
-        let found = self
+        let mut outputs = accelerator.predictions()?;
+        self.squash.apply(Mode::Train, &mut outputs.class_logits);
+        let mut found = self
             .loss_of(&outputs, groundtruth)
             .map_err(|error| self.explained(error, params, groundtruth))?;
+        self.squash.back(&outputs.class_logits, &mut found.d_class_logits);
         let losses = self.step_losses(params, &found)?;
         if let Some(accelerator) = &mut self.accelerator {
             accelerator.backward(&found.d_box_encodings, &found.d_class_logits, gradients)?;
@@ -489,10 +495,12 @@ impl Ssd {
 
     /// Raw predictions.
     pub fn predict(&mut self, params: &[f32], images: &[f32], mode: Mode) -> Result<Outputs, Error> {
-        Ok(match &mut self.accelerator {
+        let mut outputs = match &mut self.accelerator {
             Some(accelerator) => accelerator.forward(params, images, mode)?,
             None => self.network.forward(params, images, mode)?,
-        })
+        };
+        self.squash.apply(mode, &mut outputs.class_logits);
+        Ok(outputs)
     }
 
     fn forward(&mut self, params: &[f32], images: &[f32], batch: usize, mode: Mode) -> Result<Outputs, Error> {

@@ -9,8 +9,10 @@ use coati_detection::losses::focal::SigmoidFocal;
 use coati_detection::losses::{Classification, Localization, Row};
 use coati_detection::matcher::Matcher;
 use coati_detection::model::{Options, Ssd};
+use coati_detection::network::Mode;
 use coati_detection::postprocess::{Calibration, Candidates, MulticlassNms, Scope};
 use coati_detection::similarity::Similarity;
+use coati_detection::squash::Squash;
 use coati_detection::ssd_loss::{Predictions, loss};
 use coati_proto::object_detection::protos as pb;
 
@@ -332,6 +334,45 @@ fn a_configuration_chooses_among_all_of_them() {
         )),
     });
     assert_eq!(config::loss(&bipartite).unwrap().assigner.matcher, Matcher::Bipartite);
+}
+
+#[test]
+fn predictors_may_have_a_sigmoid_of_their_own() {
+    assert_eq!(config::squash(&ssd(&[])), Squash::Never);
+    let set = ("apply_sigmoid_to_scores: false", "apply_sigmoid_to_scores: true");
+    assert_eq!(config::squash(&ssd(&[set])), Squash::Always);
+    let mut shared = ssd(&[]);
+    shared.box_predictor = Some(pb::BoxPredictor {
+        box_predictor_oneof: Some(
+            pb::box_predictor::BoxPredictorOneof::WeightSharedConvolutionalBoxPredictor(
+                pb::WeightSharedConvolutionalBoxPredictor {
+                    score_converter: Some(
+                        pb::weight_shared_convolutional_box_predictor::ScoreConverter::Sigmoid.into(),
+                    ),
+                    ..Default::default()
+                },
+            ),
+        ),
+    });
+    assert_eq!(config::squash(&shared), Squash::Inference);
+
+    // What a detector predicts, and its score after the sigmoid of post-processing.
+    let options = || Options {
+        threads: Some(1),
+        ..Options::default()
+    };
+    let mut plain = Ssd::new(&with(&[]), &options()).unwrap();
+    let mut squashed = Ssd::new(&with(&[set]), &options()).unwrap();
+    let params = plain.init_values(3);
+    let (height, width) = plain.input_size();
+    let images: Vec<f32> = (0..height * width * 3).map(|i| (i * 37 % 256) as f32).collect();
+    for mode in [Mode::Train, Mode::Eval] {
+        let logits = plain.predict(&params, &images, mode).unwrap().class_logits;
+        let found = squashed.predict(&params, &images, mode).unwrap().class_logits;
+        for (found, logit) in found.iter().zip(&logits) {
+            assert!((found - 1.0 / (1.0 + (-logit).exp())).abs() < 1e-6);
+        }
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod postprocess;
 pub use anchors::anchor_generator;
 pub use boxes::{box_coder, matcher, similarity};
 pub use loss::loss;
-pub use network::{NetworkOptions, network};
+pub use network::{NetworkOptions, network, squash};
 pub use postprocess::post_processor;
 
 use coati_proto::object_detection::protos as pb;

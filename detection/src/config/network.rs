@@ -5,6 +5,7 @@ use crate::network::{
     Activation, BatchNorm, FanMode, Fpn, Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig,
     PredictorKind, Regularizer, extractors,
 };
+use crate::squash::Squash;
 use coati_proto::object_detection::protos as pb;
 use coati_proto::object_detection::protos::box_predictor::BoxPredictorOneof;
 use coati_proto::object_detection::protos::ssd_feature_extractor::FeaturePyramidOneof;
@@ -163,14 +164,6 @@ fn predictor(ssd: &pb::Ssd) -> Result<PredictorConfig, Error> {
 }
 
 fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
-    let others = [(
-        "convolutional_box_predictor.apply_sigmoid_to_scores",
-        message.apply_sigmoid_to_scores(),
-        "this is not supported",
-    )];
-    others
-        .into_iter()
-        .try_for_each(|(field, set, hint)| require(!set, field, "set", hint))?;
     let code_size = message.box_code_size();
     require(
         code_size == 4,
@@ -205,6 +198,26 @@ fn per_map(message: &pb::ConvolutionalBoxPredictor) -> Result<PredictorConfig, E
     })
 }
 
+/// Which class predictions go through a sigmoid inside the predictor.
+pub fn squash(ssd: &pb::Ssd) -> Squash {
+    use pb::weight_shared_convolutional_box_predictor::ScoreConverter;
+    let predictor = ssd
+        .box_predictor
+        .as_ref()
+        .and_then(|predictor| predictor.box_predictor_oneof.as_ref());
+    match predictor {
+        Some(BoxPredictorOneof::ConvolutionalBoxPredictor(message)) if message.apply_sigmoid_to_scores() => {
+            Squash::Always
+        }
+        Some(BoxPredictorOneof::WeightSharedConvolutionalBoxPredictor(message))
+            if message.score_converter() == ScoreConverter::Sigmoid =>
+        {
+            Squash::Inference
+        }
+        _ => Squash::Never,
+    }
+}
+
 /// The reference refuses separable predictors of 1 x 1, the default of a `convolutional_box_predictor`.
 fn window(kernel_size: i32, separable: bool, field: &'static str) -> Result<usize, Error> {
     require(
@@ -223,22 +236,12 @@ fn dropout(used: bool, keep: f32, field: &'static str) -> Result<Option<f32>, Er
 }
 
 fn shared(message: &pb::WeightSharedConvolutionalBoxPredictor) -> Result<PredictorConfig, Error> {
-    use pb::weight_shared_convolutional_box_predictor::ScoreConverter;
-    let others = [
-        (
-            "weight_shared_convolutional_box_predictor.score_converter",
-            message.score_converter() != ScoreConverter::Identity,
-            "use post_processing.score_converter",
-        ),
-        (
-            "weight_shared_convolutional_box_predictor.apply_conv_hyperparams_to_heads",
-            message.apply_conv_hyperparams_to_heads() || message.apply_conv_hyperparams_pointwise(),
-            "only the reference's keras models know this; leave it out",
-        ),
-    ];
-    others
-        .into_iter()
-        .try_for_each(|(field, set, hint)| require(!set, field, "set", hint))?;
+    require(
+        !message.apply_conv_hyperparams_to_heads() && !message.apply_conv_hyperparams_pointwise(),
+        "weight_shared_convolutional_box_predictor.apply_conv_hyperparams_to_heads",
+        "set",
+        "only the reference's keras models know this; leave it out",
+    )?;
     let code_size = message.box_code_size();
     require(
         code_size == 4,

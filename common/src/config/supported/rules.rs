@@ -47,12 +47,12 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
     (
         "ConvolutionalBoxPredictor",
         "conv_hyperparams min_depth max_depth num_layers_before_predictor kernel_size class_prediction_bias_init use_depthwise \
-         box_encodings_clip_range use_dropout dropout_keep_probability",
+         box_encodings_clip_range use_dropout dropout_keep_probability apply_sigmoid_to_scores",
     ),
     (
         "WeightSharedConvolutionalBoxPredictor",
         "conv_hyperparams depth num_layers_before_predictor kernel_size class_prediction_bias_init share_prediction_tower \
-         use_depthwise box_encodings_clip_range use_dropout dropout_keep_probability",
+         use_depthwise box_encodings_clip_range use_dropout dropout_keep_probability score_converter",
     ),
     ("BoxEncodingsClipRange", "min max"),
     (
