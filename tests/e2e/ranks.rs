@@ -107,6 +107,23 @@ fn under_way(job: &Job, how: impl FnOnce(coati_tests::Coati) -> coati_tests::Coa
     running
 }
 
+#[test]
+fn a_running_job_tells_how_far_it_is() {
+    let job = Job::new();
+    let running = under_way(&job, |train| train.with(TWO));
+    let status = job.coati("status --model_dir model".split(' ')).run().exits(0);
+    for part in [
+        " running, launcher pid ",
+        "\n  worker-0 ",
+        "\nstep ",
+        " of 60: training; epoch ",
+    ] {
+        assert!(status.stdout.contains(part), "no `{part}` in {status}");
+    }
+    running.signal(Signal::SIGTERM);
+    let _ = running.finish().exits(130);
+}
+
 fn loses(task: &str, words: &[&str]) {
     let job = Job::new();
     let running = under_way(&job, |train| train.with(TWO));

@@ -12,6 +12,7 @@ use coati_checkpoint::{keep, saver};
 use coati_common::cluster::OnNan;
 use coati_common::rpc::ServiceError;
 use coati_common::variables::VariableSpec;
+use coati_coordinator::launcher::progress::{self, Progress};
 use coati_coordinator::ledger::{self, Ledger};
 use coati_coordinator::timing;
 use coati_param_server::store::{Committed, Push};
@@ -207,6 +208,19 @@ impl Book {
             data: self.ledger.position(),
             saved: self.saved_step,
         })
+    }
+
+    /// How far it is.
+    pub(crate) fn progress(&self) -> Progress {
+        let position = self.ledger.position();
+        Progress {
+            version: progress::VERSION,
+            step: self.version,
+            num_steps: self.options.num_steps,
+            epoch: position.position / self.options.record_count.max(1),
+            records_seen: position.records_seen(),
+            last_checkpoint: self.saved_step.unwrap_or_default(),
+        }
     }
 
     /// What happened since the last call.

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use coati_common::rpc::security::Sources;
 use coati_common::rpc::{self, Peer};
 use coati_coordinator::launcher::control;
+use coati_coordinator::launcher::progress::Progress;
 use coati_coordinator::launcher::report::{Report, Task, TaskState};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::coordinator_client::CoordinatorClient;
@@ -28,7 +29,13 @@ pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<()> {
     if alive && let Ok(security) = sources.load(Duration::ZERO) {
         security.install();
     }
-    let progress = if alive { ask(&found) } else { Ok(None) };
+    // Replicas that sum among themselves have no coordinator to ask.
+    let served = found.tasks.iter().any(|task| task.task.starts_with("ps-"));
+    let progress = match (alive, served) {
+        (false, _) => Ok(None),
+        (true, true) => ask(&found),
+        (true, false) => Ok(Progress::read(&job_dir).map(noted)),
+    };
     let (progress, problem) = match progress {
         Ok(progress) => (progress, None),
         Err(problem) => (None, Some(problem)),
@@ -50,10 +57,6 @@ fn ask(found: &Report) -> Result<Option<v1::JobStatusReply>, String> {
     let Some(master) = found.tasks.first() else {
         return Ok(None);
     };
-    // Replicas that sum among themselves have no coordinator to ask.
-    if !found.tasks.iter().any(|task| task.task.starts_with("ps-")) {
-        return Ok(None);
-    }
     let peer = Peer::new(master.task.as_str(), master.address.as_str());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -70,6 +73,19 @@ fn ask(found: &Report) -> Result<Option<v1::JobStatusReply>, String> {
         .await
     });
     asked.map(Some).map_err(|error| error.to_string())
+}
+
+/// What rank 0 has written down.
+fn noted(progress: Progress) -> v1::JobStatusReply {
+    v1::JobStatusReply {
+        version: progress.step,
+        num_steps: progress.num_steps,
+        state: "training".to_owned(),
+        records_seen: progress.records_seen,
+        epoch: progress.epoch,
+        last_checkpoint: progress.last_checkpoint,
+        ..Default::default()
+    }
 }
 
 fn json(

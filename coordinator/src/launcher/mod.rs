@@ -13,6 +13,7 @@
 
 pub mod control;
 pub mod decide;
+pub mod progress;
 pub mod report;
 pub mod resources;
 

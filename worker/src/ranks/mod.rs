@@ -63,6 +63,9 @@ pub struct Ranks {
 /// At least so long one waits for all ranks when a job starts.
 pub(crate) const FORMATION: Duration = Duration::from_secs(120);
 
+/// From one note of the progress to the next.
+const PROGRESS: Duration = Duration::from_secs(1);
+
 /// Before meeting again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -217,6 +220,9 @@ struct Member0<'a, 'b> {
     resumed: Option<coati_checkpoint::state::Latest>,
     begun: bool,
     last: Option<Checkpoint>,
+    /// Where `coati status` looks, and when it was last written.
+    job_dir: PathBuf,
+    told: Option<Instant>,
 }
 
 impl Member0<'_, '_> {
@@ -227,6 +233,17 @@ impl Member0<'_, '_> {
             self.last.clone_from(&newest);
         }
         newest
+    }
+
+    /// Writes down how far the job is, from time to time.
+    fn note_progress(&mut self, exchange: &AllReduce) {
+        if self.told.is_some_and(|told| told.elapsed() < PROGRESS) {
+            return;
+        }
+        self.told = Some(Instant::now());
+        if let Err(error) = exchange.progress().write(&self.job_dir) {
+            tracing::debug!(%error, "the job's progress was not written");
+        }
     }
 }
 
@@ -257,6 +274,7 @@ impl Role for Member0<'_, '_> {
         if let Some(checkpoint) = self.tell(exchange) {
             self.session.evaluate_if_due(trainer.ssd(), &checkpoint);
         }
+        self.note_progress(exchange);
     }
 
     fn last(&mut self, exchange: &mut AllReduce) -> Result<(), exchange::Error> {
@@ -565,6 +583,8 @@ pub fn run_first(options: &Options, ranks: &Ranks, observer: &mut dyn Observer) 
         resumed: job.latest.clone(),
         begun: false,
         last: None,
+        job_dir: coati_storage::local_side(&options.model_dir),
+        told: None,
     };
     let ended = ranks.take_part(options, &mut setup, &mut held, &mut role)?;
     let (begun, last) = (role.begun, role.last.take());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use coati_collective::{Communicator, Error as Trouble, Member};
 use coati_common::cluster::OnNan;
 use coati_common::rpc::{ErrorCode, ServiceError};
+use coati_coordinator::launcher::progress::Progress;
 use coati_coordinator::timing;
 use tokio::time::Instant;
 
@@ -56,6 +57,11 @@ impl AllReduce {
     /// The newest step.
     pub(crate) fn version(&self) -> u64 {
         self.book.version()
+    }
+
+    /// How far the job is.
+    pub(super) fn progress(&self) -> Progress {
+        self.book.progress()
     }
 
     /// What happened since the last call.
