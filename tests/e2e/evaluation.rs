@@ -4,8 +4,9 @@ use std::fs;
 
 use coati_tests::{Cluster, Job};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
+
+use crate::faults::pid_of;
 
 const AP: &str = "DetectionBoxes_Precision/mAP";
 
@@ -105,12 +106,7 @@ fn an_evaluator_of_its_own_is_started_again_and_the_best_checkpoint_stays() {
     job.cluster("cluster.yaml", &cluster);
     let running = job.coati(TRAIN.split_whitespace()).cluster("cluster.yaml").start();
     running.wait_for("evaluator-0 | waiting for the first checkpoint in model");
-    let tasks = json_file(&job, "model/coati-cluster.json")["tasks"].clone();
-    let mut tasks = tasks.as_array().unwrap().iter();
-    let pid = tasks.find(|task| task["task"] == "evaluator-0").unwrap()["pid"]
-        .as_i64()
-        .unwrap();
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    kill(pid_of(&job, "evaluator-0"), Signal::SIGKILL).unwrap();
     let done = running.finish().exits(0).says(&[
         "evaluator-0 was killed by SIGKILL; started again (1 of 3)",
         "evaluator-0 | evaluation at step 12: AP ",
@@ -162,12 +158,7 @@ fn an_evaluator_that_cannot_go_on_is_named_and_training_is_not_disturbed() {
     job.cluster("cluster.yaml", &cluster);
     let running = job.coati(TRAIN.split_whitespace()).cluster("cluster.yaml").start();
     running.wait_for("evaluator-0 | waiting for the first checkpoint");
-    let tasks = json_file(&job, "model/coati-cluster.json")["tasks"].clone();
-    let mut tasks = tasks.as_array().unwrap().iter();
-    let pid = tasks.find(|task| task["task"] == "evaluator-0").unwrap()["pid"]
-        .as_i64()
-        .unwrap();
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    kill(pid_of(&job, "evaluator-0"), Signal::SIGKILL).unwrap();
     let _ = running.finish().exits(0).says(&[
         "warning: evaluator-0 was killed by SIGKILL (perhaps because memory ran out): training goes on without evaluation",
         "hint: `coati eval`",
