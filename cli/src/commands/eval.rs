@@ -143,8 +143,14 @@ fn print(outcome: &Outcome) {
         "step {}: {} images, {:.1} s ({:.1} s of it in the network)",
         result.global_step, result.images, result.seconds, result.model_seconds
     ));
+    let width = result
+        .metrics
+        .keys()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0);
     for (name, value) in &result.metrics {
-        report(&format!("{name:<44} {:.4}", value.as_f64().unwrap_or(f64::NAN)));
+        report(&format!("{name:<width$} {:.4}", value.as_f64().unwrap_or(f64::NAN)));
     }
     if let Some(Floor { rule, metrics }) = &outcome.floor {
         report(&format!(
