@@ -87,6 +87,11 @@ pub fn resolve(name: &str) -> Result<&'static str, Error> {
     })
 }
 
+/// Whether a metric of this present name compares masks.
+pub fn compares_masks(name: &str) -> bool {
+    name.contains("mask") || name.contains("segmentation")
+}
+
 /// Names of the figures that these metrics give, in their order.
 pub fn figure_names<S: AsRef<str>>(
     names: &[S],

@@ -227,7 +227,10 @@ fn shape(
         (false, _) => None,
         (true, Some(outline)) => Some(outline.mask(size)?),
         (true, None) => {
-            return Err("no segmentation\nhint: masks are compared; without --iou_type segm boxes are".to_owned());
+            return Err(
+                "no segmentation\nhint: masks are compared, since --iou_type segm or a metric of masks asks for them"
+                    .to_owned(),
+            );
         }
     };
     let xywh = match (bbox, &mask) {
