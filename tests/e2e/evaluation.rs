@@ -65,8 +65,9 @@ fn examples_can_be_sampled_and_taken_from_the_training_set() {
     assert_eq!(images(""), 12);
     assert_eq!(images("--sample_1_of_n_eval_examples 5"), 3);
     assert_eq!(images("--eval_training_data"), 48);
+    assert_eq!(images("--eval_training_data --sample_1_of_n_eval_examples 5"), 10);
     let events = |folder: &str| fs::read_dir(job.path(folder)).unwrap().count();
-    assert_eq!([events("model/eval"), events("model/eval_on_train")], [2, 1]);
+    assert_eq!([events("model/eval"), events("model/eval_on_train")], [2, 2]);
 }
 
 #[test]

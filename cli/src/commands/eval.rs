@@ -25,9 +25,13 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     for warning in supported::check(&config, Mode::Eval)?.warnings {
         say(&format!("warning: {warning}"));
     }
-    config.set_sample_1_of_n_eval_examples(u32::try_from(args.sample_1_of_n_eval_examples).unwrap_or(u32::MAX));
+    let sample = u32::try_from(args.sample_1_of_n_eval_examples).unwrap_or(u32::MAX);
     if args.eval_training_data {
         config.evaluate_training_data();
+    }
+    // The training reader's own sampling stays where the flag says nothing.
+    if !args.eval_training_data || sample > 1 {
+        config.set_sample_1_of_n_eval_examples(sample);
     }
     let input = input::open(&config, Which::Eval)?;
     let keep_best = args.keep_best.clone().map(KeepBest::new);
