@@ -34,7 +34,7 @@ impl fmt::Display for TooMany {
         }
         write!(
             f,
-            "\nhint: correct the records (`coati data inspect` lists them) or allow more bad records"
+            "\nhint: `coati data inspect` lists them; `coati data validate --fix` corrects what has one right answer and leaves out what cannot be used"
         )
     }
 }
@@ -105,6 +105,8 @@ mod tests {
         let error = ledger.enter(9, "a: record 9: bad").unwrap_err();
         let expected = "3 bad records, more than the 2 allowed among 1000:\n  a: record 3: bad\n  a: record 7: bad";
         assert!(error.to_string().starts_with(expected), "{error}");
+        // The limit has no setting, so the hint names what there is.
+        assert!(error.to_string().contains("\nhint: `coati data inspect`"), "{error}");
         assert_eq!(ledger.reports().len(), 3);
     }
 

@@ -87,6 +87,11 @@ pub fn resolve(name: &str) -> Result<&'static str, Error> {
     })
 }
 
+/// Whether a metric of this present name compares masks.
+pub fn compares_masks(name: &str) -> bool {
+    name.contains("mask") || name.contains("segmentation")
+}
+
 /// Names of the figures that these metrics give, in their order.
 pub fn figure_names<S: AsRef<str>>(
     names: &[S],
@@ -141,6 +146,7 @@ pub struct Evaluation {
     groundtruth: Unit,
     detections: Unit,
     outside: Outside,
+    backward: Backward,
 }
 
 /// Whether boxes are pixels or fractions.
@@ -162,6 +168,13 @@ struct Outside {
     beyond: usize,
     boxes: usize,
     images: usize,
+    first: String,
+}
+
+/// Detections that end before they begin: no metric takes them for a match, and some leave them out.
+#[derive(Default)]
+struct Backward {
+    boxes: usize,
     first: String,
 }
 
@@ -189,6 +202,7 @@ impl Evaluation {
             groundtruth: Unit::default(),
             detections: Unit::default(),
             outside: Outside::default(),
+            backward: Backward::default(),
         })
     }
 
@@ -218,6 +232,7 @@ impl Evaluation {
         self.groundtruth.note(sample, &sample.groundtruth.boxes);
         self.detections.note(sample, &sample.detections.boxes);
         self.outside.note(sample);
+        self.backward.note(sample);
         Ok(())
     }
 
@@ -235,7 +250,8 @@ impl Evaluation {
         Ok(all)
     }
 
-    /// What is allowed and may still be a mistake, in words: classes without groundtruth, boxes outside of their images.
+    /// What is allowed and may still be a mistake, in words: classes without groundtruth, boxes outside of their images, detections that end
+    /// before they begin.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let absent: Vec<&str> = self
@@ -260,6 +276,12 @@ impl Evaluation {
             notes.push(format!(
                 "{} boxes do not touch their image, in {} images, the first `{}`: are x and y swapped, or do the boxes belong to other images?",
                 self.outside.boxes, self.outside.images, self.outside.first
+            ));
+        }
+        if self.backward.boxes > 0 {
+            notes.push(format!(
+                "{} detections end before they begin and match nothing, the first in image `{}`: the order is [ymin, xmin, ymax, xmax]; are corners mixed up?",
+                self.backward.boxes, self.backward.first
             ));
         }
         // A few boxes may leave their image; what a third of them does is a habit of their maker.
@@ -364,6 +386,17 @@ impl Unit {
             });
         }
         Ok(())
+    }
+}
+
+impl Backward {
+    fn note(&mut self, sample: &Sample) {
+        let boxes = &sample.detections.boxes;
+        let count = boxes.iter().filter(|b| b[0] > b[2] || b[1] > b[3]).count();
+        if self.boxes == 0 && count > 0 {
+            self.first.clone_from(&sample.image);
+        }
+        self.boxes += count;
     }
 }
 

@@ -139,6 +139,23 @@ fn what_may_be_a_mistake_is_noted() {
 }
 
 #[test]
+fn detections_that_end_before_they_begin_are_noted() {
+    let mut evaluation = evaluation(&["pascal_voc_detection_metrics", "coco_detection_metrics"]);
+    let mut swapped = sample(FINE);
+    swapped.detections.boxes = vec![[10.0, 60.0, 50.0, 10.0]];
+    evaluation.add(&swapped).unwrap();
+    let notes = evaluation.notes().join("\n");
+    assert!(
+        notes.contains("1 detections end before they begin and match nothing, the first in image `x`"),
+        "{notes}"
+    );
+    let metrics = evaluation.evaluate().unwrap();
+    let mean = |name: &str| metrics.iter().find(|(known, _)| known == name).unwrap().1;
+    assert_eq!(mean("PascalBoxes_Precision/mAP@0.5IOU"), 0.0);
+    assert_eq!(mean("DetectionBoxes_Precision/mAP"), 0.0);
+}
+
+#[test]
 fn corners_in_place_of_sizes_are_noted() {
     let mut evaluation = evaluation(&["coco_detection_metrics"]);
     let mut one = sample(FINE);

@@ -215,6 +215,24 @@ fn coco_files_that_are_not_right() {
             "\"counts\": \"1",
             "detections[0]: a mask of 48 x 64 pixels",
         ),
+        (
+            "groundtruth",
+            "\"area\": ",
+            "\"area\": NaN, \"was\": ",
+            "annotations[0]: NaN or null where a number is due",
+        ),
+        (
+            "groundtruth",
+            "\"iscrowd\": ",
+            "\"iscrowd\": null, \"was\": ",
+            "annotations[0]: iscrowd is neither 0 nor 1",
+        ),
+        (
+            "groundtruth",
+            "\"segmentation\": ",
+            "\"segmentation\": [1, 2, 3, 4, 5, 6], \"was\": ",
+            "annotations[0]: segmentation is neither a list of polygons [[x, y, …], …] nor",
+        ),
         ("groundtruth", "\"images\"", "\"pictures\"", "missing field `images`"),
     ] {
         let text = coco_error(which, from, to);

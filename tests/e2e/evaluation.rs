@@ -66,8 +66,9 @@ fn examples_can_be_sampled_and_taken_from_the_training_set() {
     assert_eq!(images(""), 12);
     assert_eq!(images("--sample_1_of_n_eval_examples 5"), 3);
     assert_eq!(images("--eval_training_data"), 48);
+    assert_eq!(images("--eval_training_data --sample_1_of_n_eval_examples 5"), 10);
     let events = |folder: &str| fs::read_dir(job.path(folder)).unwrap().count();
-    assert_eq!([events("model/eval"), events("model/eval_on_train")], [2, 1]);
+    assert_eq!([events("model/eval"), events("model/eval_on_train")], [2, 2]);
 }
 
 #[test]
@@ -248,5 +249,36 @@ fn a_scheduler_may_start_the_evaluator_outside_of_the_cluster() {
     let _ = done.says(&[
         "evaluation at step 12: AP ",
         "the last checkpoint (step 12) is evaluated",
+    ]);
+}
+
+#[test]
+fn masks_of_coco_files_are_read_where_a_metric_asks_for_them() {
+    let job = Job::new();
+    let square = json!([[2, 2, 6, 2, 6, 6, 2, 6]]);
+    let objects = json!({
+        "images": [{"id": 1, "height": 16, "width": 16}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 4, 4], "area": 16, "iscrowd": 0, "segmentation": square}],
+    });
+    let found = json!([{"image_id": 1, "category_id": 1, "bbox": [2, 2, 4, 4], "score": 0.5, "segmentation": square}]);
+    job.write("objects.json", objects.to_string());
+    job.write("found.json", found.to_string());
+    let flags = "metrics coco --groundtruth objects.json --detections found.json --format json --metrics_set \
+                 coco_detection_metrics,coco_mask_metrics";
+    let figures = job.coati(flags.split_whitespace()).run().exits(0).json();
+    for name in [AP, "DetectionMasks_Precision/mAP"] {
+        assert!(
+            (figures[name].as_f64().unwrap() - 1.0).abs() < 1e-9,
+            "{name}: {figures}"
+        );
+    }
+    job.write(
+        "found.json",
+        r#"[{"image_id": 1, "category_id": 1, "bbox": [2, 2, 4, 4], "score": 0.5}]"#,
+    );
+    let _ = job.coati(flags.split_whitespace()).run().exits(2).says(&[
+        "found.json: detections[0]: no segmentation",
+        "hint: masks are compared, since --iou_type segm or a metric of masks asks for them",
     ]);
 }

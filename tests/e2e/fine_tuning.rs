@@ -175,14 +175,14 @@ fn tensorflow_writes_a_classifier_and_reads_what_was_made_of_it() {
         .exits(2)
         .says(&["is there already", "--overwrite"]);
     let _ = job
-        .coati(["checkpoint", "convert", "model.safetensors", "back.ckpt"])
+        .coati(["checkpoint", "convert", "model.safetensors", "back/model.ckpt"])
         .run()
         .exits(0);
-    let diff = "checkpoint diff model/model.ckpt-1 back.ckpt --format json";
+    let diff = "checkpoint diff model/model.ckpt-1 back/model.ckpt --format json";
     let found = job.coati(diff.split(' ')).run().exits(0).json();
     assert_eq!(found["equal"].as_u64().unwrap() as usize, all);
     assert_eq!(found["rows"], Value::Array(Vec::new()));
-    let back = judge("restore_by_name.py", &[&job.path("back.ckpt"), &prefix]).unwrap();
+    let back = judge("restore_by_name.py", &[&job.path("back/model.ckpt"), &prefix]).unwrap();
     assert_eq!(back["restored"].as_u64().unwrap() as usize, theirs.len());
 }
 

@@ -104,6 +104,10 @@ fn pictures_are_looked_at_and_one_that_cannot_be_read_is_named() {
     let _ = missing
         .exits(2)
         .says(&["elsewhere: no complete checkpoint", "hint: --model_dir"]);
+    let deeper = job.coati("detect --image frames --model_dir no/where".split(' ')).run();
+    let _ = deeper
+        .exits(2)
+        .says(&["no/where: no complete checkpoint", "hint: --model_dir"]);
 }
 
 fn image_as_png(path: &Path) -> Vec<u8> {

@@ -92,6 +92,8 @@ pub struct Detector {
 impl Detector {
     /// Reads the newest complete checkpoint of a folder, or the one named.
     pub fn open(options: &Options) -> Result<Self, Error> {
+        // First, since the folder of a mistyped name's parent has no configuration either.
+        let (checkpoint, step) = newest(&options.model_dir)?;
         let folder = folder_of(&options.model_dir);
         let path = options
             .pipeline_config_path
@@ -114,7 +116,6 @@ impl Detector {
         }
         let mut warnings = Vec::new();
         let categories = categories(options, &config, &mut warnings)?;
-        let (checkpoint, step) = newest(&options.model_dir)?;
         let model = model::build(&config, None)?;
         let fit = input::fit_options(&config, model.input_size())?;
         let variables = model::read_variables(&model, &checkpoint, config.eval_config().use_moving_averages())?;

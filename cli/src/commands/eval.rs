@@ -25,9 +25,13 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     for warning in supported::check(&config, Mode::Eval)?.warnings {
         say(&format!("warning: {warning}"));
     }
-    config.set_sample_1_of_n_eval_examples(u32::try_from(args.sample_1_of_n_eval_examples).unwrap_or(u32::MAX));
+    let sample = u32::try_from(args.sample_1_of_n_eval_examples).unwrap_or(u32::MAX);
     if args.eval_training_data {
         config.evaluate_training_data();
+    }
+    // The training reader's own sampling stays where the flag says nothing.
+    if !args.eval_training_data || sample > 1 {
+        config.set_sample_1_of_n_eval_examples(sample);
     }
     let input = input::open(&config, Which::Eval)?;
     let keep_best = args.keep_best.clone().map(KeepBest::new);
@@ -143,8 +147,14 @@ fn print(outcome: &Outcome) {
         "step {}: {} images, {:.1} s ({:.1} s of it in the network)",
         result.global_step, result.images, result.seconds, result.model_seconds
     ));
+    let width = result
+        .metrics
+        .keys()
+        .map(|name| name.chars().count())
+        .max()
+        .unwrap_or(0);
     for (name, value) in &result.metrics {
-        report(&format!("{name:<44} {:.4}", value.as_f64().unwrap_or(f64::NAN)));
+        report(&format!("{name:<width$} {:.4}", value.as_f64().unwrap_or(f64::NAN)));
     }
     if let Some(Floor { rule, metrics }) = &outcome.floor {
         report(&format!(

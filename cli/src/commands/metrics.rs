@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use coati_common::label_map::LabelMap;
 use coati_evaluation::files::{coco_json, open_images, vrd};
 use coati_evaluation::vrd::Target;
-use coati_evaluation::{Category, Evaluation, Metric, Options, Sample};
+use coati_evaluation::{Category, Evaluation, Metric, Options, Sample, set};
 
 use crate::args::Format;
 use crate::console::{report, say};
@@ -61,7 +61,7 @@ pub(crate) struct CocoArgs {
     /// Result file: a list of image_id, category_id, bbox [x, y, width, height] or segmentation, score.
     #[arg(long, value_name = "FILE")]
     detections: PathBuf,
-    /// Compare boxes or masks.
+    /// Compare boxes or masks, where --metrics_set does not say it.
     #[arg(long, value_enum, default_value_t = IouType::Bbox)]
     iou_type: IouType,
     /// Metrics by their names in eval_config, separated by commas; COCO's by default.
@@ -136,15 +136,20 @@ fn coco(args: &CocoArgs) -> anyhow::Result<()> {
         IouType::Segm => "coco_mask_metrics",
     };
     let names = match args.metrics_set.as_slice() {
-        [] => vec![default.to_owned()],
-        names => names.to_vec(),
+        [] => vec![default],
+        names => names
+            .iter()
+            .map(|name| set::resolve(name))
+            .collect::<Result<Vec<_>, _>>()?,
     };
+    // Who names a metric of masks need not ask for masks again.
+    let masks = args.iou_type == IouType::Segm || names.iter().any(|name| set::compares_masks(name));
     let options = Options {
         include_metrics_per_category: args.include_metrics_per_category || args.all_metrics_per_category,
         all_metrics_per_category: args.all_metrics_per_category,
         ..Options::default()
     };
-    let read = coco_json::read(&args.groundtruth, &args.detections, args.iou_type == IouType::Segm)?;
+    let read = coco_json::read(&args.groundtruth, &args.detections, masks)?;
     let evaluation = Evaluation::new(&names, &read.categories, &options)?;
     let files = [args.groundtruth.as_path(), &args.detections];
     write(&evaluated(evaluation, &read.samples, &files)?, &args.output)

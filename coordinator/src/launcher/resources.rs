@@ -168,9 +168,13 @@ pub fn divide(plan: &ClusterPlan, inventory: &Inventory) -> Result<Division, Err
     let threads = plan
         .threads_per_replica
         .map_or((inventory.cpus / models).max(1), |threads| to_usize(threads.get()));
+    let sharing = match plan.evaluators.count {
+        0 => format!("{} replicas", plan.replicas()),
+        _ => format!("{} replicas and an evaluator", plan.replicas()),
+    };
     if inventory.cpus < models && gpus.is_empty() {
         warnings.push(format!(
-            "{models} replicas share {} CPUs: each step takes longer than with fewer replicas",
+            "{sharing} share {} CPUs: each step takes longer than with fewer of them",
             inventory.cpus
         ));
     }
@@ -181,7 +185,7 @@ pub fn divide(plan: &ClusterPlan, inventory: &Inventory) -> Result<Division, Err
         );
     }
     if !gpus.is_empty() && gpus.len() < models {
-        warnings.push(format!("{models} replicas share {} GPUs", gpus.len()));
+        warnings.push(format!("{sharing} share {} GPUs", gpus.len()));
     }
     let mut rank = 0;
     let shares = plan
@@ -291,9 +295,26 @@ mod tests {
         assert_eq!(few[..3], ["master:1:", "worker-0:1:", "worker-1:1:"]);
         assert_eq!(
             warnings,
-            ["3 replicas share 2 CPUs: each step takes longer than with fewer replicas"]
+            ["3 replicas share 2 CPUs: each step takes longer than with fewer of them"]
         );
         assert_eq!(shares("{threads_per_replica: 4}", 2, 0).0[1], "worker-0:4:");
+    }
+
+    #[test]
+    fn an_evaluator_is_no_replica() {
+        let text = "trainingInput: {scaleTier: CUSTOM, masterType: standard, workerCount: 1, workerType: standard, \
+                    parameterServerCount: 1, parameterServerType: standard, evaluatorCount: 1, evaluatorType: standard}\n";
+        let plan = ClusterFile::parse(Path::new("c.yaml"), text).unwrap();
+        assert_eq!(
+            divide(&plan, &inventory(2, Vec::new())).unwrap().warnings,
+            ["2 replicas and an evaluator share 2 CPUs: each step takes longer than with fewer of them"]
+        );
+        assert_eq!(
+            divide(&plan, &inventory(8, vec!["0".to_owned(), "1".to_owned()]))
+                .unwrap()
+                .warnings,
+            ["2 replicas and an evaluator share 2 GPUs"]
+        );
     }
 
     #[test]

@@ -29,6 +29,13 @@ const SIDES: [&str; 4] = [
 ];
 const TEXT: &str = "image/object/class/text";
 const LABEL: &str = "image/object/class/label";
+/// What else an object may have, as whole numbers and as fractions.
+const FLAGS: [&str; 3] = [
+    "image/object/is_crowd",
+    "image/object/difficult",
+    "image/object/group_of",
+];
+const NUMBERS: [&str; 2] = ["image/object/area", "image/object/weight"];
 /// Beyond the image by no more than this is rounding.
 const SLACK: f32 = 1e-3;
 
@@ -156,7 +163,13 @@ impl Look<'_> {
             .iter()
             .zip(&bounds)
             .map(|(&field, list)| (field, list.len(), false));
-        let others = [(TEXT, texts.len(), true), (LABEL, labels.len(), true)];
+        let mut others = vec![(TEXT, texts.len(), true), (LABEL, labels.len(), true)];
+        for field in FLAGS {
+            others.push((field, features.ints(field).map_err(kind(field))?.len(), true));
+        }
+        for field in NUMBERS {
+            others.push((field, features.floats(field).map_err(kind(field))?.len(), true));
+        }
         for (field, found, optional) in lengths.chain(others) {
             if found != count && !(optional && found == 0) {
                 let what = format!("holds {found} values where {} holds {count}", SIDES[0]);

@@ -153,6 +153,15 @@ fn records_that_nobody_can_use_are_told_apart() {
     unequal.bytes("image/encoded", vec![image("rgb.png")]);
     unequal.floats("image/object/bbox/ymin", vec![0.1]);
     assert_eq!(flaws(&unequal.serialise()), [(Flaw::UnequalLengths, None)]);
+    // Training refuses a record for any of an object's lists.
+    let mut flags = Record::default();
+    flags.bytes("image/encoded", vec![image("rgb.png")]);
+    flags.ints("image/object/difficult", vec![0, 1]);
+    assert_eq!(flaws(&flags.serialise()), [(Flaw::UnequalLengths, None)]);
+    let mut kind = Record::default();
+    kind.bytes("image/encoded", vec![image("rgb.png")]);
+    kind.ints("image/object/area", vec![7]);
+    assert_eq!(flaws(&kind.serialise()), [(Flaw::WrongKind, None)]);
 }
 
 #[test]

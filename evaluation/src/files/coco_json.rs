@@ -62,7 +62,7 @@ struct Found {
 }
 
 #[derive(Clone, Copy, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "iscrowd is neither 0 nor 1")]
 enum Flag {
     Bool(bool),
     Number(f64),
@@ -84,7 +84,10 @@ impl Flag {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "segmentation is neither a list of polygons [[x, y, …], …] nor {\"size\": [height, width], \"counts\"}"
+)]
 enum Outline {
     Polygons(Vec<Vec<f64>>),
     Text { size: [u32; 2], counts: String },
@@ -227,7 +230,10 @@ fn shape(
         (false, _) => None,
         (true, Some(outline)) => Some(outline.mask(size)?),
         (true, None) => {
-            return Err("no segmentation\nhint: masks are compared; without --iou_type segm boxes are".to_owned());
+            return Err(
+                "no segmentation\nhint: masks are compared, since --iou_type segm or a metric of masks asks for them"
+                    .to_owned(),
+            );
         }
     };
     let xywh = match (bbox, &mask) {
@@ -265,10 +271,10 @@ fn parse<T: DeserializeOwned>(path: &Path, lists: &[&'static str]) -> Result<T, 
     } else {
         "COCO's annotation file is due: {\"images\": […], \"annotations\": […], \"categories\": […]}"
     };
-    // Python writes NaN, which JSON does not have; as null it can at least be found.
+    // Python writes NaN, which JSON does not have; as text it can at least be found.
     let text = String::from_utf8_lossy(&bytes);
     let value: Option<Value> = serde_json::from_str(&text)
-        .or_else(|_| serde_json::from_str(&without_nan(&text)))
+        .or_else(|_| serde_json::from_str(&quoted_nan(&text)))
         .ok();
     let found = value.as_ref().and_then(|value| {
         if lists.is_empty() {
@@ -286,12 +292,9 @@ fn parse<T: DeserializeOwned>(path: &Path, lists: &[&'static str]) -> Result<T, 
 
 fn first_bad<T: DeserializeOwned>(list: &Value, name: &'static str) -> Option<(Place, String, String)> {
     list.as_array()?.iter().enumerate().find_map(|(index, entry)| {
-        let why = match T::deserialize(entry) {
-            Ok(_) => {
-                (entry.get("bbox")?.as_array()?.iter().any(Value::is_null)).then(|| "bbox holds NaN".to_owned())?
-            }
-            Err(_) if holds_null(entry) => "NaN or null where a number is due".to_owned(),
-            Err(error) => error.to_string(),
+        let why = match T::deserialize(entry).err()? {
+            _ if lacks_number(entry) => "NaN or null where a number is due".to_owned(),
+            error => error.to_string(),
         };
         let mut shown = entry.to_string();
         if shown.chars().count() > 200 {
@@ -301,27 +304,29 @@ fn first_bad<T: DeserializeOwned>(list: &Value, name: &'static str) -> Option<(P
     })
 }
 
-fn holds_null(value: &Value) -> bool {
+/// What Python writes for numbers that JSON does not have.
+const NOT_JSON: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+
+fn lacks_number(value: &Value) -> bool {
     match value {
         Value::Null => true,
-        Value::Array(list) => list.iter().any(holds_null),
-        Value::Object(map) => ["bbox", "score", "area"]
-            .iter()
-            .any(|key| map.get(*key).is_some_and(holds_null)),
+        Value::String(text) => NOT_JSON.contains(&text.as_str()),
+        Value::Array(list) => list.iter().any(lacks_number),
+        // All but the score may be null as a whole.
+        Value::Object(map) => ["bbox", "score", "area", "segmentation", "height", "width"]
+            .into_iter()
+            .filter_map(|key| map.get(key).filter(|value| key == "score" || !value.is_null()))
+            .any(lacks_number),
         _ => false,
     }
 }
 
-/// `NaN` and `Infinity` outside of strings become null.
-fn without_nan(text: &str) -> String {
+/// `NaN` and `Infinity` outside of strings become strings; as null an area would be taken for one that is not given.
+fn quoted_nan(text: &str) -> String {
     let (mut out, mut rest, mut inside) = (String::with_capacity(text.len()), text, false);
     while let Some(first) = rest.chars().next() {
-        if !inside
-            && let Some(word) = ["NaN", "-Infinity", "Infinity"]
-                .into_iter()
-                .find(|word| rest.starts_with(*word))
-        {
-            out.push_str("null");
+        if !inside && let Some(word) = NOT_JSON.into_iter().find(|word| rest.starts_with(*word)) {
+            out.extend(["\"", word, "\""]);
             rest = &rest[word.len()..];
             continue;
         }

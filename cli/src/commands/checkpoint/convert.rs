@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use coati_checkpoint::{bundle, locate, safetensors};
 
 use crate::args::CheckpointConvertArgs;
@@ -26,8 +27,15 @@ pub(super) fn run(args: &CheckpointConvertArgs) -> anyhow::Result<()> {
         return Err(Failure::user(text).into());
     }
     let converted = match (is_tensors(from), is_tensors(to)) {
-        (false, true) => safetensors::write(&locate::open(from)?, to)?,
-        (true, false) => safetensors::read(from, to)?,
+        (false, true) => {
+            let reader = locate::open(from)?;
+            make_folder(to)?;
+            safetensors::write(&reader, to)?
+        }
+        (true, false) => {
+            make_folder(to)?;
+            safetensors::read(from, to)?
+        }
         (both, _) => {
             let what = if both { "both names end" } else { "neither name ends" };
             let text =
@@ -47,4 +55,10 @@ pub(super) fn run(args: &CheckpointConvertArgs) -> anyhow::Result<()> {
         converted.bytes as f64 / 1e6
     ));
     Ok(())
+}
+
+/// As every command that writes.
+fn make_folder(to: &Path) -> anyhow::Result<()> {
+    let folder = to.parent().unwrap_or(Path::new(""));
+    coati_storage::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use coati_dataset::example::wire::Features;
 use coati_dataset::shards::Source;
-use coati_evaluation::{Detections, Evaluation, Groundtruth, Options, Sample};
+use coati_evaluation::{Detections, Evaluation, Groundtruth, Options, Sample, set};
 
 use super::{OutputArgs, by_name, masks, note, write};
 use crate::failure::Failure;
@@ -73,9 +73,7 @@ pub(super) fn run(args: &RecordsArgs) -> anyhow::Result<()> {
     };
     let names = evaluation.names();
     let asked = Asked {
-        masks: names
-            .iter()
-            .any(|name| name.contains("mask") || name.contains("segmentation")),
+        masks: names.iter().any(|name| set::compares_masks(name)),
         pixels: names.iter().any(|name| name.starts_with("coco_")),
     };
     let mut without = 0_u64;
