@@ -115,7 +115,7 @@ pub(in crate::import) fn read(path: &Path) -> Result<Vec<Item>, Error> {
 pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Result<Report, Error> {
     let items = read(&options.csv_input)?;
     let labels = Labels::new(labels);
-    engine::run(items, &options.output, &labels, progress, |item| {
+    engine::run(items, &options.image_dir, &options.output, &labels, progress, |item| {
         record(options, &labels, item)
     })
 }
