@@ -223,6 +223,11 @@ fn format(bytes: &[u8]) -> Result<Format, Error> {
         [b'B', b'M', ..] => named("a BMP"),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => named("a WebP"),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => named("a TIFF"),
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => named("a HEIC, an AVIF or a film, as telephones make them"),
+        [b'<', ..] => named("a web page or an SVG: a download that failed, perhaps"),
+        _ if bytes.starts_with(b"version https://git-lfs") => {
+            named("a pointer of Git LFS: `git lfs pull` fetches the file itself")
+        }
         [] => Err(Error::Empty),
         _ => {
             let start: Vec<_> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();

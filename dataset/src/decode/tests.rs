@@ -153,8 +153,11 @@ fn absurd_sizes_are_refused_before_memory_is_taken() {
 fn other_formats_are_named() {
     let message = |bytes: &[u8]| decode(bytes).unwrap_err().to_string();
     assert!(message(b"GIF89a...").starts_with("the image is a GIF; JPEG and PNG are read"));
+    assert!(message(b"\0\0\0\x18ftypheic....").starts_with("the image is a HEIC"));
+    assert!(message(b"<!DOCTYPE html>").starts_with("the image is a web page"));
+    assert!(message(b"version https://git-lfs.github.com/spec/v1\noid").contains("`git lfs pull`"));
     assert!(message(b"").contains("empty"));
-    assert!(message(b"<html>").contains("3c 68 74 6d 6c 3e"));
+    assert!(message(b"no image").contains("6e 6f 20 69 6d 61 67 65"));
 }
 
 proptest! {

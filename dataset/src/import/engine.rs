@@ -209,13 +209,15 @@ pub(super) fn run<T: Send + Sync>(
         write(made)
     })?;
     if tally.report.images == 0 {
-        let reasons = tally.report.skipped_images.join("; ");
-        return Err(Error::Empty {
-            folder: output.path.clone(),
-            hint: if reasons.is_empty() {
-                "the annotations list no image".to_owned()
-            } else {
-                reasons
+        return Err(match tally.report.skipped_images.first() {
+            // The reason's own hint would be one of two.
+            Some(reason) => Error::NoneUsable {
+                images: all,
+                first: reason.split("\nhint: ").next().unwrap_or_default().to_owned(),
+            },
+            None => Error::Empty {
+                folder: from.to_owned(),
+                hint: "the annotations list no image".to_owned(),
             },
         });
     }
