@@ -1,5 +1,6 @@
 //! What people see while a job runs: a bar on a terminal, plain lines elsewhere. All of it on stderr.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use coati_worker::observe::{EvalReport, Observer, Started, StepRecord, Summary, Tally};
@@ -48,7 +49,23 @@ impl Console {
 /// One line on stderr.
 #[allow(clippy::print_stderr, reason = "this is where the command line talks to people")]
 pub(crate) fn say(text: &str) {
-    eprintln!("{text}");
+    eprintln!("{}", harmless(text));
+}
+
+/// Names and values out of files are shown as they are, but not as commands to the terminal.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(is_command) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| {
+        if is_command(c) {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    Cow::Owned(text.chars().map(shown).collect())
 }
 
 /// One line on stdout: data, not talk.
@@ -209,6 +226,15 @@ fn clock(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_files_say_does_not_command_the_terminal() {
+        assert_eq!(harmless("a\tb\nhint: ä"), "a\tb\nhint: ä");
+        assert_eq!(
+            harmless("class `\u{1b}[2Jcat\0` is not\r in the label map"),
+            "class `\\u{1b}[2Jcat\\u{0}` is not\\r in the label map"
+        );
+    }
 
     #[test]
     fn a_step_in_one_line() {

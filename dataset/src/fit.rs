@@ -69,6 +69,8 @@ pub struct Fitter {
     options: Options,
     resizer: Resizer,
     decoder: Decoder,
+    /// For additional channels.
+    grey: Decoder,
 }
 
 impl Fitter {
@@ -77,6 +79,7 @@ impl Fitter {
         Self {
             resizer: Resizer::new(options.height, options.width),
             decoder: Decoder::new(decode),
+            grey: Decoder::new(decode::Options { grey: true, ..decode }),
             options,
         }
     }
@@ -109,8 +112,8 @@ impl Fitter {
         }
         let mut pixels = Pixels::from(image);
         for file in channels {
-            self.decoder.check_channel(file, (image.height, image.width))?;
-            pixels.append_channel(&Pixels::from(&self.decoder.decode(file)?));
+            self.grey.check_channel(file, (image.height, image.width))?;
+            pixels.append_channel(&Pixels::from(&self.grey.decode(file)?));
         }
         let fixed = ImageResizer::fixed(*height, *width);
         let resized = resizer.as_ref().unwrap_or(&fixed).apply(&pixels, &[]);

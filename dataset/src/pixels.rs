@@ -131,21 +131,13 @@ impl Pixels {
         self.width *= 2;
     }
 
-    /// Adds a channel: the grey of an image of the same size.
+    /// Adds the first channel of an image of the same size.
     pub fn append_channel(&mut self, image: &Self) {
         let mut values = Vec::with_capacity(self.values.len() + self.height * self.width);
-        let added = image
-            .values
-            .chunks_exact(image.channels.max(1))
-            .map(|pixel| match *pixel {
-                // The weights do not quite sum up to 1, and what is grey shall stay as it is.
-                [r, g, b, ..] if r != g || g != b => gray([r, g, b]),
-                [first, ..] => first,
-                [] => 0.0,
-            });
+        let added = image.values.iter().step_by(image.channels.max(1));
         for (pixel, added) in self.values.chunks_exact(self.channels).zip(added) {
             values.extend_from_slice(pixel);
-            values.push(added);
+            values.push(*added);
         }
         self.values = values;
         self.channels += 1;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use coati_storage::{self as storage, File};
 use coati_tests::bucket::{Faults, Proxy, Server, gs_at, s3_at};
-use coati_tests::{Cluster, Job, tensors};
+use coati_tests::{Cluster, Job, records, tensors};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
@@ -427,5 +427,52 @@ fn every_command_that_takes_a_path_takes_one_in_a_bucket() {
     assert!(
         after <= before + 1,
         "nothing but what belongs to this machine is written here"
+    );
+}
+
+/// Two processes with one command share the shards of an output in a bucket, and what a killed one had claimed is made by the next.
+#[test]
+fn processes_share_the_shards_of_an_inference_in_a_bucket() {
+    let Some(server) = Server::start() else { return };
+    let job = Job::new();
+    let _ = job.train("model", 2).run().exits(0);
+    let examples: Vec<_> = std::iter::repeat_with(|| records::read(&job.path("val.record")))
+        .take(5)
+        .flatten()
+        .collect();
+    for shard in 0..4 {
+        records::write(&job.path(&format!("in.record-{shard:05}-of-00004")), &examples);
+    }
+    let environment = server.s3();
+    let infer = |name: &str| {
+        let command = job
+            .coati("infer --input_tfrecord_paths in.record-?????-of-00004 --model_dir model --format json".split(' '));
+        let command = command.with(&format!("--output_tfrecord_path s3://coati/{name}.record"));
+        environment
+            .iter()
+            .fold(command, |command, (name, value)| command.env(name, value))
+    };
+    let both = [infer("shared").start(), infer("shared").start()];
+    let reports = both.map(|process| process.finish().exits(0).json());
+    let made: Vec<&str> = reports
+        .iter()
+        .flat_map(|report| report["made"].as_array().unwrap())
+        .map(|path| path.as_str().unwrap())
+        .collect();
+    let different: std::collections::BTreeSet<&str> = made.iter().copied().collect();
+    assert_eq!((made.len(), different.len()), (4, 4), "{reports:#?}");
+    let records: u64 = reports.iter().map(|report| report["records"].as_u64().unwrap()).sum();
+    assert_eq!(records, 4 * examples.len() as u64, "{reports:#?}");
+
+    let killed = infer("again").start();
+    killed.wait_for("shard 1 of 4: s3://coati/again.record-00000-of-00004");
+    killed.signal(Signal::SIGKILL);
+    drop(killed);
+    let begun = std::time::Instant::now();
+    let report = infer("again").run().exits(0).json();
+    assert_eq!(report["made"].as_array().unwrap().len(), 4, "{report}");
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(25),
+        "of a process of this machine it is known that it is gone"
     );
 }

@@ -5,7 +5,11 @@ use std::fs;
 
 use coati_common::tfrecord::{IndexedFile, Writer};
 use coati_dataset::example::rewrite::{Detections, with_detections};
-use coati_tests::{Cluster, Job, cluster_config, judge, repository, shared, tensors};
+use coati_dataset::example::{self, Extras};
+use coati_dataset::{bad, batch, decode, fit, order, shards};
+use coati_proto::tensorflow::feature::Kind;
+use coati_proto::tensorflow::{BytesList, Example};
+use coati_tests::{Cluster, Job, cluster_config, judge, records, repository, shared, tensors};
 use serde_json::{Value, json};
 
 /// Trains 20 steps on a cluster and evaluates.
@@ -283,4 +287,81 @@ fn tensorboard_shows_how_stale_each_workers_gradients_were() {
         count += number(3);
     }
     assert_eq!(count, 25.0, "{staleness:?}");
+}
+
+/// Colours of the image, then a channel of each further file: in training, and in evaluation and inference, as `tf.io` parses and decodes them.
+#[test]
+fn tensorflow_reads_the_same_additional_channels() {
+    const SIZE: [usize; 2] = [21, 34];
+    let folder = tempfile::tempdir().unwrap();
+    let images = repository().join("tests/fixtures/images");
+    let sets = [
+        ("rgb420.jpg", ["grey.jpg", "grey.png"]),
+        ("rgb.png", ["one_bit.png", "grey16.png"]),
+        // One channel of colours.
+        ("grey.jpg", ["rgb420.jpg", "progressive.jpg"]),
+        ("progressive.jpg", ["rgb.png", "palette.png"]),
+        ("exif_rotated.jpg", ["rgba.png", "grey_alpha.png"]),
+    ];
+    let made: Vec<Example> = sets
+        .iter()
+        .map(|(image, channels)| {
+            let files = |names: &[&str]| {
+                let value = names.iter().map(|name| fs::read(images.join(name)).unwrap()).collect();
+                Kind::BytesList(BytesList { value })
+            };
+            let mut made = Example::default();
+            records::set(&mut made, "image/encoded", files(&[image]));
+            records::set(&mut made, "image/additional_channels/encoded", files(channels));
+            made
+        })
+        .collect();
+    let (path, out) = (folder.path().join("channels.record"), folder.path().join("out"));
+    records::write(&path, &made);
+    fs::create_dir(&out).unwrap();
+    let Some(shapes) = judge("parse_additional_channels.py", &[&path, &out]) else {
+        return;
+    };
+
+    let extras = Extras {
+        additional_channels: 2,
+        ..Extras::default()
+    };
+    let [height, width] = SIZE;
+    let options = batch::Options {
+        height,
+        width,
+        extras: extras.clone(),
+        ..batch::Options::default()
+    };
+    let source = shards::Source::open(&[path.display().to_string()]).unwrap();
+    let mut preparer = batch::Preparer::new(&options);
+    let ledger = bad::Ledger::new(made.len() as u64, Some(0));
+    let wanted = fit::Options {
+        additional_channels: 2,
+        ..fit::Options::new(height, width)
+    };
+    let mut fitter = fit::Fitter::new(wanted, decode::Options::default());
+    for (record, (image, channels)) in sets.iter().enumerate() {
+        let name = format!("{image} with {channels:?}");
+        assert_eq!(shapes[record], json!([height, width, 5]), "{name}");
+        let expected: Vec<f32> = fs::read(out.join(record.to_string()))
+            .unwrap()
+            .into_iter()
+            .map(f32::from)
+            .collect();
+        let mut trained = vec![0.0; height * width * 5];
+        let record = record as u64;
+        let place = order::Place { epoch: 0, record };
+        preparer
+            .prepare(&source, &options, &ledger, place, &mut trained)
+            .unwrap();
+        let bytes = source.read(record).unwrap();
+        let (file, further) = example::images(&bytes, &extras).unwrap();
+        let (_, evaluated) = fitter.decode(file, &further).unwrap();
+        for (way, found) in [("training", trained), ("evaluation", evaluated.input)] {
+            let wrong = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
+            assert_eq!((found.len(), wrong), (expected.len(), 0), "{way}: {name}");
+        }
+    }
 }

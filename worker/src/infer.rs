@@ -19,8 +19,9 @@ use shard::{Claimed, Counts, Shard, State};
 
 /// Records that cannot be used, named one by one; the others are counted.
 const NAMED: usize = 20;
-/// How often a shard that another process is at is looked at.
+/// How often a shard that another process is at is looked at; in a bucket a look is some requests.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+const LOOK_EVERY_REMOTE: Duration = Duration::from_secs(2);
 /// A process that writes nothing for so long hangs.
 const STUCK_AFTER: Duration = Duration::from_secs(600);
 
@@ -48,7 +49,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Whoever is at a shard does not get on with it.
-    #[error("{}: another process has been at it for {minutes} min without writing a record\nhint: find it with `fuser {}`; when it has ended, the same command makes the rest", output.display(), partial.display())]
+    #[error("{}: another process has been at it for {minutes} min without writing a record\nhint: {}; when it has ended, the same command makes the rest", output.display(), find(partial))]
     Stuck {
         /// The output.
         output: PathBuf,
@@ -68,6 +69,17 @@ pub enum Error {
         /// What differs.
         why: String,
     },
+}
+
+/// How to find who writes a file.
+fn find(partial: &Path) -> String {
+    if coati_storage::is_remote(partial) {
+        return format!(
+            "the object in {} names its host and process",
+            partial.with_extension("claim").display()
+        );
+    }
+    format!("find it with `fuser {}`", partial.display())
 }
 
 /// What to do.
@@ -129,28 +141,30 @@ pub fn outputs(inputs: usize, output: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Makes all outputs that are not complete. Several processes may run the same command, on one disk: each takes shards that nobody else is at.
+/// Makes all outputs that are not complete. Several processes may run the same command: each takes shards that nobody else is at.
 pub fn run(detector: &mut Detector, options: &Options, watcher: &mut dyn Watcher) -> Result<Report, Error> {
     let begun = Instant::now();
     let shards = shards(&detector.digest()?, options)?;
     refuse_others(&shards, options)?;
     let mut report = Report::default();
     let mut elsewhere = Vec::new();
-    for (index, shard) in shards.iter().enumerate() {
-        if !take(detector, options, &shards, index, &mut report, watcher)? {
-            elsewhere.push(shard);
+    for index in 0..shards.len() {
+        if take(detector, options, &shards, index, &mut report, watcher)? != Taken::Complete {
+            elsewhere.push(index);
         }
     }
-    if options.wait {
-        for (index, shard) in shards.iter().enumerate() {
-            let mut stalled = Stalled::default();
-            while !take(detector, options, &shards, index, &mut report, watcher)? {
-                stalled.look(shard)?;
-                thread::sleep(LOOK_EVERY);
+    for index in elsewhere {
+        let mut stalled = Stalled::default();
+        loop {
+            match take(detector, options, &shards, index, &mut report, watcher)? {
+                Taken::Complete => break,
+                Taken::Elsewhere { known: true } if !options.wait => {
+                    report.elsewhere.push(shards[index].output().to_owned());
+                    break;
+                }
+                Taken::Elsewhere { .. } => stalled.wait(&shards[index])?,
             }
         }
-    } else {
-        report.elsewhere = elsewhere.into_iter().map(|shard| shard.output().to_owned()).collect();
     }
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
@@ -173,7 +187,17 @@ pub fn survey(detector: &Detector, options: &Options) -> Result<Report, Error> {
     Ok(report)
 }
 
-/// Makes a shard unless somebody is at it. True where it is complete now.
+/// What there is of a shard after an attempt to make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    Complete,
+    /// See [`Claimed::Elsewhere`].
+    Elsewhere {
+        known: bool,
+    },
+}
+
+/// Makes a shard unless somebody is at it.
 fn take(
     detector: &mut Detector,
     options: &Options,
@@ -181,7 +205,7 @@ fn take(
     index: usize,
     report: &mut Report,
     watcher: &mut dyn Watcher,
-) -> Result<bool, Error> {
+) -> Result<Taken, Error> {
     let shard = &shards[index];
     let path = shard.output().to_owned();
     match shard.claim()? {
@@ -189,14 +213,14 @@ fn take(
             if !report.made.contains(&path) && !report.complete.contains(&path) {
                 report.complete.push(path);
             }
-            Ok(true)
+            Ok(Taken::Complete)
         }
-        Claimed::Elsewhere => Ok(false),
+        Claimed::Elsewhere { known } => Ok(Taken::Elsewhere { known }),
         Claimed::Ours { writer, again } => {
             watcher.shard(index + 1, shards.len(), &path, again);
             make(detector, options, shard, writer, report, watcher)?;
             report.made.push(path);
-            Ok(true)
+            Ok(Taken::Complete)
         }
     }
 }
@@ -209,7 +233,7 @@ struct Stalled {
 }
 
 impl Stalled {
-    fn look(&mut self, shard: &Shard) -> Result<(), Error> {
+    fn wait(&mut self, shard: &Shard) -> Result<(), Error> {
         let now = shard.progress();
         if now != self.seen || self.since.is_none() {
             (self.seen, self.since) = (now, Some(Instant::now()));
@@ -221,6 +245,11 @@ impl Stalled {
                 minutes: STUCK_AFTER.as_secs() / 60,
             });
         }
+        thread::sleep(if shard.is_remote() {
+            LOOK_EVERY_REMOTE
+        } else {
+            LOOK_EVERY
+        });
         Ok(())
     }
 }

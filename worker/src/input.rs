@@ -253,13 +253,15 @@ pub fn train_options(
     threads: usize,
 ) -> Result<batch::Options, Error> {
     let reader = config.train_input_reader();
+    let extras = extras(reader);
+    let steps = &config.train_config().data_augmentation_options;
     let options = batch::Options {
         height,
         width,
         resizer: resizer(config)?,
-        augmentations: augment::from_config(&config.train_config().data_augmentation_options)?,
+        augmentations: augment::from_config(steps, 3 + extras.additional_channels)?,
         example: example_options(reader, input),
-        extras: extras(reader),
+        extras,
         seed,
         shuffle: reader.shuffle(),
         selection: selection(config, input, reader)?,

@@ -24,6 +24,7 @@ mod growth;
 pub mod infer;
 pub mod input;
 pub mod job;
+mod lease;
 mod local;
 pub mod model;
 pub mod observe;

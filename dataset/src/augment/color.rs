@@ -1,5 +1,5 @@
 //! Brightness, contrast, hue, saturation and gamma, on values from 0 to 255 (`random_adjust_*`, `random_distort_color`,
-//! `adjust_gamma`). Channels beyond the first three and grey images stay as they are.
+//! `adjust_gamma`). Channels beyond the first three stay as they are; hue and saturation leave grey images alone, which have none.
 
 use coati_proto::object_detection::protos as config;
 
@@ -46,7 +46,18 @@ pub(super) struct Gamma {
     gain: f32,
 }
 
-/// Changes values from 0 to 1, and cuts what leaves that range.
+/// Changes each value, from 0 to 1, of the channels of colour or of the one of a grey image, and cuts what leaves that range.
+/// `one` is told the number of the channel.
+fn change_each(pixels: &mut Pixels, one: impl Fn(usize, f32) -> f32) {
+    let channels = pixels.channels.max(1);
+    for pixel in pixels.values.chunks_exact_mut(channels) {
+        for (channel, value) in pixel.iter_mut().take(3).enumerate() {
+            *value = (one(channel, *value / 255.0) * 255.0).clamp(0.0, 255.0);
+        }
+    }
+}
+
+/// Changes colours, values from 0 to 1, and cuts what leaves that range.
 fn change(pixels: &mut Pixels, mut one: impl FnMut([f32; 3]) -> [f32; 3]) {
     pixels.for_each_rgb(|rgb| {
         *rgb = one(rgb.map(|value| value / 255.0)).map(|value| (value * 255.0).clamp(0.0, 255.0));
@@ -55,16 +66,14 @@ fn change(pixels: &mut Pixels, mut one: impl FnMut([f32; 3]) -> [f32; 3]) {
 
 /// `tf.image.adjust_brightness`.
 pub(super) fn adjust_brightness(pixels: &mut Pixels, delta: f32) {
-    change(pixels, |rgb| rgb.map(|value| value + delta));
+    change_each(pixels, |_, value| value + delta);
 }
 
 /// `tf.image.adjust_contrast`.
 pub(super) fn adjust_contrast(pixels: &mut Pixels, factor: f32) {
-    let mean = pixels.mean();
-    let mean = |channel: usize| mean.get(channel).copied().unwrap_or(0.0) / 255.0;
-    let mean = [mean(0), mean(1), mean(2)];
-    change(pixels, |rgb| {
-        std::array::from_fn(|c| (rgb[c] - mean[c]) * factor + mean[c])
+    let means: Vec<f32> = pixels.mean().into_iter().map(|mean| mean / 255.0).collect();
+    change_each(pixels, |channel, value| {
+        (value - means[channel]) * factor + means[channel]
     });
 }
 
@@ -193,9 +202,63 @@ impl Gamma {
 
 impl Operation for Gamma {
     fn apply(&self, sample: &mut Sample<'_>, _: &mut Stream) -> Result<(), Failure> {
-        change(sample.picture.pixels()?, |rgb| {
-            rgb.map(|value| value.powf(self.gamma) * self.gain)
-        });
+        change_each(sample.picture.pixels()?, |_, value| value.powf(self.gamma) * self.gain);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grey_image_changes_as_one_of_equal_channels() {
+        let grey = Pixels {
+            height: 2,
+            width: 3,
+            channels: 1,
+            values: vec![0.0, 30.0, 90.0, 128.0, 200.0, 255.0],
+        };
+        let colours = Pixels {
+            channels: 3,
+            values: grey.values.iter().flat_map(|&value| [value; 3]).collect(),
+            ..grey.clone()
+        };
+        let gamma = Gamma { gamma: 0.7, gain: 0.9 };
+        let changes: [(&str, &dyn Fn(&mut Pixels)); 3] = [
+            ("brightness", &|pixels| adjust_brightness(pixels, 0.1)),
+            ("contrast", &|pixels| adjust_contrast(pixels, 1.4)),
+            ("gamma", &|pixels| {
+                let mut stored = crate::decode::Image::default();
+                let mut sample = Sample::new(0, 0, &mut stored, crate::groundtruth::Groundtruth::default());
+                *sample.picture.pixels().unwrap() = pixels.clone();
+                gamma.apply(&mut sample, &mut crate::augment::stream(0, 0, 0)).unwrap();
+                *pixels = sample.picture.pixels().unwrap().clone();
+            }),
+        ];
+        for (name, change) in changes {
+            let (mut one, mut three) = (grey.clone(), colours.clone());
+            change(&mut one);
+            change(&mut three);
+            assert_ne!(one.values, grey.values, "{name}");
+            let first: Vec<f32> = three.values.iter().step_by(3).copied().collect();
+            assert_eq!(one.values, first, "{name}");
+        }
+    }
+
+    #[test]
+    fn additional_channels_stay() {
+        let before = Pixels {
+            height: 1,
+            width: 2,
+            channels: 4,
+            values: vec![10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0],
+        };
+        for change in [adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation] {
+            let mut pixels = before.clone();
+            change(&mut pixels, 0.3);
+            assert_eq!([pixels.values[3], pixels.values[7]], [40.0, 80.0]);
+            assert_ne!(pixels.values[..3], before.values[..3]);
+        }
     }
 }

@@ -33,21 +33,23 @@ pub enum Error {
     },
 }
 
-/// The steps that a configuration asks for, in order.
-pub fn from_config(steps: &[PreprocessingStep]) -> Result<Vec<Augmentation>, Error> {
-    steps
-        .iter()
-        .enumerate()
-        .map(|(index, step)| one(index, step.preprocessing_step.as_ref()))
-        .collect()
+/// The steps that a configuration asks for, in order. Images have so many channels, additional ones included, before the first.
+pub fn from_config(steps: &[PreprocessingStep], mut channels: usize) -> Result<Vec<Augmentation>, Error> {
+    let mut built = Vec::with_capacity(steps.len());
+    for (index, step) in steps.iter().enumerate() {
+        let step = one(index, channels, step.preprocessing_step.as_ref())?;
+        channels = step.0.channels(channels);
+        built.push(step);
+    }
+    Ok(built)
 }
 
 fn done<T: Operation + 'static>(operation: T) -> Result<Augmentation, Error> {
     Ok(operation.into())
 }
 
-fn one(index: usize, step: Option<&Step>) -> Result<Augmentation, Error> {
-    let at = |step: &str| At::new(index, step);
+fn one(index: usize, channels: usize, step: Option<&Step>) -> Result<Augmentation, Error> {
+    let at = |step: &str| At::new(index, channels, step);
     match step {
         None => Err(Error::EmptyStep { index }),
         Some(Step::NormalizeImage(c)) => done(normalize::NormalizeImage::from_config(c, &at("normalize_image"))?),
@@ -154,21 +156,29 @@ const SHARE: &str = "from 0 to 1";
 #[derive(Debug, Clone)]
 pub(super) struct At {
     index: usize,
+    channels: usize,
     path: String,
 }
 
 impl At {
-    fn new(index: usize, step: &str) -> Self {
+    fn new(index: usize, channels: usize, step: &str) -> Self {
         Self {
             index,
+            channels,
             path: step.to_owned(),
         }
+    }
+
+    /// Channels of the images that the step is given.
+    pub(super) fn channels(&self) -> usize {
+        self.channels
     }
 
     /// A row of the step's table.
     pub(super) fn row(&self, number: usize) -> Self {
         Self {
             index: self.index,
+            channels: self.channels,
             path: format!("{}.operations[{number}]", self.path),
         }
     }

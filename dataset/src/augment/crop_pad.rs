@@ -95,10 +95,13 @@ impl SsdRandomCropPad {
         }
         let rows = crop.operations.iter().enumerate().map(|(number, row)| {
             let at = &at.row(number);
+            // Black, the default, is black whatever the number of channels.
+            let color = [row.pad_color_r(), row.pad_color_g(), row.pad_color_b()];
+            let color = if color == [0.0; 3] { &color[..1] } else { &color };
             Ok(CropPad {
                 crop: row!(row, (row.min_aspect_ratio(), row.max_aspect_ratio())).checked(at)?,
                 ratios: Ratios::from_config(at, &row.min_padded_size_ratio, &row.max_padded_size_ratio)?,
-                color: pad_color(at, &[row.pad_color_r(), row.pad_color_g(), row.pad_color_b()])?,
+                color: pad_color(at, color)?,
             })
         });
         Ok(Self(rows.collect::<Result<_, _>>()?))

@@ -61,9 +61,12 @@ fn objects() -> Groundtruth {
 }
 
 fn run(step: Step) -> (Pixels, Groundtruth) {
-    let steps = from_config(&[config::PreprocessingStep {
-        preprocessing_step: Some(step),
-    }])
+    let steps = from_config(
+        &[config::PreprocessingStep {
+            preprocessing_step: Some(step),
+        }],
+        3,
+    )
     .unwrap();
     let mut stored = Ready(image("image"));
     let mut sample = Sample::new(24, 32, &mut stored, objects());

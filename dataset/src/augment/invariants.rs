@@ -138,9 +138,12 @@ fn auto(name: &str) -> Step {
 }
 
 pub(super) fn built(step: Step) -> Vec<Augmentation> {
-    from_config(&[config::PreprocessingStep {
-        preprocessing_step: Some(step),
-    }])
+    from_config(
+        &[config::PreprocessingStep {
+            preprocessing_step: Some(step),
+        }],
+        3,
+    )
     .unwrap()
 }
 

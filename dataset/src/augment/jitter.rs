@@ -19,12 +19,20 @@ const LEAST: f32 = 1e-6;
 
 impl RandomJitterBoxes {
     pub(super) fn from_config(jitter: &config::RandomJitterBoxes, at: &At) -> Result<Self, Error> {
-        let ratio = jitter.ratio();
+        let (ratio, mode) = (jitter.ratio(), jitter.jitter_mode());
         at.check("ratio", ratio, ratio >= 0.0 && ratio.is_finite(), "at least 0")?;
-        Ok(Self {
+        // Sides that shrink by more than they are long change places, and the reference dies at such boxes.
+        let grows = matches!(
+            mode,
+            JitterMode::Expand | JitterMode::ExpandSymmetric | JitterMode::ExpandSymmetricXy
+        );
+        at.check(
+            "ratio",
             ratio,
-            mode: jitter.jitter_mode(),
-        })
+            grows || ratio <= 1.0,
+            "from 0 to 1, but in modes that only expand",
+        )?;
+        Ok(Self { ratio, mode })
     }
 
     /// Where the corners of one box go.

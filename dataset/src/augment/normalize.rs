@@ -57,9 +57,9 @@ impl SubtractChannelMean {
         let means = &subtract.means;
         at.check(
             "means",
-            format!("{means:?}"),
-            means.len() >= 3 && means.iter().all(|mean| mean.is_finite()),
-            "three values, one a channel",
+            format!("{means:?} for images of {} channels", at.channels()),
+            means.len() == at.channels() && means.iter().all(|mean| mean.is_finite()),
+            "a value a channel",
         )?;
         Ok(Self { means: means.clone() })
     }

@@ -11,12 +11,13 @@ use crate::random::Stream;
 pub(super) type PadColor = Vec<f32>;
 
 pub(super) fn pad_color(at: &At, color: &[f32]) -> Result<PadColor, Error> {
-    let good = matches!(color.len(), 0 | 1 | 3) && color.iter().all(|value| value.is_finite());
+    let fits = color.len() <= 1 || color.len() == at.channels();
+    let good = fits && color.iter().all(|value| value.is_finite());
     at.check(
         "pad_color",
-        format!("{color:?}"),
+        format!("{color:?} for images of {} channels", at.channels()),
         good,
-        "three values, one a channel, or none for the image's mean",
+        "a value a channel, or none for the image's mean",
     )?;
     Ok(color.to_vec())
 }

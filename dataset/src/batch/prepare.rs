@@ -36,6 +36,8 @@ pub struct Item {
 #[derive(Debug)]
 pub struct Preparer {
     decoder: Decoder,
+    /// For additional channels.
+    grey: Decoder,
     resizer: Resizer,
     image: Image,
 }
@@ -45,6 +47,10 @@ impl Preparer {
     pub fn new(options: &Options) -> Self {
         Self {
             decoder: Decoder::new(options.decode),
+            grey: Decoder::new(decode::Options {
+                grey: true,
+                ..options.decode
+            }),
             resizer: Resizer::new(options.height, options.width),
             image: Image::default(),
         }
@@ -107,7 +113,7 @@ impl Preparer {
         let name = |error: &dyn std::fmt::Display| at(&format!("image {:?}: {error}", annotated.filename));
         let (height, width) = self.decoder.size(annotated.image).map_err(|error| name(&error))?;
         for file in &annotated.additional_channels {
-            self.decoder
+            self.grey
                 .check_channel(file, (height, width))
                 .map_err(|error| name(&error))?;
         }
@@ -122,6 +128,7 @@ impl Preparer {
         }
         let mut encoded = Encoded {
             decoder: &mut self.decoder,
+            grey: &mut self.grey,
             buffer: &mut self.image,
             image: annotated.image,
             additional_channels: &annotated.additional_channels,
@@ -209,6 +216,7 @@ enum Problem {
 /// A stored image, decoded only where and when somebody looks.
 struct Encoded<'a> {
     decoder: &'a mut Decoder,
+    grey: &'a mut Decoder,
     buffer: &'a mut Image,
     image: &'a [u8],
     additional_channels: &'a [&'a [u8]],
@@ -220,7 +228,7 @@ impl Stored for Encoded<'_> {
         let mut pixels = Pixels::from(&*self.buffer);
         pixels.show(inner);
         for &file in self.additional_channels {
-            let inner = decode_view(self.decoder, file, view, self.buffer)?;
+            let inner = decode_view(self.grey, file, view, self.buffer)?;
             let mut channel = Pixels::from(&*self.buffer);
             channel.show(inner);
             pixels.append_channel(&channel);

@@ -373,7 +373,7 @@ fn steps_that_need_pixels_give_the_batch_its_channels() {
         config::RgBtoGray {},
     ));
     let options = Options {
-        augmentations: augment::from_config(&[grey]).unwrap(),
+        augmentations: augment::from_config(&[grey], 3).unwrap(),
         ..options()
     };
     assert_eq!(options.channels(), 1);
@@ -400,7 +400,7 @@ fn a_step_that_changes_nothing_changes_no_pixel() {
             config::RandomRgBtoGray { probability: Some(0.0) },
         )),
     };
-    let never = augment::from_config(&[nothing]).unwrap();
+    let never = augment::from_config(&[nothing], 3).unwrap();
     let normalize = config::PreprocessingStep {
         preprocessing_step: Some(config::preprocessing_step::PreprocessingStep::NormalizeImage(
             config::NormalizeImage {
@@ -410,7 +410,7 @@ fn a_step_that_changes_nothing_changes_no_pixel() {
             },
         )),
     };
-    let same = augment::from_config(&[normalize]).unwrap();
+    let same = augment::from_config(&[normalize], 3).unwrap();
     let (_folder, source) = source(&(0..10).map(good).collect::<Vec<_>>());
     let leases = [lease(0, 0, 10)];
     let of = |more: Vec<Augmentation>| {

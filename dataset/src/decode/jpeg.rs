@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 
 use turbojpeg::raw;
 
+use super::png::grey;
 use super::{Error, Image, Part, check_size};
 
 /// Progressive files with more scans than this are refused: each scan costs a pass over the whole image.
@@ -17,19 +18,24 @@ const MAX_SCANS: c_int = 500;
 pub(super) struct Codec {
     handle: NonNull<std::ffi::c_void>,
     cmyk: Vec<u8>,
+    /// Only brightness is decoded, and stands in all three channels.
+    grey: bool,
+    plane: Vec<u8>,
 }
 
 // SAFETY: the handle is a heap object without ties to the thread that made it, and `Codec` is its only user.
 unsafe impl Send for Codec {}
 
 impl Codec {
-    pub(super) fn new(fast_dct: bool) -> Result<Self, Error> {
+    pub(super) fn new(fast_dct: bool, grey: bool) -> Result<Self, Error> {
         // SAFETY: no preconditions; null means failure.
         let handle = unsafe { raw::tj3Init(raw::TJINIT_TJINIT_DECOMPRESS as c_int) };
         let handle = NonNull::new(handle.cast()).ok_or_else(|| damaged("libjpeg-turbo cannot be started"))?;
         let codec = Self {
             handle,
             cmyk: Vec::new(),
+            grey,
+            plane: Vec::new(),
         };
         codec.set(raw::TJPARAM_TJPARAM_FASTDCT, c_int::from(fast_dct))?;
         codec.set(raw::TJPARAM_TJPARAM_SCANLIMIT, MAX_SCANS)?;
@@ -42,7 +48,7 @@ impl Codec {
         let result = unsafe { raw::tj3DecompressHeader(self.pointer(), bytes.as_ptr(), bytes.len() as raw::size_t) };
         if let Err(error) = self.check(result, bytes) {
             // After an error in a header the decompressor stays in the middle of it, and every later file would fail.
-            *self = Self::new(self.get(raw::TJPARAM_TJPARAM_FASTDCT) != 0)?;
+            *self = Self::new(self.get(raw::TJPARAM_TJPARAM_FASTDCT) != 0, self.grey)?;
             return Err(error);
         }
         // A file of tables alone passes for whole, and the size would be the one of the file before.
@@ -116,7 +122,7 @@ impl Codec {
         let pitch = image.width * 3;
         let result = self
             .crop(wanted)
-            .and_then(|()| self.decompress(bytes, &mut image.pixels, pitch, raw::TJPF_TJPF_RGB));
+            .and_then(|()| self.decompress_colors(bytes, &mut image.pixels, pitch));
         self.crop(WHOLE)?;
         self.scale(1)?;
         result?;
@@ -178,15 +184,36 @@ impl Codec {
         image.pixels.resize(height * width * 3, 0);
         (image.height, image.width) = (height, width);
         if self.is_scalable() {
-            return self.decompress(bytes, &mut image.pixels, width * 3, raw::TJPF_TJPF_RGB);
+            return self.decompress_colors(bytes, &mut image.pixels, width * 3);
         }
         let mut cmyk = std::mem::take(&mut self.cmyk);
         cmyk.resize(height * width * 4, 0);
         let result = self.decompress(bytes, &mut cmyk, width * 4, raw::TJPF_TJPF_CMYK);
         if result.is_ok() {
             cmyk_to_rgb(&cmyk, has_adobe_marker(bytes), &mut image.pixels);
+            if self.grey {
+                // TensorFlow makes no channel of inks; their colours' brightness is the closest thing.
+                let (pixels, _) = image.pixels.as_chunks_mut::<3>();
+                pixels.iter_mut().for_each(|pixel| *pixel = [grey(*pixel); 3]);
+            }
         }
         self.cmyk = cmyk;
+        result
+    }
+
+    /// As [`Self::decompress`], to three channels.
+    fn decompress_colors(&mut self, bytes: &[u8], output: &mut [u8], pitch: usize) -> Result<(), Error> {
+        if !self.grey {
+            return self.decompress(bytes, output, pitch, raw::TJPF_TJPF_RGB);
+        }
+        let mut plane = std::mem::take(&mut self.plane);
+        plane.resize(output.len() / 3, 0);
+        let result = self.decompress(bytes, &mut plane, pitch / 3, raw::TJPF_TJPF_GRAY);
+        let (pixels, _) = output.as_chunks_mut::<3>();
+        for (pixel, &value) in pixels.iter_mut().zip(&plane) {
+            *pixel = [value; 3];
+        }
+        self.plane = plane;
         result
     }
 

@@ -80,6 +80,9 @@ pub struct Options {
     /// JPEGs that training makes smaller anyway are decoded at a half, a quarter or an eighth of their size. Faster for large
     /// images; pixels are then means of what they would have been.
     pub scaled: bool,
+    /// Three equal channels: what TensorFlow's decoders make of a file that is to have one channel, as an additional channel has. A
+    /// JPEG's brightness, and a PNG's colours weighted with fractions cut off.
+    pub grey: bool,
 }
 
 impl Default for Options {
@@ -88,6 +91,7 @@ impl Default for Options {
             max_pixels: 1 << 26,
             fast_dct: true,
             scaled: false,
+            grey: false,
         }
     }
 }
@@ -125,8 +129,17 @@ impl Decoder {
                 let max_pixels = self.options.max_pixels;
                 self.jpeg()?.decode(bytes, max_pixels, image)
             }
-            Format::Png => png::decode(bytes, self.options.max_pixels, image),
+            Format::Png => self.decode_png(bytes, image),
         }
+    }
+
+    fn decode_png(&self, bytes: &[u8], image: &mut Image) -> Result<(), Error> {
+        png::decode(bytes, self.options.max_pixels, image)?;
+        if self.options.grey {
+            let (pixels, _) = image.pixels.as_chunks_mut::<3>();
+            pixels.iter_mut().for_each(|pixel| *pixel = [png::grey(*pixel); 3]);
+        }
+        Ok(())
     }
 
     /// Decodes at least `part`; returns the row and column where what is in `image` begins. Of a JPEG only the rows and
@@ -137,7 +150,7 @@ impl Decoder {
                 let max_pixels = self.options.max_pixels;
                 self.jpeg()?.decode_part(bytes, max_pixels, part, image)
             }
-            Format::Png => png::decode(bytes, self.options.max_pixels, image).map(|()| (0, 0)),
+            Format::Png => self.decode_png(bytes, image).map(|()| (0, 0)),
         }
     }
 
@@ -186,7 +199,7 @@ impl Decoder {
 
     fn jpeg(&mut self) -> Result<&mut jpeg::Codec, Error> {
         if self.jpeg.is_none() {
-            self.jpeg = Some(jpeg::Codec::new(self.options.fast_dct)?);
+            self.jpeg = Some(jpeg::Codec::new(self.options.fast_dct, self.options.grey)?);
         }
         self.jpeg.as_mut().ok_or(Error::Damaged {
             format: "JPEG",
@@ -210,6 +223,11 @@ fn format(bytes: &[u8]) -> Result<Format, Error> {
         [b'B', b'M', ..] => named("a BMP"),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => named("a WebP"),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => named("a TIFF"),
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => named("a HEIC, an AVIF or a film, as telephones make them"),
+        [b'<', ..] => named("a web page or an SVG: a download that failed, perhaps"),
+        _ if bytes.starts_with(b"version https://git-lfs") => {
+            named("a pointer of Git LFS: `git lfs pull` fetches the file itself")
+        }
         [] => Err(Error::Empty),
         _ => {
             let start: Vec<_> = bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect();

@@ -34,6 +34,14 @@ pub(super) fn size(bytes: &[u8], max_pixels: usize) -> Result<(usize, usize), Er
     Ok((height, width))
 }
 
+/// As libpng does it, in fixed point.
+pub(super) fn grey([r, g, b]: [u8; 3]) -> u8 {
+    if r == g && g == b {
+        return r;
+    }
+    ((9797 * u32::from(r) + 19234 * u32::from(g) + 3737 * u32::from(b)) >> 15) as u8
+}
+
 pub(super) fn decode(bytes: &[u8], max_pixels: usize, image: &mut Image) -> Result<(), Error> {
     let (decoder, height, width) = open(bytes, max_pixels)?;
     let decoded = DynamicImage::from_decoder(decoder).map_err(|error| damaged(&error))?;

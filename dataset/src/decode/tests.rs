@@ -153,8 +153,11 @@ fn absurd_sizes_are_refused_before_memory_is_taken() {
 fn other_formats_are_named() {
     let message = |bytes: &[u8]| decode(bytes).unwrap_err().to_string();
     assert!(message(b"GIF89a...").starts_with("the image is a GIF; JPEG and PNG are read"));
+    assert!(message(b"\0\0\0\x18ftypheic....").starts_with("the image is a HEIC"));
+    assert!(message(b"<!DOCTYPE html>").starts_with("the image is a web page"));
+    assert!(message(b"version https://git-lfs.github.com/spec/v1\noid").contains("`git lfs pull`"));
     assert!(message(b"").contains("empty"));
-    assert!(message(b"<html>").contains("3c 68 74 6d 6c 3e"));
+    assert!(message(b"no image").contains("6e 6f 20 69 6d 61 67 65"));
 }
 
 proptest! {
@@ -199,9 +202,19 @@ fn parts_are_those_of_the_whole_image() {
     }
     // Larger ones of every subsampling that our own encoder makes, and odd sizes.
     let mut random = crate::random::Stream::new(*b"parts...", 1, 0, 0);
-    let (mut decoder, mut part) = (Decoder::new(Options::default()), Image::default());
-    for (name, bytes) in files {
-        let whole = decoder.decode(&bytes).unwrap();
+    let grey = Options {
+        grey: true,
+        ..Options::default()
+    };
+    let [mut colours, mut one] = [Options::default(), grey].map(Decoder::new);
+    let mut part = Image::default();
+    for (number, (name, bytes)) in files.iter().chain(&files).enumerate() {
+        let decoder = if number < files.len() { &mut colours } else { &mut one };
+        let whole = decoder.decode(bytes).unwrap();
+        if number >= files.len() {
+            let (pixels, _) = whole.pixels.as_chunks::<3>();
+            assert!(pixels.iter().all(|[r, g, b]| r == g && g == b), "{name} is grey");
+        }
         for _ in 0..60 {
             let mut range = |side: usize| {
                 let start = random.below(side as u64) as usize;
@@ -211,7 +224,7 @@ fn parts_are_those_of_the_whole_image() {
                 rows: range(whole.height),
                 columns: range(whole.width),
             };
-            let (top, left) = decoder.decode_part(&bytes, &wanted, &mut part).unwrap();
+            let (top, left) = decoder.decode_part(bytes, &wanted, &mut part).unwrap();
             assert!(
                 top <= wanted.rows.start && top + part.height >= wanted.rows.end,
                 "{name} {wanted:?}"
@@ -227,7 +240,7 @@ fn parts_are_those_of_the_whole_image() {
             }
         }
         // Nothing of the part is left for the next image.
-        assert_eq!(decoder.decode(&bytes).unwrap(), whole, "{name}");
+        assert_eq!(decoder.decode(bytes).unwrap(), whole, "{name}");
     }
 }
 

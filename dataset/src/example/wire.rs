@@ -11,7 +11,11 @@ pub enum Error {
     )]
     Malformed(&'static str),
     /// A feature has another kind than the schema's.
-    #[error("feature {name}: holds a {found}, must hold a {expected}")]
+    #[error(
+        "feature {name}: holds {}, must hold {}",
+        with_article(found),
+        with_article(expected)
+    )]
     WrongKind {
         /// The feature.
         name: String,
@@ -20,6 +24,15 @@ pub enum Error {
         /// The kind in the schema.
         expected: &'static str,
     },
+}
+
+fn with_article(kind: &str) -> String {
+    let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    };
+    format!("{article} {kind}")
 }
 
 /// The features of one `tf.Example`, by name, still encoded.
@@ -353,7 +366,7 @@ mod tests {
         ]);
         let features = Features::parse(&record).unwrap();
         let error = features.ints("label").unwrap_err().to_string();
-        assert_eq!(error, "feature label: holds a float_list, must hold a int64_list");
+        assert_eq!(error, "feature label: holds a float_list, must hold an int64_list");
         assert_eq!(features.ints("none").unwrap(), [0_i64; 0]);
         assert_eq!(features.ints("absent").unwrap(), [0_i64; 0]);
     }

@@ -101,7 +101,14 @@ pub fn import(options: &Options, progress: Progress) -> Result<Report, Error> {
     };
     let labels = Labels::new(&map);
     let images: Vec<&Image> = images.images.iter().collect();
-    engine::run(images, &options.output, &labels, progress, |image| set.record(image))
+    engine::run(
+        images,
+        &options.image_dir,
+        &options.output,
+        &labels,
+        progress,
+        |image| set.record(image),
+    )
 }
 
 fn content<'a>(path: Option<&Path>, text: Option<&'a str>) -> Result<Option<Content<'a>>, Error> {

@@ -114,8 +114,14 @@ pub(in crate::import) fn read(path: &Path) -> Result<Vec<Item>, Error> {
 /// Imports; on an error nothing is left under the output's names.
 pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Result<Report, Error> {
     let items = read(&options.csv_input)?;
+    if items.is_empty() {
+        return Err(Error::Empty {
+            folder: options.csv_input.clone(),
+            hint: "the table has a heading and no line below it".to_owned(),
+        });
+    }
     let labels = Labels::new(labels);
-    engine::run(items, &options.output, &labels, progress, |item| {
+    engine::run(items, &options.image_dir, &options.output, &labels, progress, |item| {
         record(options, &labels, item)
     })
 }

@@ -7,7 +7,7 @@ use coati_common::label_map::{Item, LabelMap};
 use rayon::prelude::*;
 
 use super::files::{ends_in, entries, entries_if_any};
-use super::{Error, coco, csv, folder, kitti, text, voc};
+use super::{Error, coco, csv, engine, folder, kitti, text, voc};
 use crate::example::wire::Features;
 use crate::shards;
 
@@ -108,7 +108,9 @@ pub fn classes(path: &Path, kind: Kind, order: Order) -> Result<Found, Error> {
                 let annotation = voc::xml::read(&item.file)?;
                 Ok(annotation.objects.into_iter().map(|object| object.name).collect())
             });
-            count(names.collect::<Result<Vec<Vec<String>>, Error>>()?)
+            count(engine::beside(path, || {
+                names.collect::<Result<Vec<Vec<String>>, Error>>()
+            })?)
         }
         Kind::Csv => {
             let items = csv::read(path)?;
@@ -136,7 +138,9 @@ pub fn classes(path: &Path, kind: Kind, order: Order) -> Result<Found, Error> {
                     let objects = folder::parse(file, &text::read(file, text::MOST_OF_ONE_IMAGE)?)?;
                     Ok(objects.into_iter().map(|object| object.class).collect())
                 });
-            count(names.collect::<Result<Vec<Vec<String>>, Error>>()?)
+            count(engine::beside(path, || {
+                names.collect::<Result<Vec<Vec<String>>, Error>>()
+            })?)
         }
         Kind::Kitti => {
             let labels = path.join("training/label_2");
@@ -145,14 +149,15 @@ pub fn classes(path: &Path, kind: Kind, order: Order) -> Result<Found, Error> {
             } else {
                 path.to_owned()
             };
-            let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-            for file in entries(&labels)? {
-                if file.extension().is_some_and(|ending| ending == "txt") {
-                    for object in kitti::parse(&file, &text::read(&file, text::MOST_OF_ONE_IMAGE)?)? {
-                        *counts.entry(object.kind).or_default() += 1;
-                    }
-                }
-            }
+            let mut files = entries(&labels)?;
+            files.retain(|file| file.extension().is_some_and(|ending| ending == "txt"));
+            let kinds = files.par_iter().map(|file| {
+                let objects = kitti::parse(file, &text::read(file, text::MOST_OF_ONE_IMAGE)?)?;
+                Ok(objects.into_iter().map(|object| object.kind).collect())
+            });
+            let mut counts = count(engine::beside(path, || {
+                kinds.collect::<Result<Vec<Vec<String>>, Error>>()
+            })?);
             // A region without labels is no class.
             counts.remove("dontcare");
             counts

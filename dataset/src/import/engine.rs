@@ -1,12 +1,13 @@
 //! What all importers share: items become records on all cores, in an order that depends on the seed alone.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coati_common::hex;
 use coati_common::label_map::LabelMap;
 use rand::SeedableRng;
 use rand::seq::SliceRandom as _;
+use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
@@ -68,7 +69,7 @@ impl<'a> Labels<'a> {
     }
 
     /// The id, or an error at this place.
-    pub(super) fn need(&self, name: &str, path: &std::path::Path, line: u32) -> Result<u32, Error> {
+    pub(super) fn need(&self, name: &str, path: &Path, line: u32) -> Result<u32, Error> {
         self.id(name).ok_or_else(|| {
             let names: Vec<&str> = self.map.items.iter().map(|item| item.name.as_str()).take(20).collect();
             let more = if self.map.items.len() > names.len() {
@@ -147,9 +148,24 @@ impl Notes {
 /// Images are made into records in groups of this many, so that memory stays small.
 const GROUP: usize = 128;
 
-/// Makes a record of each item, shuffled. On an error nothing is left under the output's names.
+/// Files that are read at a time from a bucket, where reading is waiting; the bucket's own limit holds besides.
+const FROM_A_BUCKET: usize = 32;
+
+/// Does work whose parallel parts read files below `place`: on a thread a core, or as many as suit a bucket.
+pub(super) fn beside<T: Send>(place: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let pool = coati_storage::is_remote(place).then(|| ThreadPoolBuilder::new().num_threads(FROM_A_BUCKET).build());
+    match pool {
+        Some(Ok(pool)) => pool.install(work),
+        // Without those threads it takes longer, and that is all.
+        _ => work(),
+    }
+}
+
+/// Makes a record of each item, shuffled. Files that items are made of lie below `from`. On an error nothing is left under the output's
+/// names.
 pub(super) fn run<T: Send + Sync>(
     mut items: Vec<T>,
+    from: &Path,
     output: &Output,
     labels: &Labels,
     progress: Progress,
@@ -179,25 +195,29 @@ pub(super) fn run<T: Send + Sync>(
         progress(tally.report.images + tally.report.skipped_images.len(), all);
         Ok(())
     };
-    // One group is written while the next one is made.
-    let mut made = Vec::new();
-    for group in items.chunks(GROUP) {
-        let (written, next) = rayon::join(
-            || write(std::mem::take(&mut made)),
-            || group.par_iter().map(&convert).collect::<Vec<_>>(),
-        );
-        written?;
-        made = next;
-    }
-    write(made)?;
+    beside(from, || {
+        // One group is written while the next one is made.
+        let mut made = Vec::new();
+        for group in items.chunks(GROUP) {
+            let (written, next) = rayon::join(
+                || write(std::mem::take(&mut made)),
+                || group.par_iter().map(&convert).collect::<Vec<_>>(),
+            );
+            written?;
+            made = next;
+        }
+        write(made)
+    })?;
     if tally.report.images == 0 {
-        let reasons = tally.report.skipped_images.join("; ");
-        return Err(Error::Empty {
-            folder: output.path.clone(),
-            hint: if reasons.is_empty() {
-                "the annotations list no image".to_owned()
-            } else {
-                reasons
+        return Err(match tally.report.skipped_images.first() {
+            // The reason's own hint would be one of two.
+            Some(reason) => Error::NoneUsable {
+                images: all,
+                first: reason.split("\nhint: ").next().unwrap_or_default().to_owned(),
+            },
+            None => Error::Empty {
+                folder: from.to_owned(),
+                hint: "the annotations list no image".to_owned(),
             },
         });
     }
@@ -263,4 +283,47 @@ pub(super) fn head(picture: Picture, filename: &str, source_id: &str) -> Record 
     record.text("image/format", picture.format);
     record.bytes("image/encoded", vec![picture.encoded]);
     record
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Makes records that take a while of waiting; the most that were under way at a time.
+    fn most_at_a_time(from: &str) -> usize {
+        let folder = tempfile::tempdir().unwrap();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let map = LabelMap::default();
+        let output = Output::to(folder.path().join("out.record"));
+        let items: Vec<usize> = (0..200).collect();
+        let report = run(
+            items,
+            Path::new(from),
+            &output,
+            &Labels::new(&map),
+            &|_, _| {},
+            |item| {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(2));
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok(Outcome::Ready(Ready {
+                    record: item.to_le_bytes().to_vec(),
+                    ..Ready::default()
+                }))
+            },
+        );
+        assert_eq!(report.unwrap().images, 200);
+        most.into_inner()
+    }
+
+    #[test]
+    fn images_in_a_bucket_are_read_many_at_a_time() {
+        let many = most_at_a_time("s3://bucket/images");
+        assert!((FROM_A_BUCKET / 2..=FROM_A_BUCKET).contains(&many), "{many}");
+        let few = most_at_a_time("images");
+        assert!(few <= rayon::current_num_threads(), "{few}");
+    }
 }

@@ -115,7 +115,7 @@ pub(in crate::import) fn parse(path: &Path, content: &str) -> Result<Vec<Object>
 pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Result<Report, Error> {
     let items = items(&options.data_dir)?;
     let labels = Labels::new(labels);
-    engine::run(items, &options.output, &labels, progress, |item| {
+    engine::run(items, &options.data_dir, &options.output, &labels, progress, |item| {
         record(options, &labels, item)
     })
 }

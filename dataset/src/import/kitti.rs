@@ -58,9 +58,14 @@ pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Resul
             path: path.into(),
             ..options.output.clone()
         };
-        let report = engine::run(items, &output, &labels, progress, |(number, image)| {
-            record(options, &labels, *number, image)
-        })?;
+        let report = engine::run(
+            items,
+            &options.data_dir,
+            &output,
+            &labels,
+            progress,
+            |(number, image)| record(options, &labels, *number, image),
+        )?;
         reports.push((set.to_owned(), report));
     }
     if reports.is_empty() {

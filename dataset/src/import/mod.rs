@@ -134,6 +134,16 @@ pub enum Error {
         /// The first reason.
         first: String,
     },
+    /// All of them were unusable.
+    #[error(
+        "none of the {images} images can be used; the first: {first}\nhint: nothing was written; are these the images that the annotations are about, and where the flags say?"
+    )]
+    NoneUsable {
+        /// How many.
+        images: usize,
+        /// The first reason.
+        first: String,
+    },
     /// Nothing to write.
     #[error("{folder}: no annotated images\nhint: {hint}")]
     Empty {

@@ -93,9 +93,14 @@ pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Resul
     if let Some(path) = &options.image_label_annotations_csv {
         elsewhere += tables.read(path, &labels, true)?;
     }
-    let mut report = engine::run(files, &options.output, &labels, progress, |(id, path)| {
-        Ok(tables.record(id, path, options))
-    })?;
+    let mut report = engine::run(
+        files,
+        &options.images_directory,
+        &options.output,
+        &labels,
+        progress,
+        |(id, path)| Ok(tables.record(id, path, options)),
+    )?;
     if elsewhere > 0 {
         report.warnings.push(format!(
             "{}: {elsewhere} rows are of images that are not in {}",

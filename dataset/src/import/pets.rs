@@ -63,7 +63,9 @@ pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Resul
             path: options.output.path.join(name),
             ..options.output.clone()
         };
-        let report = engine::run(names, &output, &labels, progress, |name| record(options, &labels, name))?;
+        let report = engine::run(names, &options.data_dir, &output, &labels, progress, |name| {
+            record(options, &labels, name)
+        })?;
         reports.push((set.to_owned(), report));
     }
     if reports.is_empty() {

@@ -69,7 +69,7 @@ impl Table {
                 if self.heading.iter().all(String::is_empty) {
                     "no columns".to_owned()
                 } else {
-                    self.heading.join(", ")
+                    listed(&self.heading)
                 }
             ),
             hint: hint.to_owned(),
@@ -173,6 +173,19 @@ fn damaged(path: &Path, error: &csv::Error) -> Error {
     }
 }
 
+/// The first names, as far as people read them: a file that is no table has a heading of any length.
+fn listed(heading: &[String]) -> String {
+    const NAMES: usize = 16;
+    const LETTERS: usize = 40;
+    let cut = |name: &String| match name.char_indices().nth(LETTERS) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.clone(),
+    };
+    let more = (heading.len() > NAMES).then(|| format!("and {} more", heading.len() - NAMES));
+    let names: Vec<String> = heading.iter().take(NAMES).map(cut).chain(more).collect();
+    names.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,5 +221,10 @@ mod tests {
         assert!(error("a,b\n1\n").starts_with("t.csv:2: column `b` is ``"));
         assert!(error("a,b\n1,nan\n").contains("is `nan`"));
         assert!(error("").contains("no columns"));
+        let error = |content: String| sums(&content).unwrap_err().to_string();
+        let long = error(format!("{}\n", "ä".repeat(10_000)));
+        assert!(long.chars().count() < 200 && long.contains("ää…"), "{long}");
+        let many = error(format!("{}\n", "c,".repeat(300)));
+        assert!(many.contains("c, c, and 285 more"), "{many}");
     }
 }

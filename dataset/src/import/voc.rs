@@ -67,7 +67,7 @@ pub fn import(options: &Options, labels: &LabelMap, progress: Progress) -> Resul
         options.annotations_dir.as_deref(),
     )?;
     let labels = Labels::new(labels);
-    engine::run(items, &options.output, &labels, progress, |item| {
+    engine::run(items, &options.data_dir, &options.output, &labels, progress, |item| {
         record(options, &labels, item)
     })
 }

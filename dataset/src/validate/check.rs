@@ -48,15 +48,27 @@ pub(super) fn image(record: &[u8]) -> Option<&[u8]> {
         .filter(|bytes| !bytes.is_empty())
 }
 
-/// A record that could not be read.
-pub(super) fn unreadable(error: &tfrecord::Error) -> Checked {
-    dropped(Flaw::Unreadable, "", error.to_string())
+/// A record that could not be read. `is_first`: nothing of the file could.
+pub(super) fn unreadable(error: &tfrecord::Error, is_first: bool) -> Checked {
+    let (flaw, repair) = if error.is_local() {
+        (Flaw::Unreadable, Some(Repair::DropRecord))
+    } else if is_first {
+        // Of a file that is something else nothing would be left.
+        (Flaw::NoRecords, None)
+    } else {
+        (Flaw::Unreadable, Some(Repair::DropRest))
+    };
+    unusable(flaw, "", &error.to_string(), repair)
 }
 
 fn dropped(flaw: Flaw, field: &str, what: String) -> Checked {
+    unusable(flaw, field, &what, Some(Repair::DropRecord))
+}
+
+fn unusable(flaw: Flaw, field: &str, what: &str, repair: Option<Repair>) -> Checked {
     let what = what.lines().next().unwrap_or_default().to_owned();
     Checked {
-        findings: vec![Finding::of(flaw, field, what, Some(Repair::DropRecord))],
+        findings: vec![Finding::of(flaw, field, what, repair)],
         repaired: None,
         drop: true,
     }

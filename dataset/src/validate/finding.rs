@@ -10,6 +10,10 @@ use serde::{Serialize, Serializer};
 pub enum Flaw {
     /// A CRC is wrong, or the file ends within the record.
     Unreadable,
+    /// The file starts with no record: it is none of TFRecords.
+    NoRecords,
+    /// The files of a set hold no record.
+    EmptySet,
     /// The bytes are no `tf.Example`.
     NoExample,
     /// A feature holds a list of another kind.
@@ -55,6 +59,8 @@ impl Flaw {
     pub fn name(self) -> &'static str {
         match self {
             Self::Unreadable => "unreadable_record",
+            Self::NoRecords => "no_records",
+            Self::EmptySet => "empty_set",
             Self::NoExample => "no_example",
             Self::WrongKind => "wrong_kind",
             Self::UnequalLengths => "unequal_lengths",
@@ -90,6 +96,8 @@ impl Serialize for Flaw {
 pub enum Repair {
     /// The record is left out: nobody can use it.
     DropRecord,
+    /// The rest of the file is left out: after a wrong length nobody can tell where the next record starts.
+    DropRest,
     /// The object is left out: it shows nothing.
     DropObject,
     /// The value follows from others in the record.
@@ -100,6 +108,7 @@ impl fmt::Display for Repair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::DropRecord => "leaves the record out",
+            Self::DropRest => "leaves out the record and all behind it, which cannot be found",
             Self::DropObject => "leaves the object out",
             Self::Correct => "corrects it",
         })
@@ -143,7 +152,11 @@ impl Finding {
     }
 
     /// One whose place is filled in later.
-    pub(super) fn of(flaw: Flaw, field: &str, what: String, repair: Option<Repair>) -> Self {
+    pub(super) fn of(flaw: Flaw, field: &str, mut what: String, repair: Option<Repair>) -> Self {
+        // Errors of readers name their feature, which a finding does already.
+        if let Some(rest) = what.strip_prefix(&format!("feature {field}: ")) {
+            what = rest.to_owned();
+        }
         Self::new(
             Path::new(""),
             None,
@@ -154,7 +167,11 @@ impl Finding {
         )
     }
 
-    pub(super) fn at(self, file: &Path, record: u64) -> Self {
+    pub(super) fn at(mut self, file: &Path, record: u64) -> Self {
+        // The same of a file and a record's number.
+        if let Some(rest) = self.what.strip_prefix(&format!("{}: record {record} ", file.display())) {
+            self.what = rest.to_owned();
+        }
         Self {
             file: file.to_owned(),
             record: Some(record),

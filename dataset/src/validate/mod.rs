@@ -78,6 +78,7 @@ pub fn run(
     let mut seen: HashMap<[u8; 32], Seen> = HashMap::new();
     let mut twice = Vec::new();
     for (index, (name, files)) in sets.iter().enumerate() {
+        let (records_before, findings_before) = (report.records, report.findings.len());
         for file in files {
             let mut image = |record: u64, digest: [u8; 32]| {
                 if let Some(first) = seen.get(&digest) {
@@ -115,6 +116,13 @@ pub fn run(
             };
             one_file(file, options, &mut report, &mut image, progress)?;
         }
+        if let Some(file) = files.first()
+            && (report.records, report.findings.len()) == (records_before, findings_before)
+        {
+            let what = format!("no record in {} file(s) of the set {name}", files.len());
+            let finding = Finding::new(file, None, Flaw::EmptySet, None, what, None);
+            report.findings.push(finding);
+        }
         tracing::debug!(set = %name, records = report.records, "checked");
     }
     report.findings.append(&mut twice);
@@ -137,7 +145,7 @@ fn one_file(
         what: error.to_string(),
         hint: "is the path right, and may you read it?".to_owned(),
     })?;
-    let mut changed = false;
+    let (mut changed, mut readable) = (false, false);
     let target = options.output_dir.as_ref().map_or_else(
         || file.to_owned(),
         |folder| folder.join(file.file_name().unwrap_or_default()),
@@ -167,17 +175,19 @@ fn one_file(
         let mut writer = tfrecord::Writer::new(Vec::new());
         let checked: Vec<(Checked, Option<[u8; 32]>)> = group
             .par_iter()
-            .map(|record| match record {
+            .enumerate()
+            .map(|(offset, record)| match record {
                 Ok(bytes) => {
                     let checked = check(bytes, options.classes.as_ref());
                     let digest = check::image(bytes).map(|image| Sha256::digest(image).into());
                     (checked, digest)
                 }
-                Err(error) => (check::unreadable(error), None),
+                Err(error) => (check::unreadable(error, first == 0 && offset == 0), None),
             })
             .collect();
         for ((number, record), (checked, digest)) in (first..).zip(&group).zip(checked) {
             report.records += 1;
+            readable |= record.is_ok() || checked.findings.iter().all(|found| found.repair.is_some());
             if let Some(digest) = digest {
                 image(number, digest);
             }
@@ -198,8 +208,10 @@ fn one_file(
         }
         progress(report.records);
     }
-    // A file that needs nothing stays as it is, unless the others go to a folder, where it belongs, too.
+    // A file that needs nothing stays as it is, unless the others go to a folder, where it belongs, too. One that holds no records is
+    // somebody's, and stays.
     if let Some(output) = output
+        && readable
         && (changed || options.output_dir.is_some())
     {
         output.finish()?;

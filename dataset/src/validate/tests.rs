@@ -241,3 +241,54 @@ fn a_file_that_was_cut_off_keeps_its_whole_records() {
     assert_eq!(report.counts["unreadable_record"], 1);
     assert_eq!(run(&sets, &options, &|_| {}).unwrap().records, 1);
 }
+
+#[test]
+fn a_file_of_something_else_is_left_alone_and_a_lost_place_ends_the_repair() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.record");
+    let options = Options {
+        classes: None,
+        fix: true,
+        output_dir: None,
+    };
+    let fix = || run(&[("train".to_owned(), vec![path.clone()])], &options, &|_| {}).unwrap();
+    let notes = b"precious notes, and surely no records at all";
+    fs::write(&path, notes).unwrap();
+    let report = fix();
+    assert_eq!((report.counts["no_records"], report.repairable), (1, 0));
+    assert!(report.files.is_empty() && fs::read(&path).unwrap() == notes);
+    let said = report.findings[0].to_string();
+    let place = format!("{}: record 0: at byte 0: length CRC is ", path.display());
+    assert!(said.starts_with(&place) && said.ends_with("[no_records]"), "{said}");
+
+    // The second length of three is wrong.
+    let bytes = |records: &[Vec<u8>]| fs::read(&file(records).1).unwrap();
+    let second = bytes(&[one(BOX, "cat", 1)]).len();
+    let mut bytes = bytes(&[one(BOX, "cat", 1), one(BOX, "dog", 2), one(BOX, "cat", 1)]);
+    bytes[second + 2] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let report = fix();
+    let finding = &report.findings[0];
+    assert_eq!((finding.record, finding.repair), (Some(1), Some(Repair::DropRest)));
+    assert_eq!(fs::read(&path).unwrap(), &bytes[..second]);
+
+    fs::write(&path, b"").unwrap();
+    let report = fix();
+    assert_eq!((report.counts["empty_set"], report.remaining(true)), (1, 1));
+    assert!(
+        report.findings[0]
+            .to_string()
+            .contains("no record in 1 file(s) of the set train [empty_set]")
+    );
+}
+
+#[test]
+fn a_feature_is_named_once() {
+    let mut wrong = Record::default();
+    wrong.bytes("image/encoded", vec![image("rgb.png")]);
+    wrong.ints("image/object/bbox/xmin", vec![1]);
+    let checked = check(&wrong.serialise(), None);
+    let said: Vec<String> = checked.findings.iter().map(ToString::to_string).collect();
+    let expected = ": feature image/object/bbox/xmin: holds an int64_list, must hold a float_list [wrong_kind]";
+    assert!(said.iter().any(|said| said == expected), "{said:?}");
+}

@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use coati_checkpoint::files::write_atomic;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
+use crate::lease::{Lease, Look, Watch};
 
 /// Of the notes' format.
 const VERSION: u32 = 1;
@@ -56,6 +58,8 @@ pub(super) struct Shard {
     note: PathBuf,
     partial: PathBuf,
     made_from: String,
+    /// Who is at it, in a bucket.
+    claim: Arc<Mutex<Watch>>,
 }
 
 /// What became of a shard's records.
@@ -70,8 +74,8 @@ pub(super) struct Counts {
 pub(super) enum Claimed {
     /// It is complete.
     Complete,
-    /// Another process is at it.
-    Elsewhere,
+    /// Another process is at it. In a bucket it may also have died; whether it lives is `known` after some looks.
+    Elsewhere { known: bool },
     /// This one makes it. `again`: something incomplete was there.
     Ours { writer: Writer, again: bool },
 }
@@ -97,6 +101,10 @@ impl Shard {
             output: output.to_owned(),
             note: folder.join(format!("{stem}.json")),
             partial: folder.join(format!("{stem}.partial")),
+            claim: Arc::new(Mutex::new(Watch::new(
+                folder.join(format!("{stem}.claim")),
+                "another process makes this shard too, since this one was silent for too long; both make the same",
+            ))),
             made_from: coati_common::hex(&digest.finalize()),
         })
     }
@@ -142,8 +150,16 @@ impl Shard {
         })
     }
 
-    /// How much whoever has the shard has written of it, and when last.
+    /// Whether the output is in a bucket.
+    pub(super) fn is_remote(&self) -> bool {
+        coati_storage::is_remote(&self.output)
+    }
+
+    /// How much whoever has the shard has written of it, and when last; in a bucket it says how much with its beats.
     pub(super) fn progress(&self) -> Option<(u64, SystemTime)> {
+        if self.is_remote() {
+            return Some((self.watch().progress()?, SystemTime::UNIX_EPOCH));
+        }
         let partial = fs::metadata(&self.partial).ok()?;
         Some((partial.len(), partial.modified().ok()?))
     }
@@ -153,20 +169,10 @@ impl Shard {
         (note.version == VERSION).then_some(note)
     }
 
-    /// Takes it unless it is complete or somebody is at it. What is there under its name and not complete is removed. A bucket knows no
-    /// locks: there two processes may make one shard, each whole, and the later one stays.
+    /// Takes it unless it is complete or somebody is at it. What is there under its name and not complete is removed.
     pub(super) fn claim(&self) -> Result<Claimed, Error> {
-        if coati_storage::is_remote(&self.output) {
-            if self.state()? == State::Complete {
-                return Ok(Claimed::Complete);
-            }
-            let writer = coati_storage::create(&self.output).map_err(failed(&self.output, "write"))?;
-            let writer = Writer {
-                records: tfrecord::Writer::new(Counted { writer, bytes: 0 }.into()),
-                path: self.output.clone(),
-                count: 0,
-            };
-            return Ok(Claimed::Ours { writer, again: false });
+        if self.is_remote() {
+            return self.claim_remote();
         }
         for folder in [self.partial.parent(), self.output.parent()].into_iter().flatten() {
             if !folder.as_os_str().is_empty() {
@@ -184,7 +190,7 @@ impl Shard {
             let file = file.open(&self.partial).map_err(failed(&self.partial, "write"))?;
             let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
-                Err((_, Errno::EWOULDBLOCK)) => return Ok(Claimed::Elsewhere),
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(Claimed::Elsewhere { known: true }),
                 Err((_, error)) => return Err(failed(&self.partial, "lock")(error.into())),
             };
             // Whoever held it before may have finished it meanwhile: then this file has another name by now.
@@ -207,6 +213,40 @@ impl Shard {
             };
             return Ok(Claimed::Ours { writer, again });
         }
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A bucket knows no locks: a lease keeps others away. Should its holder lose it by being slow, two make the shard, both the same.
+    fn claim_remote(&self) -> Result<Claimed, Error> {
+        if self.state()? == State::Complete {
+            return Ok(Claimed::Complete);
+        }
+        let lease = match self.watch().look().map_err(failed(&self.output, "claim"))? {
+            Look::Ours(lease) => lease,
+            Look::Held(_) => return Ok(Claimed::Elsewhere { known: true }),
+            Look::Silent(_) => return Ok(Claimed::Elsewhere { known: false }),
+        };
+        // Whoever had it before may have finished it since the first look.
+        if self.state()? == State::Complete {
+            lease.finish();
+            return Ok(Claimed::Complete);
+        }
+        let again = lease.is_inherited();
+        let writer = coati_storage::create(&self.output).map_err(failed(&self.output, "write"))?;
+        let target = Target::Bucket(Counted {
+            writer,
+            bytes: 0,
+            lease,
+        });
+        let writer = Writer {
+            records: tfrecord::Writer::new(target),
+            path: self.output.clone(),
+            count: 0,
+        };
+        Ok(Claimed::Ours { writer, again })
     }
 }
 
@@ -231,12 +271,8 @@ enum Target {
 struct Counted {
     writer: Box<dyn coati_storage::Writer>,
     bytes: u64,
-}
-
-impl From<Counted> for Target {
-    fn from(counted: Counted) -> Self {
-        Self::Bucket(counted)
-    }
+    /// Held until the object is there.
+    lease: Lease,
 }
 
 impl io::Write for Target {
@@ -246,6 +282,7 @@ impl io::Write for Target {
             Self::Bucket(counted) => {
                 let written = counted.writer.write(bytes)?;
                 counted.bytes += written as u64;
+                counted.lease.set_progress(counted.bytes);
                 Ok(written)
             }
         }
@@ -300,7 +337,9 @@ impl Writer {
             }
             Target::Bucket(counted) => {
                 note(counted.bytes)?;
-                counted.writer.finish().map_err(&failed)
+                counted.writer.finish().map_err(&failed)?;
+                counted.lease.finish();
+                Ok(())
             }
         }
     }
@@ -332,7 +371,7 @@ mod tests {
         match shard.claim().unwrap() {
             Claimed::Ours { writer, again } => (writer, again),
             Claimed::Complete => panic!("complete"),
-            Claimed::Elsewhere => panic!("elsewhere"),
+            Claimed::Elsewhere { .. } => panic!("elsewhere"),
         }
     }
 
@@ -344,7 +383,7 @@ mod tests {
         writer.write(b"one").unwrap();
         assert!(!again && !shard.output().exists());
         assert!(
-            matches!(shard.claim().unwrap(), Claimed::Elsewhere),
+            matches!(shard.claim().unwrap(), Claimed::Elsewhere { known: true }),
             "one process at a time"
         );
         writer.finish(&shard, Counts::default()).unwrap();

@@ -1,7 +1,5 @@
 //! One coordinator at a time for a job's folder: a lock that the system takes back when its process ends, however it ends. In a bucket,
-//! which knows no locks, a [`lease`].
-
-mod lease;
+//! which knows no locks, a [`Lease`]: what keeps a slow holder harmless there is the log of steps and the incarnation.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -10,12 +8,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lease::{self, Lease, Look, SILENCE, Watch};
+
 /// Name of the locked file; it stays when the lock is gone, and says who held it last.
 pub const FILE: &str = "coati-job.lock";
 
 /// How long a lock that is held is tried for.
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two looks of who waits for a lease.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Who holds a lock, for people on other machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +31,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn here() -> Self {
+    pub(crate) fn here() -> Self {
         let host = nix::unistd::gethostname().unwrap_or_default();
         Self {
             host: host.to_string_lossy().into_owned(),
@@ -50,7 +52,7 @@ impl Holder {
     }
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
@@ -89,7 +91,7 @@ pub struct Lock {
 #[derive(Debug)]
 enum Held {
     File(#[allow(dead_code, reason = "it is held, not read")] File),
-    Lease(#[allow(dead_code, reason = "it is held, not read")] lease::Lease),
+    Lease(#[allow(dead_code, reason = "it is held, not read")] Lease),
 }
 
 impl Lock {
@@ -97,7 +99,7 @@ impl Lock {
     /// without one, with a warning.
     pub fn take(folder: &Path) -> Result<Self, Error> {
         if coati_storage::is_remote(folder) {
-            return lease::Lease::take(folder).map(|lease| Self {
+            return take_lease(folder).map(|lease| Self {
                 _held: Held::Lease(lease),
             });
         }
@@ -129,6 +131,39 @@ impl Lock {
         Ok(Self {
             _held: Held::File(file),
         })
+    }
+}
+
+fn take_lease(folder: &Path) -> Result<Lease, Error> {
+    let place = folder.join(FILE);
+    let io = |source| Error::Io {
+        path: place.clone(),
+        source,
+    };
+    let lost = "another coordinator has taken this job over; this one was silent for too long";
+    let mut watch = Watch::new(place.clone(), lost);
+    let mut is_said = false;
+    loop {
+        match watch.look().map_err(io)? {
+            Look::Ours(lease) => return Ok(lease),
+            Look::Held(holder) => {
+                return Err(Error::Held {
+                    folder: folder.to_owned(),
+                    holder: holder.map_or_else(
+                        || "a process that has just begun".to_owned(),
+                        |holder| holder.describe(now()),
+                    ),
+                });
+            }
+            Look::Silent(holder) => {
+                if !std::mem::replace(&mut is_said, true) {
+                    let holder = holder.map_or_else(|| "somebody".to_owned(), |holder| holder.describe(now()));
+                    let seconds = SILENCE.as_secs();
+                    tracing::warn!("this job is held by {holder}; it is taken over if that is silent for {seconds} s");
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
     }
 }
 
@@ -176,7 +211,7 @@ fn held(folder: &Path, file: &mut File) -> Error {
 /// The one who holds the lock or held it last, if anybody ever did.
 pub fn holder(folder: &Path) -> Option<Holder> {
     if coati_storage::is_remote(folder) {
-        return lease::holder(folder);
+        return lease::holder(&folder.join(FILE));
     }
     serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
 }

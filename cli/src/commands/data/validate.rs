@@ -13,7 +13,7 @@ use coati_dataset::validate::{self, Options};
 use serde_json::json;
 
 use crate::args::Format;
-use crate::console::{report, say};
+use crate::console::{harmless, report, say};
 use crate::failure::Failure;
 
 /// Findings that are shown one by one; the JSON report has all of them.
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
                     Some(repair) => format!(" (--fix {repair})"),
                     None => String::new(),
                 };
-                report(&format!("{finding}{repair}"));
+                report(&harmless(&format!("{finding}{repair}")));
             }
             if done.findings.len() > SHOWN {
                 say(&format!(
@@ -101,7 +101,12 @@ pub(crate) fn run(args: &Arguments) -> anyhow::Result<()> {
     if remaining == 0 {
         return Ok(());
     }
-    let hint = if args.fix || done.repairable == 0 {
+    let is_something_else = ["no_records", "empty_set"]
+        .iter()
+        .any(|flaw| done.counts.contains_key(flaw));
+    let hint = if is_something_else {
+        "are these the files that are meant? `coati data import` makes records of images and annotations"
+    } else if args.fix || done.repairable == 0 {
         "what remains has no single right answer: correct the annotations and import them again"
     } else {
         "--fix repairs what can be repaired without guessing"

@@ -514,23 +514,22 @@ pub(super) const LOCAL: &[&str] = &[
     "TrainConfig.fine_tune_checkpoint",
 ];
 
+const MANY_SIZES: &str = "its images have many sizes, and a network is laid out for one; supported: fixed_shape_resizer, \
+     keep_aspect_ratio_resizer with pad_to_max_dimension: true";
+
 /// What else there is to say about something refused.
 pub(super) const NOTES: &[(&str, &str)] = &[
     (
         "TrainEvalPipelineConfig.graph_rewriter",
         "training with quantisation comes later; remove it",
     ),
+    ("ImageResizer.identity_resizer", MANY_SIZES),
+    ("ImageResizer.conditional_shape_resizer", MANY_SIZES),
+    ("ImageResizer.pad_to_multiple_resizer", MANY_SIZES),
     (
-        "ImageResizer.identity_resizer",
-        "its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true",
-    ),
-    (
-        "ImageResizer.conditional_shape_resizer",
-        "its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true",
-    ),
-    (
-        "ImageResizer.pad_to_multiple_resizer",
-        "its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true",
+        "KeepAspectRatioResizer.pad_to_max_dimension",
+        "its images have many sizes, and a network is laid out for one; with pad_to_max_dimension: true they are scaled the same and \
+         padded to max_dimension x max_dimension, and fixed_shape_resizer gives all of them one shape",
     ),
     (
         "Loss.expected_loss_weights",

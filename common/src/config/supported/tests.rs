@@ -36,6 +36,26 @@ fn the_golden_configuration_runs() {
 }
 
 #[test]
+fn what_only_tunes_tensorflows_input_is_listed_where_it_is_set() {
+    let (from, to) = (
+        "train_input_reader {",
+        "train_input_reader { num_readers: 2 shuffle_buffer_size: 7 read_block_length: 3 min_after_dequeue: 5",
+    );
+    assert!(GOLDEN.contains(from), "the fixture has another form");
+    let config = PipelineConfig::parse(&GOLDEN.replace(from, to), "pipeline.config").unwrap();
+    let ignored = check(&config, Mode::TrainAndEval).unwrap().ignored;
+    for field in [
+        "num_readers",
+        "shuffle_buffer_size",
+        "read_block_length",
+        "min_after_dequeue",
+    ] {
+        let field = format!("train_input_reader.{field}");
+        assert!(ignored.contains(&field), "{field}: {ignored:?}");
+    }
+}
+
+#[test]
 fn metrics_of_masks_are_left_out() {
     let (from, to) = ("\"pascal_voc_detection_metrics\"", "\"coco_mask_metrics\"");
     let config = PipelineConfig::parse(&GOLDEN.replace(from, to), "pipeline.config").unwrap();
@@ -57,9 +77,16 @@ fn other_extractors_resizers_and_losses_are_named() {
     assert_eq!(
         resizer("conditional_shape_resizer { }")[0],
         "pipeline.config:29: model.ssd.image_resizer.conditional_shape_resizer: not supported yet\n\
-         hint: its images have many sizes, and those of a batch have one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true"
+         hint: its images have many sizes, and a network is laid out for one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true"
     );
-    assert!(resizer("keep_aspect_ratio_resizer { }")[0].contains("pad_to_max_dimension: false (the default)"));
+    assert_eq!(
+        resizer("keep_aspect_ratio_resizer { max_dimension: 512 }"),
+        [
+            "pipeline.config:29: model.ssd.image_resizer.keep_aspect_ratio_resizer.pad_to_max_dimension: false (the default) is not supported yet\n\
+             hint: its images have many sizes, and a network is laid out for one; with pad_to_max_dimension: true they are scaled the same and \
+             padded to max_dimension x max_dimension, and fixed_shape_resizer gives all of them one shape"
+        ]
+    );
     assert_eq!(
         resizer(
             "keep_aspect_ratio_resizer { max_dimension: 512 min_dimension: 300 pad_to_max_dimension: true per_channel_pad_value: [1, 2, 3] }"

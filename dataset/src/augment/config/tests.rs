@@ -13,7 +13,7 @@ fn convert(step: Step) -> Result<String, String> {
     let step = PreprocessingStep {
         preprocessing_step: Some(step),
     };
-    from_config(&[step])
+    from_config(&[step], 3)
         .map(|mut steps| format!("{:?}", steps.remove(0)))
         .map_err(|error| error.to_string())
 }
@@ -150,6 +150,75 @@ fn a_configured_table_is_taken_over() {
 }
 
 #[test]
+fn values_a_channel_go_by_the_channels_that_a_step_is_given() {
+    let step = |step| PreprocessingStep {
+        preprocessing_step: Some(step),
+    };
+    let means = |count: usize| {
+        step(Step::SubtractChannelMean(config::SubtractChannelMean {
+            means: vec![7.0; count],
+        }))
+    };
+    let grey = step(Step::RgbToGray(Default::default()));
+    assert!(from_config(&[means(3)], 3).is_ok() && from_config(&[means(4)], 4).is_ok());
+    assert!(from_config(&[grey.clone(), means(1)], 3).is_ok());
+    let refused = |steps: &[PreprocessingStep], channels| from_config(steps, channels).unwrap_err().to_string();
+    assert_eq!(
+        refused(&[grey, means(3)], 3),
+        "train_config.data_augmentation_options[1].subtract_channel_mean.means: [7.0, 7.0, 7.0] for images of 1 channels must be a value a channel"
+    );
+    assert!(refused(&[means(3)], 4).contains("for images of 4 channels"));
+
+    let pad = |pad_color: Vec<f32>| {
+        step(Step::RandomPadImage(config::RandomPadImage {
+            pad_color,
+            ..Default::default()
+        }))
+    };
+    assert!(from_config(&[pad(vec![]), pad(vec![9.0]), pad(vec![9.0; 4])], 4).is_ok());
+    let error = refused(&[pad(vec![9.0; 3])], 4);
+    assert!(
+        error.contains("pad_color: [9.0, 9.0, 9.0] for images of 4 channels"),
+        "{error}"
+    );
+    let table = |red: f32| {
+        let row = config::SsdRandomCropPadOperation {
+            min_object_covered: Some(0.4),
+            min_aspect_ratio: Some(0.8),
+            max_aspect_ratio: Some(1.25),
+            min_area: Some(0.2),
+            max_area: Some(0.9),
+            pad_color_r: Some(red),
+            ..Default::default()
+        };
+        step(Step::SsdRandomCropPad(config::SsdRandomCropPad {
+            operations: vec![row],
+        }))
+    };
+    assert!(from_config(&[table(0.0)], 4).is_ok() && from_config(&[table(8.0)], 3).is_ok());
+    assert!(refused(&[table(8.0)], 4).contains("operations[0].pad_color"));
+}
+
+#[test]
+fn boxes_may_not_be_turned_inside_out() {
+    use config::random_jitter_boxes::JitterMode;
+    let jitter = |ratio, mode: JitterMode| {
+        convert(Step::RandomJitterBoxes(config::RandomJitterBoxes {
+            ratio: Some(ratio),
+            jitter_mode: Some(mode.into()),
+        }))
+    };
+    assert!(jitter(1.0, JitterMode::Default).is_ok() && jitter(3.0, JitterMode::Expand).is_ok());
+    for mode in [JitterMode::Default, JitterMode::Shrink, JitterMode::ShrinkSymmetricXy] {
+        let error = jitter(1.5, mode).unwrap_err();
+        assert!(
+            error.contains("random_jitter_boxes.ratio: 1.5 must be from 0 to 1"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn what_cannot_be_is_named() {
     let second = config::SsdRandomCropOperation {
         min_area: None,
@@ -161,7 +230,7 @@ fn what_cannot_be_is_named() {
     let error = convert(Step::SsdRandomCrop(crop)).unwrap_err();
     let expected = "data_augmentation_options[0].ssd_random_crop.operations[1].min_area: 0 must be greater than 0";
     assert!(error.contains(expected), "{error}");
-    assert!(from_config(&[PreprocessingStep::default()]).is_err());
+    assert!(from_config(&[PreprocessingStep::default()], 3).is_err());
 
     let wrong = [
         (
@@ -200,7 +269,7 @@ fn what_cannot_be_is_named() {
         ),
         (
             Step::SubtractChannelMean(Default::default()),
-            "subtract_channel_mean.means: [] must be three values",
+            "subtract_channel_mean.means: [] for images of 3 channels must be a value a channel",
         ),
     ];
     for (step, expected) in wrong {
