@@ -100,10 +100,11 @@ fn a_cluster_trains_goes_on_and_evaluates() {
         "step 26/26",
     ]);
     assert_eq!(newest(&job, "model")["records_seen"], 312);
-    let _ = train("26")
+    let again = train("26")
         .run()
         .exits(0)
         .says(&["model is at step 26 already: nothing to train up to 26"]);
+    assert!(!again.stderr.contains("error:"), "{again}");
 
     let report = job.eval("model").run().exits(0).json();
     assert_eq!(json!([report["global_step"], report["images"]]), json!([26, 12]));

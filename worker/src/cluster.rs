@@ -217,10 +217,15 @@ impl Cluster {
         };
         tokio::select! {
             joined = joining => joined,
-            () = raised(stop) => Err(exchange::Error::Failed(format!(
-                "stopped while joining the job of {}",
-                Peer::new("master", master)
-            ))),
+            () = raised(stop) => {
+                let reason = format!("stopped while joining the job of {}", Peer::new("master", master));
+                // A job that is done already ends its workers before they have found anybody.
+                Err(if self.task.kind == TaskType::Master {
+                    exchange::Error::Failed(reason)
+                } else {
+                    exchange::Error::Ended(reason)
+                })
+            }
         }
     }
 
