@@ -1,10 +1,12 @@
 //! `coati-progress.json` beside the launcher's report: how far a job without parameter servers is, which has no coordinator to ask. Rank 0
 //! writes it while it trains.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use super::report::replace;
 
 /// The file's name.
 pub const FILE: &str = "coati-progress.json";
@@ -45,11 +47,7 @@ impl Progress {
     /// # Errors
     /// What the system says.
     pub fn write(&self, job_dir: &Path) -> io::Result<()> {
-        let (path, fresh) = (job_dir.join(FILE), job_dir.join(format!("{FILE}.new")));
-        let mut file = std::fs::File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        drop(file);
-        std::fs::rename(fresh, path)
+        replace(job_dir, FILE, &serde_json::to_vec(self)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `coati-cluster.json` in the job's directory: where the tasks of a job are, for people and for the commands that look at a
 //! running job or change it. Written by the launcher at each change, marked when the job has ended.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -109,6 +109,13 @@ pub(super) fn now() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Replaces a file in one instant. It need not outlive the machine, so nobody waits for the disk.
+pub(super) fn replace(job_dir: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+    let fresh = job_dir.join(format!("{name}.new"));
+    std::fs::write(&fresh, text)?;
+    std::fs::rename(fresh, job_dir.join(name))
+}
+
 impl Report {
     /// Reads the report of the job in this directory.
     ///
@@ -148,13 +155,9 @@ impl Report {
 
     /// Replaces the file in one instant: a reader sees the old report or this one.
     pub(super) fn write(&self, job_dir: &Path) -> io::Result<()> {
-        let (path, fresh) = (job_dir.join(FILE), job_dir.join(format!("{FILE}.new")));
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        let mut file = std::fs::File::create(&fresh)?;
-        file.write_all(&text)?;
-        drop(file);
-        std::fs::rename(fresh, path)
+        replace(job_dir, FILE, &text)
     }
 
     /// Whether both say the same, whenever they were written.
