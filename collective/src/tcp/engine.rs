@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,24 +53,37 @@ impl Peer {
     }
 }
 
-/// What goes to a peer and what is expected of it, in order.
-#[derive(Default)]
-pub(super) struct Lane<'a> {
-    pub(super) out: VecDeque<&'a [u8]>,
-    pub(super) into: VecDeque<&'a mut [u8]>,
+/// Bytes of one of the memories that a call works on.
+#[derive(Debug)]
+struct Piece {
+    memory: usize,
+    bytes: Range<usize>,
 }
 
-impl<'a> Lane<'a> {
-    pub(super) fn send(&mut self, bytes: &'a [u8]) {
+/// What goes to a peer and what is expected of it, in order.
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    out: VecDeque<Piece>,
+    into: VecDeque<Piece>,
+    expected: usize,
+    received: usize,
+}
+
+impl Lane {
+    /// Sends `bytes` of memory `memory`, which are not written to until they have left.
+    pub(super) fn send(&mut self, memory: usize, bytes: Range<usize>) {
         if !bytes.is_empty() {
-            self.out.push_back(bytes);
+            self.out.push_back(Piece { memory, bytes });
         }
     }
 
-    pub(super) fn receive(&mut self, bytes: &'a mut [u8]) {
+    /// Receives into `bytes` of memory `memory`. Returns how many pieces this lane has then been asked to receive.
+    pub(super) fn receive(&mut self, memory: usize, bytes: Range<usize>) -> usize {
         if !bytes.is_empty() {
-            self.into.push_back(bytes);
+            self.into.push_back(Piece { memory, bytes });
+            self.expected += 1;
         }
+        self.expected
     }
 }
 
@@ -92,15 +106,32 @@ enum Moved {
 }
 
 impl Engine {
-    /// Until everything in `lanes` (one a rank) has moved, and every peer has said that it is at `call`.
-    pub(super) fn drive(&mut self, lanes: &mut [Lane<'_>], call: Operation) -> Result<(), Error> {
+    /// Until everything in `lanes` (one a rank) has moved, and every peer has said that it is at `call`. The lanes' pieces are of
+    /// `memories`.
+    pub(super) fn drive(
+        &mut self,
+        lanes: &mut [Lane],
+        memories: &mut [&mut [u8]],
+        call: Operation,
+    ) -> Result<(), Error> {
+        self.drive_until(lanes, memories, call, &[])
+    }
+
+    /// As [`Engine::drive`], or until each lane has received so many pieces; what has not left by then leaves with the next call.
+    pub(super) fn drive_until(
+        &mut self,
+        lanes: &mut [Lane],
+        memories: &mut [&mut [u8]],
+        call: Operation,
+        enough: &[usize],
+    ) -> Result<(), Error> {
         let mut last = Instant::now();
         let mut vigil = Vigil::new();
         loop {
             let (mut moved, mut waits) = (false, Vec::new());
             for (rank, lane) in lanes.iter_mut().enumerate() {
                 let Some(peer) = &mut self.peers[rank] else { continue };
-                for step in [write(peer, lane, call), read(peer, lane)] {
+                for step in [write(peer, lane, memories, call), read(peer, lane, memories)] {
                     match step {
                         Moved::Some => {
                             moved = true;
@@ -132,7 +163,8 @@ impl Engine {
                     waits.push((rank, writes, reads));
                 }
             }
-            if waits.is_empty() {
+            let here = || lanes.iter().zip(enough).all(|(lane, &enough)| lane.received >= enough);
+            if waits.is_empty() || (!enough.is_empty() && here()) {
                 return Ok(());
             }
             if moved {
@@ -294,14 +326,14 @@ fn ended(stream: &TcpStream) -> bool {
     matches!(stream.peek(&mut [0]), Ok(0))
 }
 
-fn write(peer: &mut Peer, lane: &mut Lane<'_>, call: Operation) -> Moved {
+fn write(peer: &mut Peer, lane: &mut Lane, memories: &[&mut [u8]], call: Operation) -> Moved {
     let mut moved = Moved::None;
     let heading = call.encode();
     loop {
         let next = if peer.sent < heading.len() {
             &heading[peer.sent..]
         } else if let Some(next) = lane.out.front() {
-            next
+            &memories[next.memory][next.bytes.clone()]
         } else {
             return moved;
         };
@@ -311,8 +343,8 @@ fn write(peer: &mut Peer, lane: &mut Lane<'_>, call: Operation) -> Moved {
                 if peer.sent < heading.len() {
                     peer.sent += count;
                 } else if let Some(next) = lane.out.front_mut() {
-                    *next = &next[count..];
-                    if next.is_empty() {
+                    next.bytes.start += count;
+                    if next.bytes.is_empty() {
                         lane.out.pop_front();
                     } else {
                         // The socket is full: reading makes room at the other end.
@@ -327,13 +359,13 @@ fn write(peer: &mut Peer, lane: &mut Lane<'_>, call: Operation) -> Moved {
     }
 }
 
-fn read(peer: &mut Peer, lane: &mut Lane<'_>) -> Moved {
+fn read(peer: &mut Peer, lane: &mut Lane, memories: &mut [&mut [u8]]) -> Moved {
     let mut moved = Moved::None;
     loop {
         let result = if peer.heard < Operation::BYTES {
             peer.data.read(&mut peer.heading[peer.heard..])
-        } else if let Some(next) = lane.into.front_mut() {
-            peer.data.read(next)
+        } else if let Some(next) = lane.into.front() {
+            peer.data.read(&mut memories[next.memory][next.bytes.clone()])
         } else {
             return moved;
         };
@@ -347,10 +379,12 @@ fn read(peer: &mut Peer, lane: &mut Lane<'_>) -> Moved {
                         // What follows is only read once it is known to be of the same call.
                         return moved;
                     }
-                } else if let Some(next) = lane.into.pop_front()
-                    && count < next.len()
-                {
-                    lane.into.push_front(&mut next[count..]);
+                } else if let Some(next) = lane.into.front_mut() {
+                    next.bytes.start += count;
+                    if next.bytes.is_empty() {
+                        lane.into.pop_front();
+                        lane.received += 1;
+                    }
                 }
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
