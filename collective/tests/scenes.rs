@@ -2,9 +2,11 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coati_collective::buckets::Reducer;
+use coati_collective::nccl::{Gpus, Libraries};
 use coati_collective::shm::Shared;
 use coati_collective::tcp::{Mesh, Secret};
 use coati_collective::{Communicator, Error, Identity, Options, Wire, sums};
@@ -54,16 +56,32 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
             number("SLICE", 64) as usize,
         )?));
     }
+    let mesh = Box::new(mesh(rank, &options)?);
+    if setting("TRANSPORT").unwrap() == "tcp" {
+        return Ok(mesh);
+    }
+    // The one and only library is both NCCL and the CUDA runtime.
+    let libraries = Libraries::open(&[&PathBuf::from(setting("LIBRARIES").unwrap())])?;
+    let device = number("DEVICE", rank as u64) as i32;
+    Ok(Box::new(Gpus::start(
+        Arc::new(libraries),
+        mesh,
+        device,
+        options.timeout,
+    )?))
+}
+
+fn mesh(rank: usize, options: &Options) -> Result<Mesh, Error> {
     let secret = Secret::new([number("TOKEN", 5) as u8; 32]);
     let place = folder().join("address");
     if rank == 0 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         put(&place, &address.to_string());
-        return Ok(Box::new(Mesh::join(address, Some(listener), &secret, &options)?));
+        return Mesh::join(address, Some(listener), &secret, options);
     }
     let address = await_file(&place).parse().unwrap();
-    Ok(Box::new(Mesh::join(address, None, &secret, &options)?))
+    Mesh::join(address, None, &secret, options)
 }
 
 /// Values whose sum depends on its order.

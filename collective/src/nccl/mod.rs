@@ -1,7 +1,8 @@
 //! Ranks with a GPU each, over NCCL.
 //!
 //! **This has not run on a GPU yet.** What is tested without one: that the libraries are found, their versions read and their absence
-//! explained, and the layout of what is passed to them.
+//! explained, the layout of what is passed to them, and all calls in their order, with every way out, on a stand-in that keeps NCCL's and
+//! CUDA's rules on host memory.
 //!
 //! NCCL itself knows no names and may wait for ever. So a host [`Communicator`] stays beside it: over it the ranks exchange NCCL's id
 //! and everybody's troubles, and while a rank waits for its GPU it looks there whether somebody is gone or gave up. NCCL's communicator
@@ -79,6 +80,10 @@ impl Gpus {
             Err(error) => told.extend_from_slice(error.to_string().as_bytes()),
         }
         let all = host.all_gather(&told)?;
+        if all.iter().any(|told| told.first() == Some(&1)) {
+            // Nobody leaves before everybody has read why, or some would only hear that another is gone. That this fails is no news.
+            let _ = host.barrier();
+        }
         ready?;
         for (member, told) in host.members().iter().zip(&all) {
             if let Some((1, why)) = told.split_first() {
@@ -415,6 +420,7 @@ impl Communicator for Gpus {
     }
 
     fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        crate::communicator::check_gathered(bytes)?;
         self.guarded("all-gather", |this| this.host.all_gather(bytes))
     }
 
