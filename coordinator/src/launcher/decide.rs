@@ -5,7 +5,7 @@
 //!
 //! | cause | told to stop (SIGTERM) | killed |
 //! |---|---|---|
-//! | the master ended in order | the others, if still there after `drain`; the evaluator after `evaluate`, if the job is done | `kill` later |
+//! | the master ended in order | the others, if still there after `drain`, or at once if the master never answered (a job that was done already: nobody joined it); the evaluator after `evaluate`, if the job is done | `kill` later |
 //! | Ctrl-C, SIGTERM; time limit | the evaluator at once, and the master, which writes a checkpoint and ends the job; the others `drain` after it | `stop` after the request |
 //! | a parameter server or the master failed | everybody at once | `failure` after the failure |
 //! | a worker failed | the training tasks at once; the parameter servers when the master, which may still write a checkpoint, has ended | `failure` after the failure |
@@ -229,18 +229,17 @@ struct Deadlines {
 
 fn deadlines(index: usize, since: Instant, cause: Cause, state: &State, limits: &Limits) -> Deadlines {
     let kind = state.tasks.get(index).map_or(TaskType::Worker, |task| task.id.kind);
-    let master_end = state
-        .tasks
-        .iter()
-        .find(|task| task.id == TaskId::MASTER)
-        .and_then(|task| task.exit)
-        .map(|(at, _)| at);
+    let master = state.tasks.iter().find(|task| task.id == TaskId::MASTER);
+    let master_end = master.and_then(|task| task.exit).map(|(at, _)| at);
+    let joined = master.is_none_or(|task| task.ready.is_some() || !task.probed);
     let (terminate, kill) = match cause {
         Cause::Ended(exit) => {
             let patience = if kind == TaskType::Evaluator && exit == ExitCode::Success {
                 limits.evaluate
-            } else {
+            } else if joined {
                 limits.drain
+            } else {
+                Duration::ZERO
             };
             // Somebody in a hurry does not wait for the others to leave by themselves.
             let hurry = state.stops.first().copied().filter(|at| *at > since);

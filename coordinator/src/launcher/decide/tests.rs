@@ -127,6 +127,16 @@ fn after_the_master_the_others_have_a_while_to_leave() {
 }
 
 #[test]
+fn nobody_waits_for_the_master_of_a_job_that_was_done_already() {
+    let mut job = Job::new();
+    job.state.tasks[MASTER].ready = None;
+    job.exits(1, MASTER, Exit::Code(0));
+    assert_eq!(job.step(1), [(WORKER, Signal::Terminate), (PS, Signal::Terminate)]);
+    job.exits(2, WORKER, Exit::Code(130)).exits(2, PS, Exit::Code(0));
+    assert_eq!(job.end(2), Some(ExitCode::Success));
+}
+
+#[test]
 fn the_masters_own_orderly_end_is_the_jobs() {
     for (code, exit) in [(130, ExitCode::Interrupted), (124, ExitCode::TimeLimit)] {
         let mut job = Job::new();
