@@ -150,14 +150,13 @@ fn text(found: &Report, alive: bool, progress: Option<&v1::JobStatusReply>) -> S
     if let Some(progress) = progress {
         let _ = write!(
             text,
-            "\nstep {} of {}: {}; epoch {}, {} records seen, last checkpoint {}",
-            progress.version,
-            progress.num_steps,
-            progress.state,
-            progress.epoch,
-            progress.records_seen,
-            progress.last_checkpoint
+            "\nstep {} of {}: {}; epoch {}, {} records seen, ",
+            progress.version, progress.num_steps, progress.state, progress.epoch, progress.records_seen,
         );
+        match progress.last_checkpoint {
+            0 => text += "no checkpoint yet",
+            step => text += &format!("last checkpoint {step}"),
+        }
         if !progress.copies.is_empty() {
             let _ = write!(text, "; copies of the parameter servers: {}", progress.copies);
         }
@@ -256,6 +255,15 @@ mod tests {
              step 120 of 1000: training; epoch 3, 960 records seen, last checkpoint 100; \
              copies of the parameter servers: not yet of ps-1"
         );
+    }
+
+    #[test]
+    fn a_job_without_a_checkpoint_says_so() {
+        let young = v1::JobStatusReply {
+            last_checkpoint: 0,
+            ..progress()
+        };
+        assert!(text(&found(), true, Some(&young)).contains("960 records seen, no checkpoint yet; copies"));
     }
 
     #[test]

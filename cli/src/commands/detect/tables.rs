@@ -94,8 +94,13 @@ pub(super) fn json(detector: &Detector, score_threshold: f32, found: &[Found], f
     let failed = failed
         .iter()
         .map(|(path, error)| json!({"image": path, "error": error}));
+    // As it was given: 0.01 and not the float32's 0.009999999776.
+    let threshold: f64 = score_threshold
+        .to_string()
+        .parse()
+        .unwrap_or(f64::from(score_threshold));
     json!({
-        "checkpoint": detector.checkpoint(), "global_step": detector.step(), "score_threshold": score_threshold,
+        "checkpoint": detector.checkpoint(), "global_step": detector.step(), "score_threshold": threshold,
         "images": found.iter().map(Found::json).collect::<Vec<_>>(),
         "failed": failed.collect::<Vec<_>>(),
     })
