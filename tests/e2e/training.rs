@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use coati_common::config::PipelineConfig;
 use coati_proto::tensorflow::{BytesList, Example, Int64List, feature::Kind};
 use coati_tests::{Cluster, Job, records, tensors};
 use serde_json::{Value, json};
@@ -420,17 +421,26 @@ fn images_of_many_sizes_train_evaluate_and_are_looked_at() {
             furthest(3)
         );
     }
-    // What has this size already is what a network for one size sees of it.
-    job.configure(
-        "fixed.config",
-        &[(fixed, "fixed_shape_resizer { height: 64 width: 96 }"), batch],
-    );
-    let one = detect.replace(
-        "--image pictures",
-        "--pipeline_config_path fixed.config --image pictures/01.png",
-    );
-    let one = job.coati(one.split(' ')).run().exits(0).json();
-    assert_eq!(one["images"][0]["detections"], found["images"][1]["detections"]);
+    // A network for one size sees the same of a picture that has this size already, rows as rows and columns as columns.
+    let one_size = "fixed_shape_resizer { height: 64 width: 96 }";
+    job.configure("fixed.config", &[(fixed, one_size), batch]);
+    let config = PipelineConfig::load(&job.path("fixed.config")).unwrap();
+    let mut network = coati_worker::model::build(&config, Some(1)).unwrap();
+    let prefix = job.path("model/model.ckpt-8");
+    let variables = coati_worker::model::read_variables(&network, &prefix, false).unwrap();
+    let picture = image::open(job.path("pictures/01.png")).unwrap().to_rgb8();
+    let pixels: Vec<f32> = picture.as_raw().iter().map(|&value| f32::from(value)).collect();
+    let seen = network.detect(&variables, &pixels).unwrap().remove(0);
+    let listed = found["images"][1]["detections"].as_array().unwrap();
+    assert_eq!(listed.len(), seen.scores.len());
+    for (listed, (score, bounds)) in listed.iter().zip(seen.scores.iter().zip(&seen.boxes)) {
+        let off = |listed: &Value, seen: f32| (listed.as_f64().unwrap() - f64::from(seen)).abs();
+        assert!(off(&listed["score"], *score) < 1e-6, "{listed}, and {score}");
+        assert!(
+            (0..4).all(|side| off(&listed["box"][side], bounds[side]) < 1e-5),
+            "{listed}, and {bounds:?}"
+        );
+    }
     // Detections of one picture do not depend on those beside it.
     let alone = detect.replace("--image pictures", "--image pictures/03.png");
     let alone = job.coati(alone.split(' ')).run().exits(0).json();
