@@ -2,17 +2,19 @@
 
 use crate::decode::{self, Decoder, Image};
 use crate::pixels::Pixels;
-use crate::resize::{self, ImageResizer, Resizer, View};
+use crate::resize::{self, ImageResizer, Limits, Resizer, View};
 
 /// What a model wants its images to be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Rows.
+    /// Rows; nothing where the resizer leaves many sizes.
     pub height: usize,
-    /// Columns.
+    /// Columns; likewise.
     pub width: usize,
     /// `image_resizer`, as in [`crate::batch::Options`].
     pub resizer: Option<ImageResizer>,
+    /// Which sizes it may leave.
+    pub limits: Limits,
     /// `num_additional_channels`
     pub additional_channels: usize,
 }
@@ -24,8 +26,14 @@ impl Options {
             height,
             width,
             resizer: None,
+            limits: Limits::default(),
             additional_channels: 0,
         }
+    }
+
+    /// Whether images come out in many sizes.
+    pub fn many_sizes(&self) -> bool {
+        self.resizer.as_ref().is_some_and(|resizer| resizer.size().is_none())
     }
 
     /// Channels of the result.
@@ -40,6 +48,10 @@ impl Options {
 pub struct Fitted {
     /// `[height, width, channels]`, values from 0 to 255.
     pub input: Vec<f32>,
+    /// Rows of the input.
+    pub height: usize,
+    /// Columns of the input.
+    pub width: usize,
     /// Which part of it is picture and not padding, from the upper left corner: shares of its height and width.
     pub part: [f32; 2],
 }
@@ -96,6 +108,7 @@ impl Fitter {
             height,
             width,
             resizer,
+            limits,
             additional_channels,
         } = &self.options;
         if channels.len() != *additional_channels {
@@ -108,27 +121,43 @@ impl Fitter {
             let mut input = vec![0.0; self.resizer.output_len()];
             let whole = View::whole(image.height, image.width);
             self.resizer.resize_into(image, whole, &mut input)?;
-            return Ok(Fitted { input, part: [1.0; 2] });
+            return Ok(Fitted {
+                input,
+                height: *height,
+                width: *width,
+                part: [1.0; 2],
+            });
         }
+        let (height, width) = match resizer {
+            Some(resizer) if self.options.many_sizes() => {
+                let size = resizer.size_of((image.height, image.width));
+                // Before a small file is blown up beyond memory.
+                limits.check(size)?;
+                size
+            }
+            _ => (*height, *width),
+        };
         let mut pixels = Pixels::from(image);
         for file in channels {
             self.grey.check_channel(file, (image.height, image.width))?;
             pixels.append_channel(&Pixels::from(&self.grey.decode(file)?));
         }
-        let fixed = ImageResizer::fixed(*height, *width);
+        let fixed = ImageResizer::fixed(height, width);
         let resized = resizer.as_ref().unwrap_or(&fixed).apply(&pixels, &[]);
-        if (resized.image.height, resized.image.width) != (*height, *width) {
+        if (resized.image.height, resized.image.width) != (height, width) {
             return Err(resize::Error::Output {
                 found: resized.image.values.len(),
-                height: *height,
-                width: *width,
+                height,
+                width,
             }
             .into());
         }
         let [rows, columns, _] = resized.true_shape;
         Ok(Fitted {
             input: resized.image.values,
-            part: [rows as f32 / *height as f32, columns as f32 / *width as f32],
+            height,
+            width,
+            part: [rows as f32 / height as f32, columns as f32 / width as f32],
         })
     }
 }
@@ -164,6 +193,41 @@ mod tests {
         assert_eq!(fitted.part, [0.5, 0.75]);
         assert_eq!(fitted.input.len(), 8 * 8 * 3);
         assert_eq!(fitted.input[8 * 8 * 3 - 3..], [7.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn images_of_many_sizes_up_to_the_limits() {
+        let many = |limits: Limits, resizer: ImageResizer| {
+            let options = Options {
+                limits,
+                ..fitter(Some(resizer), 0).options
+            };
+            let fitted = Fitter::new(options, decode::Options::default()).decode(&image("rgb.png"), &[]);
+            fitted.map(|(_, fitted)| (fitted.height, fitted.width, fitted.input.len(), fitted.part))
+        };
+        let multiple = |multiple| ImageResizer::PadToMultiple {
+            multiple,
+            grayscale: false,
+        };
+        let all = Limits::default;
+        assert_eq!(many(all(), ImageResizer::Identity), Ok((21, 34, 21 * 34 * 3, [1.0; 2])));
+        let part = [21.0 / 32.0, 34.0 / 64.0];
+        assert_eq!(many(all(), multiple(32)), Ok((32, 64, 32 * 64 * 3, part)));
+        let small = many(Limits::new(22..=100), ImageResizer::Identity).unwrap_err();
+        assert!(small.to_string().contains("21 x 34 pixels"), "{small}");
+        // Nobody tries to make it.
+        let thin = ImageResizer::Conditional {
+            condition: crate::resize::Condition::Smaller,
+            threshold: 16_384,
+            method: crate::resize::method::Method::Bilinear,
+            grayscale: false,
+        };
+        assert!(
+            many(all(), thin)
+                .unwrap_err()
+                .to_string()
+                .contains("16384 x 26526 pixels")
+        );
     }
 
     #[test]

@@ -6,12 +6,17 @@
 //! way of nearly all images in training; [`ImageResizer`] knows the other resizers and interpolations.
 
 mod image_resizer;
+mod limits;
 pub mod method;
 
 pub use image_resizer::{Condition, ConfigError, ImageResizer, Resized};
+pub use limits::Limits;
 pub use method::Method;
 
 use crate::decode::Image;
+
+/// Sides beyond this are taken for a slip of the pen.
+const LARGEST: usize = 1 << 14;
 
 /// A rectangle of a stored image, perhaps mirrored left to right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +92,32 @@ pub enum Error {
         height: usize,
         /// Columns wanted.
         width: usize,
+    },
+    /// Too small for a model.
+    #[error(
+        "image_resizer leaves it {height} x {width} pixels, and the model takes sides of at least {least}\nhint: leave such images out of the records, or use an image_resizer that enlarges them"
+    )]
+    TooSmall {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+        /// The least that is accepted.
+        least: usize,
+    },
+    /// Too large for a model.
+    #[error(
+        "image_resizer leaves it {height} x {width} pixels, and the model takes sides of at most {most} and at most {pixels} in all\nhint: keep_aspect_ratio_resizer {{ min_dimension: 600 max_dimension: 1024 }} makes large images smaller"
+    )]
+    TooLarge {
+        /// Rows.
+        height: usize,
+        /// Columns.
+        width: usize,
+        /// The longest side that is accepted.
+        most: usize,
+        /// The most pixels that are.
+        pixels: usize,
     },
 }
 

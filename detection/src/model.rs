@@ -1,5 +1,7 @@
 //! A whole detector: images and groundtruth in, losses and gradients or detections out.
 
+mod size;
+
 use coati_common::cluster::Numerics;
 use coati_common::variables::VariableSpec;
 use coati_proto::object_detection::protos::{DetectionModel, TrainConfig};
@@ -110,6 +112,15 @@ impl Error {
         )
     }
 
+    /// Whether another image might do, since this one's size does not.
+    pub fn is_of_size(&self) -> bool {
+        match self {
+            Self::Network(error) => error.is_of_size(),
+            Self::Anchors(error) => matches!(error, anchors::Error::TooMany { .. }),
+            _ => false,
+        }
+    }
+
     fn out_of_memory(&mut self) -> Option<&mut memory::OutOfMemory> {
         match self {
             Self::Network(network::Error::Accelerator(accelerator::Error::OutOfMemory(found))) => Some(found),
@@ -139,6 +150,7 @@ pub struct Ssd {
     /// Does the network's work where it is set.
     accelerator: Option<Accelerator>,
     variables: Vec<VariableSpec>,
+    generator: anchors::Generator,
     anchors: Vec<Corners>,
     loss: LossConfig,
     post: PostProcessor,
@@ -178,13 +190,7 @@ impl Ssd {
         network_config.num_classes = head.columns - 1;
         network_config.image_channels = options.image_channels;
         let network = Network::new(&network_config)?;
-        let anchors = generator.generate(&network.feature_map_shapes(), input_size)?;
-        if anchors.len() != network.anchors() {
-            return Err(Error::AnchorCount {
-                anchors: anchors.len(),
-                predicted: network.anchors(),
-            });
-        }
+        let anchors = size::anchors(&generator, &network.feature_map_shapes(), network.anchors(), input_size)?;
         let mut variables = network.variables().to_vec();
         gradients::freeze(
             &mut variables,
@@ -205,6 +211,7 @@ impl Ssd {
             network,
             accelerator,
             variables,
+            generator,
             anchors,
             loss,
             post,
@@ -225,7 +232,7 @@ impl Ssd {
         self.network.init_values(seed)
     }
 
-    /// (height, width) in pixels of the images.
+    /// (height, width) in pixels of the images: see [`Ssd::set_input_size`].
     pub fn input_size(&self) -> (usize, usize) {
         self.input_size
     }

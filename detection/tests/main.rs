@@ -14,4 +14,5 @@ mod golden;
 mod gradients;
 mod model;
 mod postprocess;
+mod sizes;
 mod training;

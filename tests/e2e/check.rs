@@ -78,7 +78,10 @@ fn what_is_not_built_is_refused_by_name() {
                 "fixed_shape_resizer { height: 96 width: 96 }",
                 "keep_aspect_ratio_resizer { min_dimension: 96 max_dimension: 128 }",
             ),
-            &["keep_aspect_ratio_resizer", "pad_to_max_dimension"],
+            &[
+                "train_config.batch_size: 4, and keep_aspect_ratio_resizer without pad_to_max_dimension leaves images of many sizes",
+                "hint: batch_size: 1 (of each worker), or",
+            ],
         ),
     ] {
         job.configure("unsupported.config", &[change]);

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use coati_proto::tensorflow::{BytesList, feature::Kind};
+use coati_common::config::PipelineConfig;
+use coati_proto::tensorflow::{BytesList, Example, Int64List, feature::Kind};
 use coati_tests::{Cluster, Job, records, tensors};
 use serde_json::{Value, json};
 
@@ -325,4 +326,133 @@ fn grey_images_with_padding_train_evaluate_and_are_looked_at() {
         (95.9..=96.0).contains(&far),
         "boxes reach the picture's end and not beyond: {far}"
     );
+}
+
+/// Rows and columns of the images of a set, in turn; as they leave the resizer of the test below they are 96 x 64, 64 x 96, 64 x 64 and 38 x 96.
+const SIZES: [(u32, u32); 4] = [(96, 64), (64, 96), (80, 80), (48, 120)];
+
+/// The picture of a record; its boxes are shares of its sides and stay.
+fn stretched(example: &mut Example, (height, width): (u32, u32)) -> image::RgbImage {
+    let features = &example.features.as_ref().unwrap().feature;
+    let Some(Kind::BytesList(encoded)) = &features["image/encoded"].kind else {
+        panic!("no image")
+    };
+    let stored = image::load_from_memory(&encoded.value[0]).unwrap().to_rgb8();
+    let picture = image::imageops::resize(&stored, width, height, image::imageops::FilterType::Triangle);
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    records::set_image(example, png.get_ref());
+    for (name, side) in [("image/height", height), ("image/width", width)] {
+        let value = vec![i64::from(side)];
+        records::set(example, name, Kind::Int64List(Int64List { value }));
+    }
+    picture
+}
+
+#[test]
+fn images_of_many_sizes_train_evaluate_and_are_looked_at() {
+    let job = Job::new();
+    fs::create_dir(job.path("pictures")).unwrap();
+    for name in [
+        "train.record-00000-of-00003",
+        "train.record-00001-of-00003",
+        "train.record-00002-of-00003",
+        "val.record",
+    ] {
+        let mut examples = records::read(&job.path(name));
+        for (i, example) in examples.iter_mut().enumerate() {
+            let picture = stretched(example, SIZES[i % SIZES.len()]);
+            if name == "val.record" {
+                picture.save(job.path(&format!("pictures/{i:02}.png"))).unwrap();
+            }
+        }
+        records::write(&job.path(name), &examples);
+    }
+    let (fixed, batch) = (
+        "fixed_shape_resizer { height: 96 width: 96 }",
+        ("batch_size: 4", "batch_size: 1"),
+    );
+    let keep = "keep_aspect_ratio_resizer { min_dimension: 64 max_dimension: 96 }";
+    job.configure("pipeline.config", &[(fixed, keep), batch]);
+    let _ = job.train("model", 8).run().exits(0);
+    // Which sizes a network was laid out for before changes no bit.
+    for steps in [3, 8] {
+        let _ = job.train("again", steps).run().exits(0);
+    }
+    let [model, again] = ["model", "again"].map(|folder| tensors::read(&job.path(folder), 8));
+    tensors::assert_same_bits(&model, &again, "a run in one piece and one in two");
+    // Variables are those of a network for one size.
+    let padded = keep.replace(" }", " pad_to_max_dimension: true }");
+    job.configure("padded.config", &[(fixed, &padded), batch]);
+    let _ = job
+        .train("padded", 8)
+        .with("--pipeline_config_path padded.config")
+        .run()
+        .exits(0);
+    let names = |found: &tensors::Tensors| found.keys().cloned().collect::<Vec<_>>();
+    let padded = tensors::read(&job.path("padded"), 8);
+    assert_eq!(names(&model), names(&padded));
+    assert_ne!(model, padded);
+
+    let report = job.eval("model").run().exits(0).json();
+    assert_eq!(report["images"], 12, "{report}");
+    let infer =
+        "infer --input_tfrecord_paths val.record --output_tfrecord_path found.record --model_dir model --format json";
+    let report = job.coati(infer.split(' ')).run().exits(0).json();
+    assert_eq!(
+        (&report["records"], &report["without_image_count"]),
+        (&json!(12), &json!(0))
+    );
+    let detect = "detect --image pictures --model_dir model --score_threshold 0 --format json";
+    let found = job.coati(detect.split(' ')).run().exits(0).json();
+    for (i, one) in found["images"].as_array().unwrap().iter().enumerate() {
+        let (height, width) = SIZES[i % SIZES.len()];
+        let furthest = |side: usize| {
+            let boxes = one["detections"].as_array().unwrap().iter();
+            boxes
+                .map(|one| one["box_px"][side].as_f64().unwrap())
+                .fold(0.0, f64::max)
+        };
+        let (height, width) = (f64::from(height), f64::from(width));
+        assert!(
+            (0.9 * height..=height).contains(&furthest(2)) && (0.9 * width..=width).contains(&furthest(3)),
+            "boxes reach the ends of picture {i} and not beyond: {} of {height}, {} of {width}",
+            furthest(2),
+            furthest(3)
+        );
+    }
+    // A network for one size sees the same of a picture that has this size already, rows as rows and columns as columns.
+    let one_size = "fixed_shape_resizer { height: 64 width: 96 }";
+    job.configure("fixed.config", &[(fixed, one_size), batch]);
+    let config = PipelineConfig::load(&job.path("fixed.config")).unwrap();
+    let mut network = coati_worker::model::build(&config, Some(1)).unwrap();
+    let prefix = job.path("model/model.ckpt-8");
+    let variables = coati_worker::model::read_variables(&network, &prefix, false).unwrap();
+    let picture = image::open(job.path("pictures/01.png")).unwrap().to_rgb8();
+    let pixels: Vec<f32> = picture.as_raw().iter().map(|&value| f32::from(value)).collect();
+    let seen = network.detect(&variables, &pixels).unwrap().remove(0);
+    let listed = found["images"][1]["detections"].as_array().unwrap();
+    assert_eq!(listed.len(), seen.scores.len());
+    for (listed, (score, bounds)) in listed.iter().zip(seen.scores.iter().zip(&seen.boxes)) {
+        let off = |listed: &Value, seen: f32| (listed.as_f64().unwrap() - f64::from(seen)).abs();
+        assert!(off(&listed["score"], *score) < 1e-6, "{listed}, and {score}");
+        assert!(
+            (0..4).all(|side| off(&listed["box"][side], bounds[side]) < 1e-5),
+            "{listed}, and {bounds:?}"
+        );
+    }
+    // Detections of one picture do not depend on those beside it.
+    let alone = detect.replace("--image pictures", "--image pictures/03.png");
+    let alone = job.coati(alone.split(' ')).run().exits(0).json();
+    assert_eq!(alone["images"][0]["detections"], found["images"][3]["detections"]);
+
+    // One that is too small for the network is told apart from the others.
+    image::RgbImage::new(300, 20)
+        .save(job.path("pictures/small.png"))
+        .unwrap();
+    let done = job.coati(detect.split(' ')).run().exits(0).says(&[
+        "pictures/small.png: image_resizer leaves it 6 x 96 pixels, and the model takes sides of at least 33",
+        "12 pictures",
+    ]);
+    assert_eq!(done.json()["images"].as_array().unwrap().len(), 12);
 }

@@ -63,6 +63,9 @@ pub enum Error {
     /// The model refused.
     #[error("{0}")]
     Detect(String),
+    /// There is no network for an image of this size; another might do.
+    #[error("{0}")]
+    Size(String),
 }
 
 /// Where a detector comes from.
@@ -117,7 +120,7 @@ impl Detector {
         let mut warnings = Vec::new();
         let categories = categories(options, &config, &mut warnings)?;
         let model = model::build(&config, None)?;
-        let fit = input::fit_options(&config, model.input_size())?;
+        let fit = input::fit_options(&config, &model)?;
         let variables = model::read_variables(&model, &checkpoint, config.eval_config().use_moving_averages())?;
         Ok(Self {
             model,
@@ -166,20 +169,61 @@ impl Detector {
         &self.fit
     }
 
-    /// Detections in images that a [`Preparer`] made for [`Self::fit`], best first, one entry an image.
+    /// Detections in images that a [`Preparer`] made for [`Self::fit`], best first, one entry an image. They go through the network together, or
+    /// one by one where they come in many sizes.
     pub fn detect<'a>(&mut self, inputs: impl IntoIterator<Item = &'a Fitted>) -> Result<Vec<Detections>, Error> {
-        let (mut images, mut parts) = (Vec::new(), Vec::new());
-        for fitted in inputs {
-            images.extend_from_slice(&fitted.input);
-            parts.push(fitted.part);
+        let inputs: Vec<&Fitted> = inputs.into_iter().collect();
+        let together = if self.fit.many_sizes() { 1 } else { inputs.len().max(1) };
+        let mut found = Vec::with_capacity(inputs.len());
+        for inputs in inputs.chunks(together) {
+            found.extend(self.detect_together(inputs)?);
         }
-        self.model
-            .detect_within(&self.variables, &images, &parts)
-            .map_err(|error| Error::Detect(error.to_string()))
+        Ok(found)
     }
 
-    /// Reads, decodes and resizes `items` on threads of their own, gives the images to the network `batch` at a time, and hands out each item with its
-    /// image and detections, or with what was wrong, in order.
+    /// In images of one size.
+    fn detect_together(&mut self, inputs: &[&Fitted]) -> Result<Vec<Detections>, Error> {
+        let Some(first) = inputs.first() else {
+            return Ok(Vec::new());
+        };
+        let images = inputs
+            .iter()
+            .map(|fitted| fitted.input.as_slice())
+            .collect::<Vec<_>>()
+            .concat();
+        let parts: Vec<_> = inputs.iter().map(|fitted| fitted.part).collect();
+        let many_sizes = self.fit.many_sizes();
+        let refused = |error: coati_detection::model::Error| {
+            let of_size = many_sizes && error.is_of_size();
+            let kind = if of_size { Error::Size } else { Error::Detect };
+            kind(error.to_string())
+        };
+        self.model
+            .set_input_size((first.height, first.width))
+            .map_err(refused)?;
+        self.model
+            .detect_within(&self.variables, &images, &parts)
+            .map_err(refused)
+    }
+
+    /// As [`Self::detect`]; what is wrong with an image of its size is wrong with that image alone.
+    fn detect_each<'a>(
+        &mut self,
+        inputs: impl IntoIterator<Item = &'a Fitted>,
+    ) -> Result<Vec<Result<Detections, String>>, Error> {
+        if !self.fit.many_sizes() {
+            return Ok(self.detect(inputs)?.into_iter().map(Ok).collect());
+        }
+        let mut one = |input| match self.detect_together(&[input]) {
+            Ok(found) => Ok(found.into_iter().map(Ok).next()),
+            Err(Error::Size(why)) => Ok(Some(Err(why))),
+            Err(error) => Err(error),
+        };
+        inputs.into_iter().filter_map(|input| one(input).transpose()).collect()
+    }
+
+    /// Reads, decodes and resizes `items` on threads of their own, gives the images to the network `batch` at a time (see [`Self::detect`]), and
+    /// hands out each item with its image and detections, or with what was wrong, in order.
     pub fn run<T: Send, E: From<Error>>(
         &mut self,
         items: impl Iterator<Item = T> + Send,
@@ -200,9 +244,12 @@ impl Detector {
             Result<Prepared, String>,
         )>| {
             let good = items.iter().filter_map(|(_, prepared)| prepared.as_ref().ok());
-            let mut found = self.detect(good.map(|prepared| &prepared.input))?.into_iter();
+            let mut found = self.detect_each(good.map(|prepared| &prepared.input))?.into_iter();
             for (item, prepared) in items {
-                let outcome = prepared.map(|prepared| (prepared.image, found.next().unwrap_or_default()));
+                let outcome = prepared.and_then(|prepared| {
+                    let found = found.next().unwrap_or_else(|| Ok(Detections::default()));
+                    Ok((prepared.image, found?))
+                });
                 take(item, outcome)?;
             }
             Ok(())

@@ -23,7 +23,7 @@ use crate::observe::EvalReport;
 use crate::stop::StopFlag;
 use scores::{Scored, Scores};
 
-/// Images that go through the network together.
+/// Images that go through the network together, where all have one size.
 const BATCH: usize = 8;
 /// Those that go first: nothing else is to be done while they are read.
 const FIRST_BATCH: usize = 2;
@@ -117,10 +117,9 @@ pub fn evaluate(
 ) -> Result<Outcome, Error> {
     let begun = Instant::now();
     let settings = config.eval_config();
-    let examples = Examples::new(
-        input.source.clone(),
-        input::eval_options(config, input, model.input_size(), model.image_channels())?,
-    );
+    let reading = input::eval_options(config, input, model)?;
+    let many_sizes = reading.fit.many_sizes();
+    let examples = Examples::new(input.source.clone(), reading);
     let total = examples.total();
     // Unless it is set, all are, as in the reference, whose own default means nothing any more; so are 0 and more than there are.
     let wanted = match settings.num_examples.map_or(0, u64::from) {
@@ -130,7 +129,8 @@ pub fn evaluate(
     let mut scores = Scores::new(config, input, options)?;
     let mut model_seconds = 0.0;
     let mut losses = Losses::default();
-    let (batches, bad) = ahead(examples, wanted);
+    let sizes = if many_sizes { [1; 2] } else { [FIRST_BATCH, BATCH] };
+    let (batches, bad) = ahead(examples, wanted, sizes);
     let mut done = 0;
     let scored = thread::scope(|scope| -> Result<Scores<'_>, Error> {
         let (send, found) = mpsc::sync_channel::<(Vec<Example>, Vec<Detections>)>(WAITING);
@@ -151,14 +151,17 @@ pub fn evaluate(
             let found = batch.and_then(
                 |Batch {
                      examples,
+                     size,
                      images,
                      parts,
                  }| {
                     let objects: Vec<coati_detection::Groundtruth> = examples.iter().map(objects).collect();
                     let started = Instant::now();
-                    let found = model.evaluate_within(variables, &images, &objects, &parts);
+                    let found = model
+                        .set_input_size(size)
+                        .and_then(|()| model.evaluate_within(variables, &images, &objects, &parts));
                     model_seconds += started.elapsed().as_secs_f64();
-                    let (detections, found) = found.map_err(|error| Error::Model(error.to_string()))?;
+                    let (detections, found) = found.map_err(|error| refused(&error, &examples, input))?;
                     losses.add(&found);
                     Ok((examples, detections))
                 },
@@ -271,6 +274,8 @@ impl Losses {
 struct Batch {
     /// Their inputs are in `images`.
     examples: Vec<Example>,
+    /// (height, width) of each input.
+    size: (usize, usize),
     /// `[N, height, width, channels]`
     images: Vec<f32>,
     /// Which part of each is picture and not padding.
@@ -284,8 +289,12 @@ impl Batch {
             images.extend_from_slice(&std::mem::take(&mut example.input.input));
         }
         let parts = examples.iter().map(|example| example.input.part).collect();
+        let size = examples
+            .first()
+            .map_or((0, 0), |first| (first.input.height, first.input.width));
         Self {
             examples,
+            size,
             images,
             parts,
         }
@@ -294,15 +303,23 @@ impl Batch {
 
 type Batches = mpsc::Receiver<Result<Batch, Error>>;
 
-/// Reads and decodes on a thread of its own while the network is busy.
-fn ahead(mut examples: Examples, wanted: u64) -> (Batches, mpsc::Receiver<Vec<String>>) {
+/// What the model refused; for the size of an image, which one that is.
+fn refused(error: &coati_detection::model::Error, examples: &[Example], input: &Input) -> Error {
+    Error::Model(match examples {
+        [one] if error.is_of_size() => format!("{}: {error}", input.source.location(one.record)),
+        _ => error.to_string(),
+    })
+}
+
+/// Reads and decodes on a thread of its own while the network is busy: so many images for the first batch, so many for each other one.
+fn ahead(mut examples: Examples, wanted: u64, [first, others]: [usize; 2]) -> (Batches, mpsc::Receiver<Vec<String>>) {
     let (send, batches) = mpsc::sync_channel(2);
     let (tell, bad) = mpsc::channel();
     std::thread::spawn(move || {
-        let (mut left, mut size) = (wanted as usize, FIRST_BATCH);
+        let (mut left, mut size) = (wanted as usize, first);
         loop {
             let batch: Result<Vec<Example>, _> = examples.by_ref().take(size.min(left)).collect();
-            size = BATCH;
+            size = others;
             let end = batch.as_ref().map_or(true, Vec::is_empty);
             left -= batch.as_ref().map_or(0, Vec::len);
             if batch.as_ref().is_ok_and(Vec::is_empty)

@@ -7,9 +7,10 @@ use coati_common::config::PipelineConfig;
 use coati_common::label_map::LabelMap;
 use coati_dataset::example::{self, Classes, MaskType, Prefer};
 use coati_dataset::order::Selection;
-use coati_dataset::resize::ImageResizer;
+use coati_dataset::resize::{ImageResizer, Limits};
 use coati_dataset::shards::Source;
 use coati_dataset::{augment, batch, eval, fit};
+use coati_detection::model::Ssd;
 use coati_evaluation::Category;
 use coati_proto::object_detection::protos::{InputReader, InstanceMaskType, input_reader};
 
@@ -244,21 +245,23 @@ pub fn categories(labels: &LabelMap) -> Vec<Category> {
         .collect()
 }
 
-/// How training batches of `[height, width]` are made.
+/// How training batches for `model` are made.
 pub fn train_options(
     config: &PipelineConfig,
     input: &Input,
-    (height, width): (usize, usize),
+    model: &Ssd,
     seed: u64,
     threads: usize,
 ) -> Result<batch::Options, Error> {
     let reader = config.train_input_reader();
     let extras = extras(reader);
     let steps = &config.train_config().data_augmentation_options;
+    let (height, width) = model.input_size();
     let options = batch::Options {
         height,
         width,
         resizer: resizer(config)?,
+        limits: Limits::new(model.sides()),
         augmentations: augment::from_config(steps, 3 + extras.additional_channels)?,
         example: example_options(reader, input),
         extras,
@@ -300,12 +303,14 @@ pub fn image_channels(config: &PipelineConfig) -> usize {
     }
 }
 
-/// How images of `[height, width]` are made for evaluation and inference.
-pub fn fit_options(config: &PipelineConfig, (height, width): (usize, usize)) -> Result<fit::Options, Error> {
+/// How images for `model` are made for evaluation and inference.
+pub fn fit_options(config: &PipelineConfig, model: &Ssd) -> Result<fit::Options, Error> {
+    let (height, width) = model.input_size();
     Ok(fit::Options {
         height,
         width,
         resizer: resizer(config)?,
+        limits: Limits::new(model.sides()),
         // What is grey has no further channels.
         additional_channels: image_channels(config).saturating_sub(3),
     })
@@ -388,18 +393,13 @@ fn selection(config: &PipelineConfig, input: &Input, reader: &InputReader) -> Re
 /// Batches prepared ahead of their use.
 pub const PREFETCH: usize = 3;
 
-/// How evaluation examples of `[height, width]` are read for a network of so many `channels`.
-pub fn eval_options(
-    config: &PipelineConfig,
-    input: &Input,
-    size: (usize, usize),
-    channels: usize,
-) -> Result<eval::Options, Error> {
+/// How evaluation examples are read for `model`.
+pub fn eval_options(config: &PipelineConfig, input: &Input, model: &Ssd) -> Result<eval::Options, Error> {
     let reader = config.eval_input_reader();
     let options = eval::Options {
         fit: fit::Options {
             additional_channels: extras(reader).additional_channels,
-            ..fit_options(config, size)?
+            ..fit_options(config, model)?
         },
         extras: example::Extras {
             masks: extras(reader).masks,
@@ -409,6 +409,7 @@ pub fn eval_options(
         sample_1_of_n: u64::from(reader.sample_1_of_n_examples()),
         ..eval::Options::default()
     };
+    let channels = model.image_channels();
     if options.fit.channels() != channels {
         return Err(Error::Channels {
             file: config.name().to_owned(),

@@ -193,6 +193,12 @@ impl Model for Trainer {
         gradients: &mut [f32],
         ready: Ready<'_>,
     ) -> Result<Vec<(&'static str, f64)>, String> {
+        // Where sizes differ there is one image, and which it was is told.
+        let named = |error: model::Error| match (&batch.filenames[..], error.is_of_size()) {
+            ([name], true) => format!("image {name:?}: {error}"),
+            _ => error.to_string(),
+        };
+        self.ssd.set_input_size((batch.height, batch.width)).map_err(named)?;
         let groundtruth: Vec<Groundtruth> = batch
             .groundtruth
             .iter()
@@ -222,7 +228,7 @@ impl Model for Trainer {
                 // Not told as a loss: nothing of this batch counts.
                 StepLosses::default()
             }
-            trained => trained.map_err(|error| error.to_string())?,
+            trained => trained.map_err(named)?,
         };
         if let Some(norm) = self.clip {
             gradients::clip_by_global_norm(gradients, self.ssd.variables(), norm);

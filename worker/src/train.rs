@@ -124,8 +124,7 @@ impl Setup {
         let ssd = model::build_for_training(config, options.threads, options.numerics, options.device)
             .map_err(Error::user)?;
         // Reading and decoding takes a tenth of what a step computes: one thread keeps up.
-        let mut loading =
-            input::train_options(config, &input, ssd.input_size(), options.seed, 1).map_err(Error::user)?;
+        let mut loading = input::train_options(config, &input, &ssd, options.seed, 1).map_err(Error::user)?;
         loading.decode.scaled = options.scaled_decode;
         let first_loader = Some(Loader::new(Arc::clone(&input.source), loading.clone()).map_err(Error::user)?);
         let train = config.train_config();

@@ -9,6 +9,7 @@ use coati_common::config::PipelineConfig;
 use coati_dataset::batch::Batch;
 use coati_detection::Groundtruth;
 use coati_detection::accelerator::Device;
+use coati_detection::model::Ssd;
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
 use coati_worker::model::{self, Trainer};
@@ -138,12 +139,14 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path, numerics: 
     let threads = trainer.ssd().network().threads();
     // Of the last step.
     let layers: Vec<_> = trainer.ssd().network().layer_times().iter().map(of_layer).collect();
+    let layout_ms = layout_ms(trainer.ssd());
     let part = |index: usize| median(&parts.iter().map(|part| part[index]).collect::<Vec<f64>>());
     let data = json!({
         "bench": "step", "device": trainer.ssd().device().to_string(),
         "precision": trainer.ssd().arithmetic().precision(), "tf32": numerics.tf32, "batch_size": batch_size, "threads": threads, "steps": steps,
         "step_ms": {"median": median(&times), "min": times.iter().copied().fold(f64::MAX, f64::min), "max": times.iter().copied().fold(0.0, f64::max)},
         "forward_ms": part(0), "backward_ms": part(1), "model_ms": part(2), "update_ms": part(3), "targets_ms": part(4),
+        "layout_ms": layout_ms,
         "peak_memory_mb": peak_memory_mb(),
         "images_per_s": batch_size as f64 * 1e3 / median(&times),
         "layers": layers,
@@ -151,6 +154,18 @@ fn step(batch_size: usize, steps: usize, pipeline_config_path: &Path, numerics: 
     });
     report(&serde_json::to_string(&data)?);
     Ok(())
+}
+
+/// What it costs to lay the detector out for another size, as it is done for images of many sizes; `None` for one that has only one.
+fn layout_ms(ssd: &mut Ssd) -> Option<f64> {
+    let (height, width) = ssd.input_size();
+    let sizes = [(height, width + 32), (height, width)].into_iter().cycle();
+    let times = sizes.take(10).map(|size| {
+        let begun = Instant::now();
+        ssd.set_input_size(size).ok()?;
+        Some(begun.elapsed().as_secs_f64() * 1e3)
+    });
+    Some(median(&times.collect::<Option<Vec<f64>>>()?))
 }
 
 fn of_layer(time: &coati_detection::network::LayerTime) -> serde_json::Value {

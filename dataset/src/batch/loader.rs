@@ -184,7 +184,8 @@ impl Loader {
     /// Takes back the memory of a batch that is done with, so that the next one need not ask the system for pages.
     pub fn recycle(&self, images: Vec<f32>) {
         let mut state = self.shared.lock();
-        if state.spare.len() < self.shared.options.prefetch {
+        // Images of a size of their own come with their memory.
+        if state.spare.len() < self.shared.options.prefetch && !self.shared.options.many_sizes() {
             state.spare.push(images);
         }
     }
@@ -342,8 +343,24 @@ impl Shared {
             width,
             ..Batch::default()
         };
-        for item in assembly.items {
-            let item = item.ok_or_else(|| internal("an image is absent"))?;
+        for (index, item) in assembly.items.into_iter().enumerate() {
+            let mut item = item.ok_or_else(|| internal("an image is absent"))?;
+            if let Some(own) = item.own.take() {
+                let size = [own.height, own.width];
+                if index == 0 {
+                    [batch.height, batch.width] = size;
+                    batch.images = own.values;
+                } else if size == [batch.height, batch.width] {
+                    batch.images.extend(own.values);
+                } else {
+                    return Err(Error::Sizes {
+                        lease: assembly.lease.id,
+                        first: batch.filenames.swap_remove(0),
+                        other: item.filename,
+                        sizes: [[batch.height, batch.width], size],
+                    });
+                }
+            }
             batch.groundtruth.push(item.groundtruth);
             batch.source_ids.push(item.source_id);
             batch.filenames.push(item.filename);

@@ -13,7 +13,7 @@ use crate::augment::Augmentation;
 use crate::bad::TooMany;
 use crate::groundtruth::Groundtruth;
 use crate::order::Selection;
-use crate::resize::ImageResizer;
+use crate::resize::{ImageResizer, Limits};
 use crate::{augment, decode, example};
 
 /// What training needs of a batch of records.
@@ -58,13 +58,15 @@ impl Batch {
 /// How batches are made.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Rows of the model's input (`fixed_shape_resizer.height`).
+    /// Rows of the model's input (`fixed_shape_resizer.height`); nothing where the resizer leaves many sizes.
     pub height: usize,
-    /// Columns of the model's input.
+    /// Columns of the model's input; likewise.
     pub width: usize,
-    /// `image_resizer`; `None` for `fixed_shape_resizer` with `height`, `width` and its defaults. All its images must have
-    /// `height` and `width`.
+    /// `image_resizer`; `None` for `fixed_shape_resizer` with `height`, `width` and its defaults. Where it gives all images one size, that must
+    /// be `height` and `width`; where it leaves many, images of different sizes cannot be one batch.
     pub resizer: Option<ImageResizer>,
+    /// Which sizes it may leave; an image beyond them is a bad record.
+    pub limits: Limits,
     /// Steps of `data_augmentation_options`, in order.
     pub augmentations: Vec<Augmentation>,
     /// The label map, and whether bad objects make the record bad.
@@ -100,31 +102,38 @@ impl Options {
             .map_or(augmented, |resizer| resizer.channels(augmented))
     }
 
-    /// Floats of an image.
+    /// Whether images come in many sizes.
+    pub fn many_sizes(&self) -> bool {
+        self.resizer.as_ref().is_some_and(|resizer| resizer.size().is_none())
+    }
+
+    /// Floats of an image; 0 where that is not known before.
     pub fn image_len(&self) -> usize {
-        self.height * self.width * self.channels()
+        if self.many_sizes() {
+            0
+        } else {
+            self.height * self.width * self.channels()
+        }
     }
 
     /// Refuses what cannot be.
     fn check(&self) -> Result<(), Error> {
         let wrong = |name, value: String, right| Err(Error::Options { name, value, right });
+        if self.many_sizes() {
+            return Ok(());
+        }
         for (name, value) in [("height", self.height), ("width", self.width)] {
             if !(1..=1 << 14).contains(&value) {
                 return wrong(name, value.to_string(), "from 1 to 16384 pixels");
             }
         }
         match self.resizer.as_ref().map(ImageResizer::size) {
-            None => Ok(()),
+            None | Some(None) => Ok(()),
             Some(Some(size)) if size == (self.height, self.width) => Ok(()),
             Some(Some((height, width))) => wrong(
                 "image_resizer",
                 format!("{height} x {width}"),
                 "of the size that batches have",
-            ),
-            Some(None) => wrong(
-                "image_resizer",
-                "one whose images have many sizes".to_owned(),
-                "fixed_shape_resizer or keep_aspect_ratio_resizer with pad_to_max_dimension: true, since the images of a batch have one size",
             ),
         }
     }
@@ -136,6 +145,7 @@ impl Default for Options {
             height: 300,
             width: 300,
             resizer: None,
+            limits: Limits::default(),
             augmentations: Vec::new(),
             example: example::Options::default(),
             extras: example::Extras::default(),
@@ -178,6 +188,22 @@ pub enum Error {
         count: usize,
         /// Seconds.
         waited: f64,
+    },
+    /// The images of a batch differ.
+    #[error(
+        "lease {lease}: {first} is {} x {} pixels and {other} is {} x {}, so they cannot be one batch\nhint: train_config {{ batch_size: 1 }}, or an \
+         image_resizer that gives all images one size: fixed_shape_resizer, or keep_aspect_ratio_resizer with pad_to_max_dimension: true",
+        sizes[0][0], sizes[0][1], sizes[1][0], sizes[1][1]
+    )]
+    Sizes {
+        /// The lease.
+        lease: u64,
+        /// `image/filename`.
+        first: String,
+        /// Of another image.
+        other: String,
+        /// Height and width of both.
+        sizes: [[usize; 2]; 2],
     },
     /// Nothing was asked for.
     #[error("no batch was requested")]

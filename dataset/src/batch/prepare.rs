@@ -26,6 +26,8 @@ pub struct Item {
     pub original_size: [usize; 2],
     /// Rows, columns and channels that hold picture and not padding.
     pub true_image_shape: [usize; 3],
+    /// The model's input, where images come in many sizes ([`Options::many_sizes`]).
+    pub own: Option<Pixels>,
     /// Problems of this record and of those that it replaces.
     pub bad_records: Vec<String>,
     /// Objects beyond `max_number_of_boxes`.
@@ -56,8 +58,8 @@ impl Preparer {
         }
     }
 
-    /// Prepares the record at `place` into `output`, `[height, width, 3]`. The result depends on the options'
-    /// seed and the place alone.
+    /// Prepares the record at `place` into `output`, `[height, width, channels]`; where images come in many sizes, nothing is written there and
+    /// the item has its own pixels. The result depends on the options' seed and the place alone.
     ///
     /// A record that cannot be used is entered in the ledger and replaced by the next good one in file order (the
     /// first record follows the last), which is then augmented as itself in that epoch.
@@ -144,7 +146,7 @@ impl Preparer {
             objects: mut groundtruth,
         } = sample;
         let finished = picture.finish();
-        let true_image_shape = self
+        let (true_image_shape, own) = self
             .resize(options, annotated.image, finished, &mut groundtruth, output)
             .map_err(|error| name(&error))?;
         let objects_cut = groundtruth.truncate(options.max_number_of_boxes);
@@ -155,13 +157,14 @@ impl Preparer {
             filename: annotated.filename,
             original_size: [height, width],
             true_image_shape,
+            own,
             bad_records: Vec::new(),
             objects_cut,
         };
         Ok((item, annotated.bad_objects))
     }
 
-    /// Makes the model's input of what augmentation left; returns how much of it is picture.
+    /// Makes the model's input of what augmentation left; returns how much of it is picture, and the input where it has a size of its own.
     fn resize(
         &mut self,
         options: &Options,
@@ -169,7 +172,7 @@ impl Preparer {
         finished: Finished,
         objects: &mut Groundtruth,
         output: &mut [f32],
-    ) -> Result<[usize; 3], Problem> {
+    ) -> Result<([usize; 3], Option<Pixels>), Problem> {
         let (height, width) = (options.height, options.width);
         let pixels = match finished {
             Finished::View(view) => {
@@ -178,29 +181,34 @@ impl Preparer {
                 self.resizer.resize_into(&self.image, view, output)?;
                 let nearest = |mask: &Pixels| resize(mask, height, width, Method::NearestNeighbor, false);
                 objects.masks = objects.masks.iter().map(nearest).collect();
-                return Ok([height, width, 3]);
+                return Ok(([height, width, 3], None));
             }
             Finished::Pixels(pixels) => pixels,
         };
         let fixed = ImageResizer::fixed(height, width);
-        let resized = options
-            .resizer
-            .as_ref()
-            .unwrap_or(&fixed)
-            .apply(&pixels, &objects.masks);
-        if resized.image.values.len() != output.len() {
+        let resizer = options.resizer.as_ref().unwrap_or(&fixed);
+        if options.many_sizes() {
+            // Before a small image is blown up beyond memory.
+            options.limits.check(resizer.size_of((pixels.height, pixels.width)))?;
+        }
+        let resized = resizer.apply(&pixels, &objects.masks);
+        let image = resized.image;
+        objects.masks = resized.masks;
+        let [rows, columns, _] = resized.true_shape;
+        objects.stretch([image.height as f32 / rows as f32, image.width as f32 / columns as f32]);
+        if options.many_sizes() {
+            return Ok((resized.true_shape, Some(image)));
+        }
+        if image.values.len() != output.len() {
             return Err(resize::Error::Output {
-                found: resized.image.values.len(),
+                found: image.values.len(),
                 height,
                 width,
             }
             .into());
         }
-        output.copy_from_slice(&resized.image.values);
-        objects.masks = resized.masks;
-        let [rows, columns, _] = resized.true_shape;
-        objects.stretch([height as f32 / rows as f32, width as f32 / columns as f32]);
-        Ok(resized.true_shape)
+        output.copy_from_slice(&image.values);
+        Ok((resized.true_shape, None))
     }
 }
 

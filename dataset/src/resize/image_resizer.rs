@@ -3,6 +3,7 @@
 use coati_proto::object_detection::protos as config;
 use config::image_resizer::ImageResizerOneof;
 
+use super::LARGEST;
 use super::method::{Method, resize};
 use crate::pixels::Pixels;
 
@@ -88,9 +89,6 @@ pub struct Resized {
     /// Height, width and channels of what is picture and not padding (`true_image_shape`).
     pub true_shape: [usize; 3],
 }
-
-/// Sides beyond this are taken for a slip of the pen.
-const LARGEST: usize = 1 << 14;
 
 fn side(value: i32, field: &'static str) -> Result<usize, ConfigError> {
     let found = usize::try_from(value).unwrap_or(0);
@@ -190,6 +188,23 @@ impl ImageResizer {
         }
     }
 
+    /// Rows and columns of the result for an image of (`height`, `width`) pixels, with what is padding.
+    pub fn size_of(&self, (height, width): (usize, usize)) -> (usize, usize) {
+        match *self {
+            Self::FixedShape { height, width, .. } => (height, width),
+            Self::KeepAspectRatio { max, pad: true, .. } => (max, max),
+            Self::KeepAspectRatio { min, max, .. } => keep_aspect_ratio(height, width, min, max),
+            Self::Identity => (height, width),
+            Self::Conditional {
+                condition, threshold, ..
+            } => conditional(height, width, condition, threshold),
+            Self::PadToMultiple { multiple, .. } => {
+                let up = |side: usize| side.div_ceil(multiple.max(1)) * multiple.max(1);
+                (up(height), up(width))
+            }
+        }
+    }
+
     /// Whether colours are left out.
     pub fn grayscale(&self) -> bool {
         match *self {
@@ -251,10 +266,10 @@ impl ImageResizer {
                 method,
                 true,
             ),
-            Self::PadToMultiple { multiple, .. } => {
+            Self::PadToMultiple { .. } => {
                 let mut resized = unchanged();
-                let up = |side: usize| side.div_ceil(multiple.max(1)) * multiple.max(1);
-                resized.pad(up(image.height), up(image.width), &[]);
+                let (height, width) = self.size_of((image.height, image.width));
+                resized.pad(height, width, &[]);
                 resized
             }
         };

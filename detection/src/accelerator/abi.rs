@@ -9,7 +9,7 @@ use super::loss::{BatchTargets, DeviceLoss};
 use crate::network::NetworkConfig;
 
 /// Changes whenever anything here does.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The name under which the library exports its [`Api`] (a function that returns a pointer to it).
 pub const ENTRY: &[u8] = b"coati_torch_api\0";
 /// Type of the function [`ENTRY`].
@@ -185,6 +185,8 @@ pub struct Api {
     pub version: u32,
     /// Makes a session of an [`Opening`]; says which [`super::Arithmetic`] it trains with. Null when it fails.
     pub open: unsafe extern "C" fn(Text, *mut u32, *mut Message) -> *mut c_void,
+    /// Lays the session out for images of so many rows and columns; variables stay, a step that was started is forgotten.
+    pub lay_out: unsafe extern "C" fn(*mut c_void, usize, usize, *mut Message) -> bool,
     /// Sets what the next forward passes drop: a key of [`crate::network::dropout`].
     pub set_key: unsafe extern "C" fn(*mut c_void, u64),
     /// Begins a step: parameters and images go to the device, which computes the forward pass in training mode. Does not wait for it.

@@ -209,6 +209,17 @@ impl Accelerator {
         self.device
     }
 
+    /// As [`Network::lay_out`]; the network then has so many anchors. A step that was started is forgotten.
+    pub fn lay_out(&mut self, size: (usize, usize), anchors: usize) -> Result<(), network::Error> {
+        self.batch = None;
+        let mut message = Message::default();
+        // SAFETY: the session is open.
+        let done = unsafe { (self.api.lay_out)(self.session, size.0, size.1, &raw mut message) };
+        self.check(done, &message, 1, false)?;
+        (self.image, self.anchors) = (size, anchors);
+        Ok(())
+    }
+
     /// As [`Network::set_key`].
     pub fn set_key(&mut self, key: u64) {
         // SAFETY: the session is open.

@@ -16,7 +16,7 @@ pub use network::{NetworkOptions, network, squash};
 pub use postprocess::post_processor;
 
 use coati_proto::object_detection::protos as pb;
-use coati_proto::object_detection::protos::{detection_model, image_resizer};
+use coati_proto::object_detection::protos::{conditional_shape_resizer, detection_model, image_resizer};
 
 /// Why no detector can be built from a configuration.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -84,7 +84,11 @@ pub fn ssd(model: &pb::DetectionModel) -> Result<&pb::Ssd, Error> {
     }
 }
 
-/// (height, width) in pixels of the network's input.
+/// A side of images that nothing says the size of.
+const SOME_SIDE: usize = 300;
+
+/// (height, width) in pixels of the network's input. Where the resizer leaves images of many sizes, the one that a network is first laid out for:
+/// one that it may well meet.
 pub fn image_size(ssd: &pb::Ssd) -> Result<(usize, usize), Error> {
     const FIELD: &str = "model.ssd.image_resizer";
     const EXPECTED: &str = "fixed_shape_resizer { height: 300 width: 300 }";
@@ -97,15 +101,25 @@ pub fn image_size(ssd: &pb::Ssd) -> Result<(usize, usize), Error> {
             count(fixed.height(), "fixed_shape_resizer.height")?,
             count(fixed.width(), "fixed_shape_resizer.width")?,
         )),
-        image_resizer::ImageResizerOneof::KeepAspectRatioResizer(keep) if keep.pad_to_max_dimension() => {
+        image_resizer::ImageResizerOneof::KeepAspectRatioResizer(keep) => {
             let side = count(keep.max_dimension(), "keep_aspect_ratio_resizer.max_dimension")?;
             Ok((side, side))
         }
-        _ => Err(unsupported(
-            FIELD,
-            "another resizer",
-            "fixed_shape_resizer is supported, and keep_aspect_ratio_resizer with pad_to_max_dimension: true",
-        )),
+        image_resizer::ImageResizerOneof::IdentityResizer(_) => Ok((SOME_SIDE, SOME_SIDE)),
+        image_resizer::ImageResizerOneof::ConditionalShapeResizer(conditional) => {
+            let side = count(conditional.size_threshold(), "conditional_shape_resizer.size_threshold")?;
+            // Only with GREATER all images are that small.
+            let side = match conditional.condition() {
+                conditional_shape_resizer::ResizeCondition::Greater => side,
+                _ => side.max(SOME_SIDE),
+            };
+            Ok((side, side))
+        }
+        image_resizer::ImageResizerOneof::PadToMultipleResizer(pad) => {
+            let multiple = count(pad.multiple(), "pad_to_multiple_resizer.multiple")?;
+            let side = SOME_SIDE.next_multiple_of(multiple.max(1));
+            Ok((side, side))
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a network keeps from step to step, so that a step allocates nothing large.
 
 use super::error::Error;
+use super::memory;
 use super::plan::{Layer, Plan};
 use crate::kernels::rows::{Activation, NormGradient};
 
@@ -120,6 +121,34 @@ impl Buffers {
         }
     }
 
+    /// As [`Buffers::new`], with the memory that is there already.
+    pub(crate) fn lay_out(&mut self, plan: &Plan) {
+        let Self {
+            y,
+            dz,
+            mut notes,
+            mut sums,
+            dense,
+            packed,
+            partials,
+            patches,
+            ..
+        } = std::mem::take(self);
+        notes.resize(plan.layers.len(), Vec::new());
+        sums.resize(plan.layers.len(), Vec::new());
+        *self = Self {
+            y,
+            dz,
+            notes,
+            sums,
+            dense,
+            packed,
+            partials,
+            patches,
+            ..Self::new(plan)
+        };
+    }
+
     /// Makes room for a forward pass over `batch` images.
     pub(crate) fn for_forward(&mut self, plan: &Plan, batch: usize) -> Result<(), Error> {
         let mut total = 0_usize;
@@ -136,8 +165,7 @@ impl Buffers {
                 .filter(|&end| end < isize::MAX as usize / 16)
                 .ok_or(Error::TooLarge { batch })?;
         }
-        grow(&mut self.y, total);
-        Ok(())
+        memory::grow(&mut [(&mut self.y, total)], plan, batch)
     }
 
     /// Makes room for a backward pass over as many images.
@@ -148,11 +176,11 @@ impl Buffers {
             let place = self.dz_of[i];
             largest[place] = largest[place].max(own);
         }
-        self.dz.resize(largest.len(), Vec::new());
-        for (buffer, len) in self.dz.iter_mut().zip(largest) {
-            grow(buffer, len);
+        if self.dz.len() < largest.len() {
+            self.dz.resize(largest.len(), Vec::new());
         }
-        Ok(())
+        let mut wanted: Vec<_> = self.dz.iter_mut().zip(largest).collect();
+        memory::grow(&mut wanted, plan, batch)
     }
 }
 

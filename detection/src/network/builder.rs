@@ -63,6 +63,7 @@ impl<'a> Builder<'a> {
             variables: Vec::new(),
             initial: Vec::new(),
             elements: 0,
+            image: (config.image_height, config.image_width),
             feature_maps: Vec::new(),
             anchors: 0,
             input,

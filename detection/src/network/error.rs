@@ -1,9 +1,11 @@
+use crate::accelerator::memory::amount_of;
+
 /// Why a network was not made or does not accept what it was given.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The image is too small for the chain of strides.
     #[error(
-        "image size {height} x {width}: each side must be at least {least} pixels\nhint: set image_resizer.fixed_shape_resizer"
+        "image size {height} x {width}: each side must be at least {least} pixels\nhint: fixed_shape_resizer gives all images one size; with keep_aspect_ratio_resizer raise min_dimension and max_dimension"
     )]
     ImageSize {
         /// Height in pixels.
@@ -67,6 +69,36 @@ pub enum Error {
         /// Images.
         batch: usize,
     },
+    /// The memory that is free does not do.
+    #[error(
+        "{batch} x {height} x {width} pixels: the network's buffers take {} more, {}\nhint: smaller images do it, for example \
+         with keep_aspect_ratio_resizer {{ min_dimension: 600 max_dimension: 1024 }}, or a smaller batch_size",
+        amount_of(*needed), free.map_or_else(|| "which the system refuses".to_owned(), |free| format!("{} are free", amount_of(free)))
+    )]
+    Memory {
+        /// Images.
+        batch: usize,
+        /// Their height in pixels.
+        height: usize,
+        /// Their width in pixels.
+        width: usize,
+        /// Bytes.
+        needed: u64,
+        /// Bytes, where the system tells.
+        free: Option<u64>,
+    },
+    /// A layout for another size has other variables.
+    #[error(
+        "at {height} x {width} pixels the network has other variables than before (from {variable})\nhint: this is a fault of the program, please report it"
+    )]
+    Variables {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// The first that differs.
+        variable: String,
+    },
     /// Statistics over all replicas.
     #[error("batch norm's statistics over all replicas: {0}")]
     Together(String),
@@ -76,4 +108,17 @@ pub enum Error {
     /// Compute threads.
     #[error(transparent)]
     Kernels(#[from] crate::kernels::Error),
+}
+
+impl Error {
+    /// Whether another image might do, since this one's size does not.
+    pub fn is_of_size(&self) -> bool {
+        let setting = |name: &str| name.starts_with("image_resizer");
+        match self {
+            Self::ImageSize { .. } | Self::TooLarge { .. } | Self::Memory { .. } => true,
+            Self::Setting { setting: name, .. } => setting(name),
+            Self::Accelerator(error) => matches!(error, crate::accelerator::Error::OutOfMemory(_)),
+            _ => false,
+        }
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! A [`Network`] is a function of a flat parameter vector (the concatenation of [`Network::variables`]) and of images: it owns no
 //! parameters, only the memory of a step, which it keeps from one step to the next. Results do not depend on the number of threads.
+//!
+//! It is laid out for images of one size, and for another one again ([`Network::lay_out`]), with the same variables, threads and memory.
 
 mod backward;
 mod blocks;
@@ -16,6 +18,8 @@ mod forward;
 mod group_norm;
 mod init;
 mod junctions;
+mod layout;
+mod memory;
 mod norm;
 pub mod plan;
 mod predictors;
@@ -86,6 +90,7 @@ pub type Progress<'a> = &'a mut (dyn FnMut(Range<usize>, &mut [f32]) + Send);
 /// A network. See the module.
 #[derive(Debug)]
 pub struct Network {
+    config: NetworkConfig,
     plan: Plan,
     pool: Pool,
     isa: Isa,
@@ -117,6 +122,7 @@ impl Network {
         let times = plan.layers.iter().map(layer_time).collect();
         Ok(Self {
             buffers: Buffers::new(&plan),
+            config: config.clone(),
             plan,
             pool,
             isa,

@@ -217,6 +217,8 @@ pub struct Plan {
     pub(crate) initial: Vec<Initial>,
     /// Elements of the flat vector.
     pub elements: usize,
+    /// (height, width) of the images in pixels.
+    pub image: (usize, usize),
     /// (height, width) of the feature maps.
     pub feature_maps: Vec<(usize, usize)>,
     /// Anchors of all feature maps together.
@@ -255,8 +257,10 @@ fn finished(mut plan: Plan) -> Plan {
     plan
 }
 
+/// The longest side of an image in pixels.
+pub(crate) const LARGEST: usize = 16_384;
+
 fn validate(config: &NetworkConfig, extractor: &Extractor) -> Result<(), Error> {
-    const LARGEST: usize = 16_384;
     let (height, width) = (config.image_height, config.image_width);
     let least = extractor.least_size;
     if height < least || width < least {

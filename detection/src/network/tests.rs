@@ -3,6 +3,7 @@
 mod golden;
 mod reference;
 mod reproducible;
+mod sizes;
 mod together;
 
 use super::{Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig};

@@ -21,6 +21,7 @@ use crate::session::Session;
 static API: Api = Api {
     version: VERSION,
     open,
+    lay_out,
     set_key,
     start,
     predictions,
@@ -111,6 +112,10 @@ unsafe extern "C" fn open(opening: Text, arithmetic: *mut u32, message: *mut Mes
         *arithmetic = session.arithmetic().code();
     }
     Box::into_raw(Box::new(session)).cast()
+}
+
+unsafe extern "C" fn lay_out(session: *mut c_void, height: usize, width: usize, message: *mut Message) -> bool {
+    unsafe { on_session(session, message, |session| session.lay_out((height, width))) }.is_some()
 }
 
 unsafe extern "C" fn start(session: *mut c_void, params: Floats, images: Floats, message: *mut Message) -> bool {

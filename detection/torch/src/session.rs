@@ -9,7 +9,7 @@ use coati_detection::accelerator::abi::{Opening, Scaling};
 use coati_detection::accelerator::loss::DeviceLoss;
 use coati_detection::accelerator::numerics::{Hardware, choose};
 use coati_detection::network::plan::{Affine, Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
-use coati_detection::network::{Activation, Regularizer};
+use coati_detection::network::{self, Activation, NetworkConfig, Regularizer};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
@@ -21,6 +21,7 @@ use crate::{context, cuda, scaling};
 /// A network on a device, and what its backward pass needs.
 #[derive(Debug)]
 pub(crate) struct Session {
+    config: NetworkConfig,
     plan: Plan,
     device: Device,
     arithmetic: Arithmetic,
@@ -112,6 +113,11 @@ impl Variables<'_> {
     }
 }
 
+/// Height, width and channels.
+fn image(config: &NetworkConfig) -> [i64; 3] {
+    [config.image_height, config.image_width, config.image_channels].map(|side| side as i64)
+}
+
 impl Session {
     pub(crate) fn open(opening: &str) -> Result<Self, Error> {
         let opening: Opening = serde_json::from_str(opening)?;
@@ -143,12 +149,13 @@ impl Session {
             1,
         ])?;
         Ok(Self {
+            columns: config.num_classes as i64 + 1,
+            image: image(&config),
+            config,
             plan,
             device,
             arithmetic,
             loss: opening.loss,
-            columns: config.num_classes as i64 + 1,
-            image: [config.image_height, config.image_width, config.image_channels].map(|side| side as i64),
             offset,
             sizes,
             starts,
@@ -160,6 +167,28 @@ impl Session {
             busy: false,
             limit: std::env::var(LIMIT).ok().and_then(|text| text.parse().ok()),
         })
+    }
+
+    /// Lays the network out for images of (height, width) pixels. A step that was started is forgotten.
+    pub(crate) fn lay_out(&mut self, (height, width): (usize, usize)) -> Result<(), Error> {
+        let config = NetworkConfig {
+            image_height: height,
+            image_width: width,
+            ..self.config.clone()
+        };
+        let plan = plan(&config)?;
+        if let Some(variable) = self.plan.other_variable(&plan) {
+            return Err(Error::Network(network::Error::Variables {
+                height,
+                width,
+                variable,
+            }));
+        }
+        self.pending = None;
+        self.leaving = None;
+        self.image = image(&config);
+        (self.config, self.plan) = (config, plan);
+        Ok(())
     }
 
     /// Sets what the next forward passes drop.

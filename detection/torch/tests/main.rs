@@ -10,6 +10,7 @@
 mod losses;
 mod memory;
 mod precision;
+mod sizes;
 
 use std::path::{Path, PathBuf};
 

@@ -18,6 +18,8 @@ const LISTED: usize = 20;
 pub(super) struct MatchUp {
     config: String,
     anchors: Vec<[f32; 4]>,
+    /// (height, width) in pixels of the images that these are the anchors of, where `image_resizer` leaves others too.
+    some_size: Option<(usize, usize)>,
     /// An anchor is trained on a box from this overlap on.
     threshold: f32,
     forced: bool,
@@ -44,9 +46,11 @@ impl MatchUp {
             Matcher::Bipartite => (0.0, true),
         };
         let model = coati_worker::model::build(&config, Some(1))?;
+        let many_sizes = coati_worker::input::fit_options(&config, &model)?.many_sizes();
         Ok(Self {
             config: path.display().to_string(),
             anchors: model.anchors().to_vec(),
+            some_size: many_sizes.then(|| model.input_size()),
             threshold,
             forced,
             classes: BTreeMap::new(),
@@ -107,7 +111,7 @@ impl MatchUp {
             .map(|(place, class, bounds, best)| json!({"object": place, "class": named(*class), "box": bounds, "best_iou": best}))
             .collect();
         json!({"anchors": self.anchors.len(), "matched_threshold": self.threshold, "force_match_for_each_row": self.forced,
-            "smallest_anchor": least, "largest_anchor": most, "boxes": boxes, "unmatched": unmatched, "classes": classes,
+            "some_size": self.some_size.map(|(height, width)| [height, width]), "smallest_anchor": least, "largest_anchor": most, "boxes": boxes, "unmatched": unmatched, "classes": classes,
             "first_unmatched": listed})
     }
 
@@ -125,6 +129,11 @@ impl MatchUp {
                 ": no anchor is trained on them"
             }
         )];
+        if let Some((height, width)) = self.some_size {
+            lines.push(format!(
+                "  image_resizer leaves images of many sizes, each with anchors of its own: these are those of {height} x {width} pixels"
+            ));
+        }
         for (&class, &(boxes, unmatched, sum)) in &self.classes {
             let mean = sum / boxes.max(1) as f64;
             lines.push(format!(

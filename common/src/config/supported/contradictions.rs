@@ -1,6 +1,7 @@
 //! Values that are fine each by itself and impossible together; the reference refuses them too.
 
 use coati_proto::object_detection::protos::image_resizer::ImageResizerOneof;
+use coati_proto::object_detection::protos::ssd_feature_extractor::FeaturePyramidOneof;
 use coati_proto::object_detection::protos::{
     CheckpointVersion, anchor_generator, learning_rate, manual_step_learning_rate, matcher, optimizer,
 };
@@ -21,7 +22,9 @@ pub(super) fn find(config: &PipelineConfig, mode: Mode, refused: &mut Vec<Refusa
     thresholds(config, &mut refuse);
     layers(config, &mut refuse);
     channels(config, mode, &mut refuse);
+    pyramid(config, &mut refuse);
     if mode != Mode::Eval {
+        sizes(config, &mut refuse);
         schedule(config, &mut refuse);
         fine_tuning(config, &mut refuse);
     }
@@ -46,14 +49,15 @@ fn channels(config: &PipelineConfig, mode: Mode, refuse: &mut impl FnMut(&str, S
             "one network reads both: give both readers the same num_additional_channels",
         );
     }
-    let resizer = config
-        .ssd()
-        .and_then(|ssd| ssd.image_resizer.as_ref()?.image_resizer_oneof.as_ref());
-    let (name, grey) = match resizer {
+    let (name, grey) = match resizer(config) {
         Some(ImageResizerOneof::FixedShapeResizer(fixed)) => ("fixed_shape_resizer", fixed.convert_to_grayscale()),
         Some(ImageResizerOneof::KeepAspectRatioResizer(keep)) => {
             ("keep_aspect_ratio_resizer", keep.convert_to_grayscale())
         }
+        Some(ImageResizerOneof::ConditionalShapeResizer(conditional)) => {
+            ("conditional_shape_resizer", conditional.convert_to_grayscale())
+        }
+        Some(ImageResizerOneof::PadToMultipleResizer(pad)) => ("pad_to_multiple_resizer", pad.convert_to_grayscale()),
         _ => return,
     };
     if let Some((reader, count)) = readers.into_iter().find(|&(_, count)| grey && count > 0) {
@@ -61,6 +65,65 @@ fn channels(config: &PipelineConfig, mode: Mode, refuse: &mut impl FnMut(&str, S
             &format!("model.ssd.image_resizer.{name}.convert_to_grayscale"),
             format!("true, and {reader}.num_additional_channels is {count}"),
             "only images of three channels become grey; leave one of the two out",
+        );
+    }
+}
+
+fn resizer(config: &PipelineConfig) -> Option<&ImageResizerOneof> {
+    config.ssd()?.image_resizer.as_ref()?.image_resizer_oneof.as_ref()
+}
+
+/// The resizer, where it leaves images of many sizes.
+fn many_sizes(config: &PipelineConfig) -> Option<&'static str> {
+    Some(match resizer(config) {
+        Some(ImageResizerOneof::KeepAspectRatioResizer(keep)) if !keep.pad_to_max_dimension() => {
+            "keep_aspect_ratio_resizer without pad_to_max_dimension"
+        }
+        Some(ImageResizerOneof::IdentityResizer(_)) => "identity_resizer",
+        Some(ImageResizerOneof::ConditionalShapeResizer(_)) => "conditional_shape_resizer",
+        Some(ImageResizerOneof::PadToMultipleResizer(_)) => "pad_to_multiple_resizer",
+        _ => return None,
+    })
+}
+
+/// Images of different sizes cannot be one batch: the reference's pipeline ends at the first that it tries to make.
+fn sizes(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let Some(name) = many_sizes(config) else { return };
+    let batch = config.train_config().batch_size();
+    if batch > 1 {
+        refuse(
+            "train_config.batch_size",
+            format!("{batch}, and {name} leaves images of many sizes, which cannot be one batch"),
+            "batch_size: 1 (of each worker), or an image_resizer that gives all images one size: keep_aspect_ratio_resizer with \
+             pad_to_max_dimension: true, or fixed_shape_resizer",
+        );
+    }
+}
+
+/// A pyramid adds maps to others enlarged twice: sides of any length do not halve evenly.
+fn pyramid(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let extractor = config.ssd().and_then(|ssd| ssd.feature_extractor.as_ref());
+    let (Some(name), Some(extractor)) = (many_sizes(config), extractor) else {
+        return;
+    };
+    if !extractor.r#type().ends_with("_fpn") || extractor.use_explicit_padding() {
+        return;
+    }
+    let levels = match &extractor.feature_pyramid_oneof {
+        Some(FeaturePyramidOneof::Fpn(fpn)) => fpn.max_level(),
+        _ => 5,
+    };
+    let stride = 1 << levels.clamp(0, 5);
+    let padded = match resizer(config) {
+        Some(ImageResizerOneof::PadToMultipleResizer(pad)) => pad.multiple(),
+        _ => 1,
+    };
+    let multiple = extractor.pad_to_multiple();
+    if multiple % stride != 0 && padded % stride != 0 {
+        refuse(
+            "model.ssd.feature_extractor.pad_to_multiple",
+            format!("{multiple}, and {name} leaves images whose sides do not halve evenly up to the pyramid's top"),
+            &format!("pad_to_multiple: {stride}"),
         );
     }
 }

@@ -21,7 +21,15 @@ pub(super) const HONOURED: &[(&str, &str)] = &[
          use_explicit_padding use_depthwise num_layers fpn",
     ),
     ("FeaturePyramidNetworks", "min_level max_level additional_layer_depth"),
-    ("ImageResizer", "fixed_shape_resizer keep_aspect_ratio_resizer"),
+    (
+        "ImageResizer",
+        "fixed_shape_resizer keep_aspect_ratio_resizer identity_resizer conditional_shape_resizer pad_to_multiple_resizer",
+    ),
+    (
+        "ConditionalShapeResizer",
+        "condition size_threshold resize_method convert_to_grayscale",
+    ),
+    ("PadToMultipleResizer", "multiple convert_to_grayscale"),
     ("FixedShapeResizer", "height width resize_method convert_to_grayscale"),
     (
         "KeepAspectRatioResizer",
@@ -303,7 +311,7 @@ pub(super) const ONLY: &[(&str, &[&str])] = &[
             "ssd_resnet152_v1_ppn",
         ],
     ),
-    ("KeepAspectRatioResizer.pad_to_max_dimension", &["true"]),
+    ("ConditionalShapeResizer.condition", &["GREATER", "SMALLER"]),
     ("InputReader.input_type", &["TF_EXAMPLE", "INPUT_DEFAULT"]),
     ("train_input_reader.num_epochs", &["0"]),
 ];
@@ -424,6 +432,8 @@ pub(super) const RANGES: &[(&str, f64, f64)] = &[
     ("FixedShapeResizer.width", 33.0, 16384.0),
     ("KeepAspectRatioResizer.min_dimension", 1.0, 16384.0),
     ("KeepAspectRatioResizer.max_dimension", 33.0, 16384.0),
+    ("ConditionalShapeResizer.size_threshold", 1.0, 16384.0),
+    ("PadToMultipleResizer.multiple", 1.0, 16384.0),
     ("FasterRcnnBoxCoder.y_scale", POSITIVE, ANY),
     ("FasterRcnnBoxCoder.x_scale", POSITIVE, ANY),
     ("FasterRcnnBoxCoder.height_scale", POSITIVE, ANY),
@@ -514,22 +524,11 @@ pub(super) const LOCAL: &[&str] = &[
     "TrainConfig.fine_tune_checkpoint",
 ];
 
-const MANY_SIZES: &str = "its images have many sizes, and a network is laid out for one; supported: fixed_shape_resizer, \
-     keep_aspect_ratio_resizer with pad_to_max_dimension: true";
-
 /// What else there is to say about something refused.
 pub(super) const NOTES: &[(&str, &str)] = &[
     (
         "TrainEvalPipelineConfig.graph_rewriter",
         "training with quantisation comes later; remove it",
-    ),
-    ("ImageResizer.identity_resizer", MANY_SIZES),
-    ("ImageResizer.conditional_shape_resizer", MANY_SIZES),
-    ("ImageResizer.pad_to_multiple_resizer", MANY_SIZES),
-    (
-        "KeepAspectRatioResizer.pad_to_max_dimension",
-        "its images have many sizes, and a network is laid out for one; with pad_to_max_dimension: true they are scaled the same and \
-         padded to max_dimension x max_dimension, and fixed_shape_resizer gives all of them one shape",
     ),
     (
         "Loss.expected_loss_weights",

@@ -75,19 +75,6 @@ fn other_extractors_resizers_and_losses_are_named() {
     ));
     let resizer = |to: &str| refused(&[("fixed_shape_resizer { height: 300 width: 300 }", to)]);
     assert_eq!(
-        resizer("conditional_shape_resizer { }")[0],
-        "pipeline.config:29: model.ssd.image_resizer.conditional_shape_resizer: not supported yet\n\
-         hint: its images have many sizes, and a network is laid out for one; supported: fixed_shape_resizer, keep_aspect_ratio_resizer with pad_to_max_dimension: true"
-    );
-    assert_eq!(
-        resizer("keep_aspect_ratio_resizer { max_dimension: 512 }"),
-        [
-            "pipeline.config:29: model.ssd.image_resizer.keep_aspect_ratio_resizer.pad_to_max_dimension: false (the default) is not supported yet\n\
-             hint: its images have many sizes, and a network is laid out for one; with pad_to_max_dimension: true they are scaled the same and \
-             padded to max_dimension x max_dimension, and fixed_shape_resizer gives all of them one shape"
-        ]
-    );
-    assert_eq!(
         resizer(
             "keep_aspect_ratio_resizer { max_dimension: 512 min_dimension: 300 pad_to_max_dimension: true per_channel_pad_value: [1, 2, 3] }"
         ),
@@ -112,6 +99,85 @@ fn other_extractors_resizers_and_losses_are_named() {
             "square_box_coder { }"
         )
         .contains("model.ssd.box_coder.square_box_coder: not supported yet\nhint: its codes have three numbers")
+    );
+}
+
+#[test]
+fn images_of_many_sizes_come_one_at_a_time() {
+    let fixed = "fixed_shape_resizer { height: 300 width: 300 }";
+    let batch = GOLDEN
+        .lines()
+        .find(|line| line.trim_start().starts_with("batch_size:"))
+        .unwrap();
+    for (resizer, name) in [
+        (
+            "keep_aspect_ratio_resizer { max_dimension: 512 }",
+            "keep_aspect_ratio_resizer without pad_to_max_dimension",
+        ),
+        ("identity_resizer { }", "identity_resizer"),
+        ("conditional_shape_resizer { }", "conditional_shape_resizer"),
+        ("pad_to_multiple_resizer { multiple: 32 }", "pad_to_multiple_resizer"),
+    ] {
+        let three = refused(&[(fixed, resizer), (batch, "batch_size: 3")]);
+        let line = GOLDEN.lines().position(|line| line == batch).unwrap() + 1;
+        assert_eq!(
+            three,
+            [format!(
+                "pipeline.config:{line}: train_config.batch_size: 3, and {name} leaves images of many sizes, which cannot be one batch\n\
+                 hint: batch_size: 1 (of each worker), or an image_resizer that gives all images one size: keep_aspect_ratio_resizer with \
+                 pad_to_max_dimension: true, or fixed_shape_resizer"
+            )]
+        );
+        assert_eq!(refused(&[(fixed, resizer), (batch, "batch_size: 1")]), [""; 0]);
+        // Evaluation goes image by image anyway.
+        let text = GOLDEN.replace(fixed, resizer).replace(batch, "batch_size: 3");
+        let config = PipelineConfig::parse(&text, "pipeline.config").unwrap();
+        assert_eq!(
+            check(&config, Mode::Eval).map(|support| support.refused),
+            Ok(Vec::new())
+        );
+    }
+    let one = |resizer: &str| refused(&[(fixed, resizer), (batch, "batch_size: 1")]).remove(0);
+    assert!(
+        one("conditional_shape_resizer { condition: INVALID }")
+            .ends_with("INVALID is not supported yet\nhint: supported: GREATER, SMALLER")
+    );
+    assert!(one("pad_to_multiple_resizer { multiple: 0 }").contains("pad_to_multiple_resizer.multiple: 0"));
+    assert!(
+        one("conditional_shape_resizer { size_threshold: 0 }").contains("conditional_shape_resizer.size_threshold: 0")
+    );
+}
+
+#[test]
+fn pyramids_over_images_of_many_sizes_are_padded() {
+    let resizer = |to: &'static str| ("fixed_shape_resizer { height: 300 width: 300 }", to);
+    let batch = GOLDEN
+        .lines()
+        .find(|line| line.trim_start().starts_with("batch_size:"))
+        .unwrap();
+    let of = |extractor: &str, to: &'static str| {
+        let all = refused(&[("'ssd_mobilenet_v1'", extractor), resizer(to), (batch, "batch_size: 1")]);
+        all.into_iter().find(|one| one.contains("pad_to_multiple"))
+    };
+    let fpn = "'ssd_mobilenet_v1_fpn'";
+    let bare = of(fpn, "identity_resizer { }").unwrap();
+    assert!(
+        bare.contains("feature_extractor.pad_to_multiple: 1, and identity_resizer leaves images")
+            && bare.ends_with("hint: pad_to_multiple: 32"),
+        "{bare}"
+    );
+    assert_eq!(of(fpn, "fixed_shape_resizer { height: 320 width: 320 }"), None);
+    assert_eq!(of(fpn, "pad_to_multiple_resizer { multiple: 64 }"), None);
+    assert_eq!(
+        of("'ssd_mobilenet_v1_fpn' pad_to_multiple: 32", "identity_resizer { }"),
+        None
+    );
+    assert_eq!(
+        of(
+            "'ssd_mobilenet_v1_fpn' use_explicit_padding: true",
+            "identity_resizer { }"
+        ),
+        None
     );
 }
 
