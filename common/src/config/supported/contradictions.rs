@@ -23,6 +23,7 @@ pub(super) fn find(config: &PipelineConfig, mode: Mode, refused: &mut Vec<Refusa
     layers(config, &mut refuse);
     channels(config, mode, &mut refuse);
     pyramid(config, &mut refuse);
+    sides(config, &mut refuse);
     if mode != Mode::Eval {
         sizes(config, &mut refuse);
         schedule(config, &mut refuse);
@@ -71,6 +72,20 @@ fn channels(config: &PipelineConfig, mode: Mode, refuse: &mut impl FnMut(&str, S
 
 fn resizer(config: &PipelineConfig) -> Option<&ImageResizerOneof> {
     config.ssd()?.image_resizer.as_ref()?.image_resizer_oneof.as_ref()
+}
+
+fn sides(config: &PipelineConfig, refuse: &mut impl FnMut(&str, String, &str)) {
+    let Some(ImageResizerOneof::KeepAspectRatioResizer(keep)) = resizer(config) else {
+        return;
+    };
+    let (min, max) = (keep.min_dimension(), keep.max_dimension());
+    if min > max {
+        refuse(
+            "model.ssd.image_resizer.keep_aspect_ratio_resizer.min_dimension",
+            format!("{min}, and max_dimension is {max}"),
+            "the short side becomes min_dimension, the long one at most max_dimension: exchange the two, or make max_dimension larger",
+        );
+    }
 }
 
 /// The resizer, where it leaves images of many sizes.

@@ -103,6 +103,20 @@ fn other_extractors_resizers_and_losses_are_named() {
 }
 
 #[test]
+fn a_short_side_that_is_longer_than_the_long_one_is_refused() {
+    let fixed = "fixed_shape_resizer { height: 300 width: 300 }";
+    // The default of min_dimension is 600.
+    let wrong = refusal(
+        fixed,
+        "keep_aspect_ratio_resizer { max_dimension: 512 pad_to_max_dimension: true }",
+    );
+    assert!(
+        wrong.contains("keep_aspect_ratio_resizer.min_dimension: 600, and max_dimension is 512\nhint: "),
+        "{wrong}"
+    );
+}
+
+#[test]
 fn images_of_many_sizes_come_one_at_a_time() {
     let fixed = "fixed_shape_resizer { height: 300 width: 300 }";
     let batch = GOLDEN
@@ -111,7 +125,7 @@ fn images_of_many_sizes_come_one_at_a_time() {
         .unwrap();
     for (resizer, name) in [
         (
-            "keep_aspect_ratio_resizer { max_dimension: 512 }",
+            "keep_aspect_ratio_resizer { min_dimension: 300 max_dimension: 512 }",
             "keep_aspect_ratio_resizer without pad_to_max_dimension",
         ),
         ("identity_resizer { }", "identity_resizer"),
