@@ -1,5 +1,7 @@
 //! One task of a cluster: the master (coordinator and replica 0) or a worker.
 
+mod names;
+
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -495,6 +497,7 @@ pub fn run_master(options: &Options, cluster: &Cluster, observer: &mut dyn Obser
             sender,
         ))
         .map_err(Error::job)?;
+    runtime.spawn(names::look_up(cluster.addresses(TaskType::Worker)));
     let stopper = handle.stopper();
     let stop = options.stop.clone();
     let watch = runtime.spawn(async move {

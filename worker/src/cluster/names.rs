@@ -1,0 +1,42 @@
+//! Hosts of a cluster that nobody dials, by name: workers come by themselves, and one whose name is misspelt may never have been started.
+
+use std::time::Duration;
+
+use coati_common::rpc::Unreachable;
+
+/// A name server that does not answer.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Warns of workers (`host:port` by index) whose names have no address. No more than that, because a scheduler may give a host its name
+/// when its task starts; who has not come in the end is the coordinator's to say.
+pub(super) async fn look_up(workers: Vec<String>) {
+    for (index, address) in workers.into_iter().enumerate() {
+        if let Err(reason) = resolve(&address).await {
+            tracing::warn!("worker-{index} ({address}): {reason}\nhint: {}", reason.hint());
+        }
+    }
+}
+
+async fn resolve(address: &str) -> Result<(), Unreachable> {
+    match tokio::time::timeout(LIMIT, tokio::net::lookup_host(address)).await {
+        Err(_) => Err(Unreachable::Dns("the name server does not answer".to_owned())),
+        Ok(Err(error)) => Err(Unreachable::Dns(error.to_string())),
+        Ok(Ok(mut found)) => match found.next() {
+            None => Err(Unreachable::Dns("the name has no address".to_owned())),
+            Some(_) => Ok(()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_told_from_one_that_has_one() {
+        assert_eq!(resolve("127.0.0.1:1").await, Ok(()));
+        let wrong = resolve("no-such-host.invalid:2223").await.unwrap_err();
+        assert!(matches!(wrong, Unreachable::Dns(_)), "{wrong}");
+        assert!(wrong.hint().contains("cluster file or TF_CONFIG"));
+    }
+}
