@@ -35,6 +35,10 @@ struct Job {
 
 impl Job {
     fn start(scene: &'static str, world: usize, devices: &[&str], settings: &[(&str, &str)]) -> Self {
+        Self::on(libraries().to_str().unwrap(), scene, world, devices, settings)
+    }
+
+    fn on(libraries: &str, scene: &'static str, world: usize, devices: &[&str], settings: &[(&str, &str)]) -> Self {
         let mut job = Self {
             ranks: Ranks::new("nccl", scene, world),
             notes: tempfile::tempdir().unwrap(),
@@ -42,7 +46,7 @@ impl Job {
         for rank in 0..world {
             let own = rank.to_string();
             let mut all = vec![
-                ("RANKS_LIBRARIES", libraries().to_str().unwrap()),
+                ("RANKS_LIBRARIES", libraries),
                 ("STAND_IN_FOLDER", job.notes.path().to_str().unwrap()),
                 ("RANKS_DEVICE", devices.get(rank).copied().unwrap_or(&own)),
             ];
@@ -172,15 +176,45 @@ fn a_driver_that_is_older_than_the_runtime_is_refused() {
     }
 }
 
-#[test]
-fn a_library_that_is_missing_names_what_to_install() {
-    // COATI_NCCL_FOLDERS: where to look besides, separated by colons.
-    let folders = std::env::var("COATI_NCCL_FOLDERS").unwrap_or_default();
-    let folders: Vec<&std::path::Path> = folders
+/// COATI_NCCL_FOLDERS: where to look for NVIDIA's libraries besides, separated by colons.
+fn folders() -> String {
+    std::env::var("COATI_NCCL_FOLDERS").unwrap_or_default()
+}
+
+fn paths(folders: &str) -> Vec<&Path> {
+    folders
         .split(':')
         .filter(|place| !place.is_empty())
-        .map(std::path::Path::new)
-        .collect();
+        .map(Path::new)
+        .collect()
+}
+
+#[test]
+fn sums_go_through_real_gpus_where_there_are_any() {
+    let folders = folders();
+    let seen = Libraries::open(&paths(&folders)).map_or(0, |libraries| {
+        (0..64)
+            .take_while(|&index| libraries.check_device(index).is_ok())
+            .count()
+    });
+    println!("{seen} GPUs");
+    for world in [1, 2, seen] {
+        if world == 0 || world > seen {
+            continue;
+        }
+        // Two numbers have one sum; of more, NCCL's order is its own.
+        let exact = if world > 2 { "0" } else { "1" };
+        let mut job = Job::on(&folders, "sums", world, &[], &[("RANKS_EXACT", exact)]);
+        for rank in 0..world {
+            assert_eq!(job.end(rank).0, "ok", "rank {rank} of {world}");
+        }
+    }
+}
+
+#[test]
+fn a_library_that_is_missing_names_what_to_install() {
+    let folders = folders();
+    let folders = paths(&folders);
     let libraries = match Libraries::open(&folders) {
         Ok(libraries) => libraries,
         Err(error) => {

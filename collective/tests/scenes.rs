@@ -1,7 +1,7 @@
 //! What the started processes do.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,8 +60,13 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
     if setting("TRANSPORT").unwrap() == "tcp" {
         return Ok(mesh);
     }
-    // The one and only library is both NCCL and the CUDA runtime.
-    let libraries = Libraries::open(&[&PathBuf::from(setting("LIBRARIES").unwrap())])?;
+    let folders = setting("LIBRARIES").unwrap();
+    let folders: Vec<_> = folders
+        .split(':')
+        .filter(|place| !place.is_empty())
+        .map(Path::new)
+        .collect();
+    let libraries = Libraries::open(&folders)?;
     let device = number("DEVICE", rank as u64) as i32;
     Ok(Box::new(Gpus::start(
         Arc::new(libraries),
@@ -105,6 +110,16 @@ fn same(found: &[f32], expected: &[f32]) -> bool {
     found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
+/// As [`same`], or, where sums have another order, as near as the largest of the sums allows.
+fn summed(found: &[f32], expected: &[f32], wire: Wire) -> bool {
+    if number("EXACT", 1) == 1 {
+        return same(found, expected);
+    }
+    let largest = expected.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let near = largest * if wire == Wire::F32 { 1e-5 } else { 3e-2 };
+    found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= near)
+}
+
 fn sums_of(ranks: &mut dyn Communicator) -> Result<(), Error> {
     let (rank, world) = (ranks.rank(), ranks.world_size());
     for (seed, count) in [0, 1, 7, 64, 129, 1000, 40_000, 700_001].into_iter().enumerate() {
@@ -112,7 +127,7 @@ fn sums_of(ranks: &mut dyn Communicator) -> Result<(), Error> {
             let mut sums = values(rank, count, seed as u64);
             ranks.all_reduce_sum(&mut sums, wire)?;
             assert!(
-                same(&sums, &expected(world, count, seed as u64, wire)),
+                summed(&sums, &expected(world, count, seed as u64, wire), wire),
                 "{count} {wire:?} on rank {rank}"
             );
         }
@@ -127,7 +142,7 @@ fn sums_of(ranks: &mut dyn Communicator) -> Result<(), Error> {
         for (part, &count) in parts.iter_mut().zip(&counts).rev() {
             ranks.all_reduce(part, wire)?;
             assert!(
-                same(part, &expected(world, count, seed, wire)),
+                summed(part, &expected(world, count, seed, wire), wire),
                 "{count} {wire:?} in place"
             );
         }
