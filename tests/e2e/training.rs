@@ -226,6 +226,17 @@ fn a_scheduler_can_start_the_tasks_by_tf_config() {
     let _ = server.finish().exits(0);
 }
 
+/// `coati infer` with `model` on the twelve records of `val.record`.
+fn infers_all(job: &Job) {
+    let infer =
+        "infer --input_tfrecord_paths val.record --output_tfrecord_path found.record --model_dir model --format json";
+    let report = job.coati(infer.split(' ')).run().exits(0).json();
+    assert_eq!(
+        (&report["records"], &report["without_image_count"]),
+        (&json!(12), &json!(0))
+    );
+}
+
 /// The shape of the first convolution's weights in a job's checkpoint.
 fn first_weights(job: &Job, prefix: &str) -> Value {
     let list = format!("checkpoint list {prefix} --no_statistics --format json");
@@ -267,13 +278,7 @@ fn images_with_additional_channels_train_evaluate_and_infer() {
     let _ = job.train("model", 2).run().exits(0);
     assert_eq!(first_weights(&job, "model/model.ckpt-2"), json!([3, 3, 5, 8]));
     assert_eq!(job.eval("model").run().exits(0).json()["images"], 12);
-    let infer =
-        "infer --input_tfrecord_paths val.record --output_tfrecord_path found.record --model_dir model --format json";
-    let report = job.coati(infer.split(' ')).run().exits(0).json();
-    assert_eq!(
-        (&report["records"], &report["without_image_count"]),
-        (&json!(12), &json!(0))
-    );
+    infers_all(&job);
     let detect = "detect --image shapes/JPEGImages --model_dir model";
     let _ = job.coati(detect.split(' ')).run().exits(2).says(&[
         "this model takes 2 additional channels",
@@ -396,13 +401,7 @@ fn images_of_many_sizes_train_evaluate_and_are_looked_at() {
 
     let report = job.eval("model").run().exits(0).json();
     assert_eq!(report["images"], 12, "{report}");
-    let infer =
-        "infer --input_tfrecord_paths val.record --output_tfrecord_path found.record --model_dir model --format json";
-    let report = job.coati(infer.split(' ')).run().exits(0).json();
-    assert_eq!(
-        (&report["records"], &report["without_image_count"]),
-        (&json!(12), &json!(0))
-    );
+    infers_all(&job);
     let detect = "detect --image pictures --model_dir model --score_threshold 0 --format json";
     let found = job.coati(detect.split(' ')).run().exits(0).json();
     for (i, one) in found["images"].as_array().unwrap().iter().enumerate() {

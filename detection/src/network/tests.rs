@@ -6,7 +6,7 @@ mod reproducible;
 mod sizes;
 mod together;
 
-use super::{Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig};
+use super::{Hyperparams, Initializer, InputRange, NetworkConfig, PredictorConfig, PredictorKind};
 
 /// `ssd_mobilenet_v1` at a fraction of its depth.
 fn small(depth_multiplier: f64, (height, width): (usize, usize)) -> NetworkConfig {
@@ -18,6 +18,23 @@ fn small(depth_multiplier: f64, (height, width): (usize, usize)) -> NetworkConfi
         threads: Some(2),
         ..NetworkConfig::ssd_mobilenet_v1(3)
     }
+}
+
+/// Another extractor at an eighth of its depth, with the predictor that goes with it.
+fn other_graph(extractor: &str) -> NetworkConfig {
+    let mut config = NetworkConfig {
+        extractor: extractor.to_owned(),
+        pad_to_multiple: 32,
+        anchors_per_location: vec![3; 5],
+        ..small(0.125, (160, 160))
+    };
+    if extractor.ends_with("_fpn") {
+        config.predictor.kind = PredictorKind::Shared;
+        config.predictor.kernel_size = 3;
+        config.predictor.num_layers_before_predictor = 1;
+        config.predictor.depth = 24;
+    }
+    config
 }
 
 /// The settings of the golden training runs: every group overridden, decay 0.97.

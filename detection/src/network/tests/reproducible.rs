@@ -1,7 +1,7 @@
 //! Equal bits whatever the number of threads, and no panic on odd sizes.
 
-use super::super::{Mode, Network, NetworkConfig, PredictorKind};
-use super::{noise, pictures, small};
+use super::super::{Mode, Network, NetworkConfig};
+use super::{noise, other_graph, pictures, small};
 
 fn step(config: &NetworkConfig, batch: usize, repeats: usize) -> (Vec<f32>, Vec<f32>) {
     let mut network = Network::new(config).unwrap();
@@ -53,25 +53,8 @@ fn bits_do_not_depend_on_threads_or_history() {
 
 #[test]
 fn bits_of_other_graphs_do_not_depend_on_threads_either() {
-    let base = NetworkConfig {
-        image_height: 160,
-        image_width: 160,
-        depth_multiplier: 0.125,
-        pad_to_multiple: 32,
-        anchors_per_location: vec![3; 5],
-        ..small(0.125, (160, 160))
-    };
     for extractor in ["ssd_mobilenet_v2_fpn", "ssd_resnet50_v1_fpn", "ssd_inception_v2"] {
-        let mut config = NetworkConfig {
-            extractor: extractor.to_owned(),
-            ..base.clone()
-        };
-        if extractor.ends_with("_fpn") {
-            config.predictor.kind = PredictorKind::Shared;
-            config.predictor.kernel_size = 3;
-            config.predictor.num_layers_before_predictor = 1;
-            config.predictor.depth = 24;
-        }
+        let config = other_graph(extractor);
         let of = |threads| {
             let config = NetworkConfig {
                 threads: Some(threads),

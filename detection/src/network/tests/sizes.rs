@@ -1,7 +1,7 @@
 //! A network laid out for another size is the network made for that size, bit for bit.
 
-use super::super::{Mode, Network, NetworkConfig, PredictorKind};
-use super::{noise, pictures, small};
+use super::super::{Mode, Network, NetworkConfig};
+use super::{noise, other_graph, pictures, small};
 
 fn of_size(config: &NetworkConfig, (height, width): (usize, usize)) -> NetworkConfig {
     NetworkConfig {
@@ -79,11 +79,6 @@ fn sizes_that_change_give_the_bits_of_networks_made_for_them() {
 
 #[test]
 fn sizes_of_other_graphs_change_too() {
-    let base = NetworkConfig {
-        pad_to_multiple: 32,
-        anchors_per_location: vec![3; 5],
-        ..small(0.125, (160, 160))
-    };
     for extractor in [
         "ssd_mobilenet_v2_fpn",
         "ssd_mobilenet_v3_small",
@@ -91,17 +86,7 @@ fn sizes_of_other_graphs_change_too() {
         "ssd_inception_v3",
         "ssd_resnet50_v1_fpn",
     ] {
-        let mut config = NetworkConfig {
-            extractor: extractor.to_owned(),
-            ..base.clone()
-        };
-        if extractor.ends_with("_fpn") {
-            config.predictor.kind = PredictorKind::Shared;
-            config.predictor.kernel_size = 3;
-            config.predictor.num_layers_before_predictor = 1;
-            config.predictor.depth = 24;
-        }
-        back_and_forth(&config, &[(160, 130), (129, 192), (160, 130)]);
+        back_and_forth(&other_graph(extractor), &[(160, 130), (129, 192), (160, 130)]);
     }
     let mut grouped = small(0.25, (96, 96));
     grouped.min_depth = 32;
