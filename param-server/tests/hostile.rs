@@ -8,6 +8,7 @@ use coati_common::variables::flat_elements;
 use coati_param_server::service::{Handle, Options, serve};
 use coati_param_server::{PsClient, PsGroup, Strategy, plan};
 use coati_proto::coati::v1;
+use coati_proto::coati::v1::lane_call::Method;
 use coati_proto::coati::v1::parameter_server_client::ParameterServerClient;
 use coati_proto::coati::v1::transfer_client::TransferClient;
 use rand::{RngCore as _, SeedableRng as _};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::cluster::{COUNTING, LIMIT, by, job, optimizer, specs, tag};
+use crate::lanes;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -132,6 +134,15 @@ fn garbage() -> Vec<Vec<u8>> {
             frame(16, kind, 0xFF, 3, &random(16)),
         ]));
     }
+    // Lanes: cut off, of another version, with a handshake that is none, with calls that are none.
+    let lane = |rest: &[u8]| [lanes::PREFACE, rest].concat();
+    all.push(lanes::PREFACE[..5].to_vec());
+    all.push(b"coati lane 9 and more".to_vec());
+    for length in [0, 1, 100, 70_000] {
+        all.push(lane(&random(length)));
+    }
+    all.push(lane(&lanes::call(Method::Push, "")));
+    all.push(lane(&[lanes::call(Method::Pull, ""), lanes::end()].concat()));
     // A TLS handshake that is cut off, one of an absurd length, and an alert.
     all.push([&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3][..], &random(20)].concat());
     all.push([&[0x16, 3, 1, 0xFF, 0xFF][..], &random(70_000)].concat());
@@ -202,7 +213,8 @@ async fn without_the_jobs_token_nothing_is_read_written_or_ended() {
             }
             // While chunks are still on their way the answer may get lost, but none of them arrives.
             flat.fill(1.0);
-            group.push(tag(0, 0), &flat, LIMIT).await.unwrap_err();
+            let refused = group.push(tag(0, 0), &flat, LIMIT).await.unwrap_err();
+            assert_eq!(refused.code(), Some(ErrorCode::Unauthenticated), "{refused}");
             group.load(&flat, 0, LIMIT).await.unwrap_err();
         }
         guarded.end().await;

@@ -10,6 +10,7 @@ mod faults;
 mod fuzz;
 mod golden;
 mod hostile;
+mod lanes;
 mod optimizers;
 mod placements;
 mod processes;

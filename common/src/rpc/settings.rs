@@ -49,6 +49,9 @@ pub fn tolerate_silence(limit: Duration) {
     TOLERATED.store(millis.max(1), Ordering::Relaxed);
 }
 
+/// Of the system's own, on a connection that is idle: so many unanswered ones end it.
+const PROBES: u32 = 4;
+
 /// When a connection is pinged, and when it is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KeepAlive {
@@ -73,11 +76,23 @@ impl KeepAlive {
     }
 }
 
+/// After so long without a byte of a peer of whom some are expected, it is given up, as [`tolerate_silence`] has it.
+pub(super) fn patience() -> Duration {
+    let keep_alive = KeepAlive::of_this_process();
+    keep_alive.interval + keep_alive.timeout
+}
+
 /// What both ends set on a connection.
 pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let idle = KeepAlive::of_this_process().interval.max(Duration::from_secs(1));
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))
+    let keep_alive = KeepAlive::of_this_process();
+    let second = |duration: Duration| duration.max(Duration::from_secs(1));
+    SockRef::from(stream).set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(second(keep_alive.interval))
+            .with_interval(second(keep_alive.timeout / PROBES))
+            .with_retries(PROBES),
+    )
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::transfer::in_order_of_backward;
 use super::{Error, PsGroup};
 use crate::pool::Buffer;
 use crate::store::{Admit, Covered, Tag};
-use crate::wire::{self, Gradients, write_bf16};
+use crate::wire::{self, Gradients, Message, write_bf16};
 
 /// A contribution of which parts are sent as soon as they are known. Dropping it gives it up: servers keep nothing of it.
 pub struct Pushing {
@@ -35,7 +35,7 @@ struct Server {
     chunks: Vec<Chunk>,
     covered: Covered,
     first: Option<v1::PushTag>,
-    sender: mpsc::UnboundedSender<Bytes>,
+    sender: mpsc::UnboundedSender<Message>,
     answer: JoinHandle<Result<Admit, rpc::Error>>,
 }
 
@@ -147,12 +147,12 @@ impl Pushing {
             .zip(layout.servers())
             .map(|(client, place)| {
                 let (sender, receiver) = mpsc::unbounded_channel();
-                let body = wire::request_body(UnboundedReceiverStream::new(receiver));
+                let messages = UnboundedReceiverStream::new(receiver);
                 let (client, version, limit) = (client.clone(), self.tag.version, self.limit);
                 let first = client.named(self.tag);
                 let answer = self
                     .runtime
-                    .spawn(async move { client.push_once(version, body, limit).await });
+                    .spawn(async move { client.push_once(version, messages, limit).await });
                 let mut chunks: Vec<Chunk> = in_order_of_backward(place)
                     .into_iter()
                     .map(|elements| Chunk {
@@ -218,7 +218,7 @@ impl Server {
             };
             group.count_pushed().fetch_add(data.len() as u64, Ordering::Relaxed);
             let head = wire::head(&fields, data.len());
-            let _ = self.sender.send(head).and_then(|()| self.sender.send(data));
+            let _ = self.sender.send(vec![head, data]);
         }
     }
 }

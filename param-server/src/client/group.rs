@@ -350,7 +350,10 @@ impl PsGroup {
     /// Lets all servers keep the current version, which must be `version`, for a [`PsGroup::save`] while commits go on.
     pub async fn snapshot(&self, version: u64, limit: Duration) -> Result<(), Error> {
         let calls = self.clients.iter().map(|client| client.snapshot(version, limit));
-        try_join_all(calls).await?;
+        // All of them, even if one fails: a request that is given up may still be heard when the server has gone on.
+        for result in join_all(calls).await {
+            result?;
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 mod early;
 mod feedback;
 mod group;
+mod lanes;
 mod single;
 mod transfer;
 

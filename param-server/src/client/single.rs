@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Request;
 
+use super::lanes::Lanes;
 use crate::SHARD_KEY;
 use crate::store::{Committed, Consistency, Contributor, Restored, Saved};
 
@@ -118,8 +119,10 @@ pub struct Configuration {
 pub struct PsClient {
     pub(super) peer: Peer,
     pub(super) rpc: ParameterServerClient<Channel>,
-    /// The same connection, for bulk data.
+    /// The same connection, for bulk data where there are no lanes.
     pub(super) channel: Channel,
+    /// Nothing within a process.
+    pub(super) lanes: Option<Lanes>,
     pub(super) job: v1::JobRef,
     pub(super) index: u32,
     /// Rank that pulls, if it is a replica's connection.
@@ -144,17 +147,17 @@ impl PsClient {
     ) -> Result<Self, Error> {
         let peer = Peer::ps(index, address);
         let channel = rpc::connect_as(security, &peer, deadline).await?;
-        Ok(Self::on(channel, peer, index, job))
+        Ok(Self::on(channel, security, peer, index, job))
     }
 
     /// As [`PsClient::connect`] with a single attempt: to look whether it is there now.
     pub async fn connect_once(index: u32, address: &str, job: v1::JobRef, limit: Duration) -> Result<Self, Error> {
         let peer = Peer::ps(index, address);
         let channel = rpc::connect_once(&peer, limit).await?;
-        Ok(Self::on(channel, peer, index, job))
+        Ok(Self::on(channel, &Security::of_this_process(), peer, index, job))
     }
 
-    fn on(channel: Channel, peer: Peer, index: u32, job: v1::JobRef) -> Self {
+    fn on(channel: Channel, security: &Security, peer: Peer, index: u32, job: v1::JobRef) -> Self {
         let rpc = ParameterServerClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
@@ -162,6 +165,7 @@ impl PsClient {
             peer,
             rpc,
             channel,
+            lanes: line::carries_streams().then(|| Lanes::new(security)),
             job,
             index,
             replica: None,

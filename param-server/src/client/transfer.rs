@@ -1,5 +1,6 @@
 //! Bulk transfers: initial values and gradients to a server, values from it.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use coati_common::rpc::{self, Error, ErrorCode, ServiceError};
 use coati_proto::coati::v1;
+use coati_proto::coati::v1::lane_call::Method;
+use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -19,7 +22,7 @@ use crate::SHARD_KEY;
 use crate::placement::{Layout, ServerLayout};
 use crate::pool::{CHUNK, Pool};
 use crate::store::{Admit, Tag};
-use crate::wire::{self, Chunks, PULL, PUSH, Part, from_bf16, write_bf16};
+use crate::wire::{self, Chunks, Message, PULL, PUSH, from_bf16, write_bf16};
 
 /// Chunks gathered ahead of the connection.
 const AHEAD: usize = 2;
@@ -115,10 +118,10 @@ fn messages(
     source: Source,
     tag: v1::PushTag,
     sent: Arc<AtomicU64>,
-) -> impl Iterator<Item = Bytes> + Send + 'static {
+) -> impl Iterator<Item = Message> + Send + 'static {
     let chunks = layout.servers().get(ps).map_or_else(Vec::new, in_order_of_backward);
     let mut tag = Some(tag);
-    (0..).zip(chunks).flat_map(move |(index, elements)| {
+    (0..).zip(chunks).map(move |(index, elements)| {
         let packed: Option<&Packed> = match &source {
             Source::Packed(parts) => parts.get(ps).and_then(|packed| packed.get(index)),
             Source::Flat(..) => None,
@@ -139,7 +142,7 @@ fn messages(
             data: Bytes::new(),
         };
         sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        std::iter::once(wire::head(&fields, bytes)).chain(data)
+        std::iter::once(wire::head(&fields, bytes)).chain(data).collect()
     })
 }
 
@@ -199,8 +202,48 @@ impl PsClient {
         }
     }
 
-    /// Begins a call of `coati.v1.Transfer`; returns its answer's messages.
-    async fn transfer(&self, path: &'static str, body: Body, limit: Duration) -> Result<Body, Status> {
+    /// Makes a call of `coati.v1.Transfer`: sends `messages`, returns what is answered.
+    async fn transfer<M: prost::Message + Default>(
+        &self,
+        method: Method,
+        messages: impl Stream<Item = Message> + Send + 'static,
+        limit: Duration,
+    ) -> Result<Chunks<M>, Status> {
+        let Some(lanes) = &self.lanes else {
+            let path = if method == Method::Push { PUSH } else { PULL };
+            let body = self.called(path, wire::request_body(messages), limit).await?;
+            return Ok(Chunks::of_body(body));
+        };
+        let call = v1::LaneCall {
+            method: method.into(),
+            ps_index: self.index,
+            limit_ms: limit.as_millis() as u64,
+            token: lanes.token(),
+        };
+        let mut lane = lanes.take(&self.peer, limit).await?;
+        let first = stream::iter([vec![wire::head(&call, 0)]]);
+        let last = stream::iter([vec![wire::end(Ok(()))]]);
+        let sent = wire::send(&mut lane, first.chain(messages).chain(last)).await;
+        let mut answer = Chunks::of_lane(lane);
+        let Err(error) = sent else { return Ok(answer) };
+        // Who hangs up before it has heard all may have said why.
+        if error.kind() != io::ErrorKind::TimedOut && matches!(answer.head().await, Ok(None)) && answer.is_whole() {
+            answer.end()?;
+        }
+        Err(Status::unavailable(format!("the connection broke: {error}")))
+    }
+
+    /// After an answer's last message: how it ended.
+    fn ended<M: prost::Message + Default>(&self, answer: Chunks<M>) -> Result<(), Status> {
+        let end = answer.end();
+        if let (Some(lanes), Some(lane)) = (&self.lanes, answer.into_lane()) {
+            lanes.give_back(lane);
+        }
+        end
+    }
+
+    /// As [`PsClient::transfer`], over HTTP/2; returns the answer's body.
+    async fn called(&self, path: &'static str, body: Body, limit: Duration) -> Result<Body, Status> {
         let mut request = http::Request::new(body);
         *request.method_mut() = http::Method::POST;
         *request.version_mut() = http::Version::HTTP_2;
@@ -260,8 +303,7 @@ impl PsClient {
                 named,
                 Arc::clone(sent),
             );
-            let body = wire::request_body(futures::stream::iter(messages));
-            match self.push_once(tag.version, body, left).await {
+            match self.push_once(tag.version, stream::iter(messages), left).await {
                 Ok(admit) => return Ok(admit),
                 Err(error) => retry.again(error).await?,
             }
@@ -279,17 +321,22 @@ impl PsClient {
     }
 
     /// One attempt to send a contribution.
-    pub(super) async fn push_once(&self, version: u64, body: Body, limit: Duration) -> Result<Admit, Error> {
+    pub(super) async fn push_once(
+        &self,
+        version: u64,
+        messages: impl Stream<Item = Message> + Send + 'static,
+        limit: Duration,
+    ) -> Result<Admit, Error> {
         let call = async {
-            let mut reply = Chunks::<v1::PushReply>::new(self.transfer(PUSH, body, limit).await?);
-            let message = reply.next().await?;
+            let mut answer = self.transfer::<v1::PushReply>(Method::Push, messages, limit).await?;
+            let message = answer.head().await?;
             if message.is_some() {
-                reply.next().await?;
+                answer.head().await?;
             }
-            reply.end()?;
+            self.ended(answer)?;
             match message {
-                Some(Part::Head(reply, _)) => Ok(tonic::Response::new(reply)),
-                _ => Err(Status::unavailable("no answer")),
+                Some((reply, _)) => Ok(tonic::Response::new(reply)),
+                None => Err(Status::unavailable("no answer")),
             }
         };
         let what = format!("push of version {version}");
@@ -352,43 +399,46 @@ impl PsClient {
         left: Duration,
         received: &mut u64,
     ) -> Result<u64, Status> {
-        let message = wire::head(&request, 0);
-        let body = wire::request_body(futures::stream::once(async { message }));
-        let mut chunks = Chunks::<v1::PullChunk>::new(self.transfer(PULL, body, left).await?);
+        let message = vec![wire::head(&request, 0)];
+        let mut chunks = self
+            .transfer::<v1::PullChunk>(Method::Pull, stream::iter([message]), left)
+            .await?;
         let mut target = Cursor::new(pieces);
         let mut version = None;
-        let mut chunk = (v1::Encoding::Float32, 0);
-        let mut held = Vec::new();
-        while let Some(part) = chunks.next().await? {
-            match part {
-                Part::Head(fields, bytes) => {
-                    version.get_or_insert(fields.version);
-                    if bytes > 0 && (fields.offset != target.done as u64 / 4 || !held.is_empty()) {
-                        return Err(out_of_order(fields.offset, arena_len));
-                    }
-                    chunk = (fields.encoding(), bytes);
+        while let Some((fields, bytes)) = chunks.head().await? {
+            version.get_or_insert(fields.version);
+            if bytes > 0 && fields.offset != target.done as u64 / 4 {
+                return Err(out_of_order(fields.offset, arena_len));
+            }
+            let mut left = bytes;
+            let mut short = if fields.encoding() == v1::Encoding::Bfloat16 {
+                vec![0; bytes]
+            } else {
+                Vec::new()
+            };
+            while left > 0 {
+                let room = if short.is_empty() {
+                    target.room()
+                } else {
+                    &mut short[bytes - left..]
+                };
+                let came = chunks.data(room).await?;
+                if came == 0 {
+                    return Err(out_of_order(target.done as u64 / 4, arena_len));
                 }
-                Part::Data(data) => {
-                    *received += data.len() as u64;
-                    let fits = if chunk.0 == v1::Encoding::Bfloat16 {
-                        held.extend_from_slice(&data);
-                        if held.len() < chunk.1 {
-                            continue;
-                        }
-                        let mut values = vec![0.0; held.len() / 2];
-                        from_bf16(&held, &mut values);
-                        held.clear();
-                        target.write(bytemuck::cast_slice(&values))
-                    } else {
-                        target.write(&data)
-                    };
-                    if !fits {
-                        return Err(out_of_order(target.done as u64 / 4, arena_len));
-                    }
+                if short.is_empty() {
+                    target.filled(came);
                 }
+                left -= came;
+                *received += came as u64;
+            }
+            let mut values = vec![0.0; short.len() / 2];
+            from_bf16(&short, &mut values);
+            if !target.write(bytemuck::cast_slice(&values)) {
+                return Err(out_of_order(target.done as u64 / 4, arena_len));
             }
         }
-        chunks.end()?;
+        self.ended(chunks)?;
         match version {
             Some(version) if target.done == arena_len * 4 => Ok(version),
             // Cut off without an error: as if the connection had broken.
@@ -442,23 +492,40 @@ impl<'a, 'b> Cursor<'a, 'b> {
         }
     }
 
+    /// Where the next bytes belong; empty when there is nothing more to come.
+    fn room(&mut self) -> &mut [u8] {
+        while self
+            .pieces
+            .get(self.piece)
+            .is_some_and(|piece| piece.len() * 4 == self.within)
+        {
+            self.piece += 1;
+            self.within = 0;
+        }
+        match self.pieces.get_mut(self.piece) {
+            Some(piece) => &mut bytemuck::cast_slice_mut(piece)[self.within..],
+            None => &mut [],
+        }
+    }
+
+    /// So many bytes of [`Cursor::room`] have come.
+    fn filled(&mut self, bytes: usize) {
+        self.within += bytes;
+        self.done += bytes;
+    }
+
     /// False when there is more than the pieces take.
     fn write(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
-            let Some(piece) = self.pieces.get_mut(self.piece) else {
-                return false;
-            };
-            let room = &mut bytemuck::cast_slice_mut::<f32, u8>(piece)[self.within..];
+            let room = self.room();
             let count = room.len().min(bytes.len());
+            if count == 0 {
+                return false;
+            }
             let (now, later) = bytes.split_at(count);
             room[..count].copy_from_slice(now);
             bytes = later;
-            self.within += count;
-            self.done += count;
-            if count == room.len() {
-                self.piece += 1;
-                self.within = 0;
-            }
+            self.filled(count);
         }
         true
     }

@@ -63,6 +63,16 @@ impl Service {
         Ok(Arc::clone(&shard.store))
     }
 
+    /// As for other requests, by the index of the server.
+    pub(super) fn store_at(&self, index: u32) -> Arc<Store> {
+        Arc::clone(&self.shards.at(index).store)
+    }
+
+    /// Waits until the server has been told to leave.
+    pub(super) async fn left(&self) {
+        self.life.left().await;
+    }
+
     pub(super) fn contact(&self) -> Result<Contact, ServiceError> {
         self.life.enter(self.index)
     }
@@ -379,9 +389,12 @@ pub(super) fn server_wait(headers: &HeaderMap) -> Duration {
     let asked = headers
         .get("grpc-timeout")
         .and_then(|value| parse_timeout(value.to_str().ok()?));
-    asked.map_or(DEFAULT_WAIT, |timeout| {
-        timeout.saturating_sub((timeout / 5).min(Duration::from_millis(500)))
-    })
+    asked.map_or(DEFAULT_WAIT, wait_within)
+}
+
+/// As [`server_wait`], for a caller who waits for an answer for so long.
+pub(super) fn wait_within(limit: Duration) -> Duration {
+    limit.saturating_sub((limit / 5).min(Duration::from_millis(500)))
 }
 
 /// `1500m`: digits and a unit, as gRPC over HTTP/2 writes it.

@@ -4,6 +4,7 @@ mod background;
 mod folder;
 mod follower;
 mod handlers;
+mod lanes;
 mod life;
 mod shards;
 mod steps;
@@ -115,13 +116,15 @@ pub fn in_process(index: u32, store: Arc<Store>) -> InProcess {
 /// Listens and serves until told to leave. Returns as soon as the port is bound.
 pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
     let mut server = rpc::server(&options.security)?;
-    let listener = rpc::bind(&options.listen).await?;
+    let mut listener = rpc::bind(&options.listen).await?;
     let life = Arc::new(Life::new());
     let shards = Shards::new(options.index, options.store);
     let (service, short, transfer) = answering(options.index, shards, options.security.clone(), Arc::clone(&life));
     let (done, ended) = watch::channel(None);
     let address = listener.address;
     tracing::info!(%address, ps = options.index, "parameter server listens");
+    let bulk = lanes::serve(Arc::clone(&service), listener.incoming.lanes(), options.security);
+    let mut bulk = tokio::spawn(bulk);
     let leaving = Arc::clone(&life);
     let mut serving = tokio::spawn(
         server
@@ -148,9 +151,16 @@ pub async fn serve(options: Options) -> Result<Handle, rpc::Error> {
         watched.leave(reason);
         let reason = watched.left().await;
         service.retire();
-        if !serving.is_finished() && tokio::time::timeout(GRACE, &mut serving).await.is_err() {
+        let ending = async {
+            if !serving.is_finished() {
+                let _ = (&mut serving).await;
+            }
+            let _ = (&mut bulk).await;
+        };
+        if tokio::time::timeout(GRACE, ending).await.is_err() {
             tracing::warn!("requests were still under way when the server left");
             serving.abort();
+            bulk.abort();
         }
         tracing::info!(%address, ?reason, "parameter server left");
         done.send_replace(Some(reason));

@@ -53,7 +53,7 @@ impl Shards {
         shards
     }
 
-    /// Those that a request means by its [`SHARD_KEY`], with their index; empty ones where this process holds none yet.
+    /// Those that a request means by its [`SHARD_KEY`], with their index, as [`Shards::at`].
     pub(super) fn of(&self, key: Option<&[u8]>) -> Result<(u32, Arc<Shard>), ServiceError> {
         let index = match key {
             None => self.own,
@@ -66,16 +66,20 @@ impl Shards {
                 })?
             }
         };
+        Ok((index, self.at(index)))
+    }
+
+    /// Those of server `index`; empty ones where this process holds none yet.
+    pub(super) fn at(&self, index: u32) -> Arc<Shard> {
         let mut held = lock(&self.held);
         let shard = held.get(&index).map(Arc::clone);
-        let shard = shard.unwrap_or_else(|| {
+        shard.unwrap_or_else(|| {
             let shard = Arc::new(Shard::of(Arc::new(Store::new(self.options))));
             if held.len() < MOST {
                 held.insert(index, Arc::clone(&shard));
             }
             shard
-        });
-        Ok((index, shard))
+        })
     }
 
     /// The server leaves: whoever waits for a version hears that it will not come.

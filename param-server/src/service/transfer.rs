@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_proto::coati::v1;
-use futures::{StreamExt as _, stream};
+use futures::stream;
 use http::HeaderMap;
 use tonic::Status;
 use tonic::body::Body;
@@ -14,7 +15,7 @@ use tonic::server::NamedService;
 
 use super::handlers::{Service, blocking, job, missing, server_wait};
 use crate::store::{Admit, Chunk, Push, Staging, Store, Tag};
-use crate::wire::{self, Chunks, PULL, PUSH, Part};
+use crate::wire::{self, Chunks, Message, PULL, PUSH};
 
 /// The store behind the bulk transfers.
 #[derive(Clone)]
@@ -38,11 +39,11 @@ impl tonic::codegen::Service<http::Request<Body>> for Transfer {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let response = match parts.uri.path() {
-                PUSH => service.push(&parts.headers, body).await.map(|reply| {
-                    let message = wire::head(&reply, 0);
+                PUSH => service.push_called(&parts.headers, body).await.map(|reply| {
+                    let message = vec![wire::head(&reply, 0)];
                     wire::response(stream::once(async { message }))
                 }),
-                PULL => service.pull(&parts.headers, body).await,
+                PULL => service.pull_called(&parts.headers, body).await,
                 other => Err(Status::unimplemented(format!("{other}: no such call"))),
             };
             Ok(response.unwrap_or_else(Status::into_http))
@@ -51,11 +52,19 @@ impl tonic::codegen::Service<http::Request<Body>> for Transfer {
 }
 
 impl Service {
-    async fn push(&self, headers: &HeaderMap, body: Body) -> Result<v1::PushReply, Status> {
+    async fn push_called(&self, headers: &HeaderMap, body: Body) -> Result<v1::PushReply, Status> {
+        self.push(self.store_of(headers), &mut Chunks::of_body(body)).await
+    }
+
+    /// Stages a contribution as it arrives. What is refused or not wanted is read to its end all the same.
+    pub(super) async fn push(
+        &self,
+        store: Result<Arc<Store>, ServiceError>,
+        chunks: &mut Chunks<v1::PushChunk>,
+    ) -> Result<v1::PushReply, Status> {
         let _contact = self.contact()?;
-        let mut chunks = Chunks::<v1::PushChunk>::new(body);
-        let pushed = match self.store_of(headers) {
-            Ok(store) => receive(&store, &mut chunks).await,
+        let pushed = match store {
+            Ok(store) => receive(&store, chunks).await,
             Err(error) => Err(error.into()),
         };
         if !matches!(pushed, Ok(Admit::Fresh)) {
@@ -68,11 +77,24 @@ impl Service {
         })
     }
 
-    async fn pull(&self, headers: &HeaderMap, body: Body) -> Result<http::Response<Body>, Status> {
-        let contact = self.contact()?;
-        let Some(Part::Head(request, _)) = Chunks::<v1::PullRequest>::new(body).next().await? else {
+    async fn pull_called(&self, headers: &HeaderMap, body: Body) -> Result<http::Response<Body>, Status> {
+        let Some((request, _)) = Chunks::<v1::PullRequest>::of_body(body).head().await? else {
             return Err(missing("message").into());
         };
+        let wait = server_wait(headers);
+        Ok(wire::response(stream::iter(
+            self.pull(self.store_of(headers)?, request, wait).await?,
+        )))
+    }
+
+    /// The messages of an answer to `request`, once the version that it asks for is there, or `wait` is over.
+    pub(super) async fn pull(
+        &self,
+        store: Arc<Store>,
+        request: v1::PullRequest,
+        wait: Duration,
+    ) -> Result<impl Iterator<Item = Message> + Send + 'static, Status> {
+        let contact = self.contact()?;
         let weights = match request.weights() {
             v1::Encoding::Topk => {
                 return Err(ServiceError::new(
@@ -86,9 +108,7 @@ impl Service {
         };
         let job = job(request.job)?;
         // Whatever came of it, the snapshot below says it.
-        let store = self.store_of(headers)?;
-        let waiting = store.wait_for(&job, request.min_version);
-        let _ = tokio::time::timeout(server_wait(headers), waiting).await;
+        let _ = tokio::time::timeout(wait, store.wait_for(&job, request.min_version)).await;
         let (min_version, averages, replica) = (request.min_version, request.moving_averages, request.replica);
         let (snapshot, trainable) = blocking(store, move |store| {
             let snapshot = if averages {
@@ -106,10 +126,10 @@ impl Service {
             version: snapshot.version(),
             ..Default::default()
         };
-        let first = stream::once(async move { wire::head(&first, 0) });
+        let first = vec![wire::head(&first, 0)];
         let rest = snapshot
             .into_chunks(weights, trainable)
-            .flat_map(move |(offset, encoding, data)| {
+            .map(move |(offset, encoding, data)| {
                 let _open = &contact;
                 let fields = v1::PullChunk {
                     version: 0,
@@ -117,14 +137,14 @@ impl Service {
                     encoding: encoding.into(),
                     data: bytes::Bytes::new(),
                 };
-                [wire::head(&fields, data.len()), data]
+                vec![wire::head(&fields, data.len()), data]
             });
-        Ok(wire::response(first.chain(stream::iter(rest))))
+        Ok(std::iter::once(first).chain(rest))
     }
 }
 
 async fn receive(store: &Store, chunks: &mut Chunks<v1::PushChunk>) -> Result<Admit, Status> {
-    let Some(Part::Head(first, bytes)) = chunks.next().await? else {
+    let Some((first, bytes)) = chunks.head().await? else {
         return Err(missing("first chunk").into());
     };
     let tag = first.tag.clone().ok_or_else(|| missing("tag"))?;
@@ -138,12 +158,19 @@ async fn receive(store: &Store, chunks: &mut Chunks<v1::PushChunk>) -> Result<Ad
         Push::Ignored(admit) => return Ok(admit),
         Push::Wanted(staging) => staging,
     };
-    begin(&mut staging, &first, bytes)?;
-    while let Some(part) = chunks.next().await? {
-        match part {
-            Part::Head(chunk, bytes) => begin(&mut staging, &chunk, bytes)?,
-            Part::Data(data) => staging.write(&data)?,
+    let mut next = Some((first, bytes));
+    while let Some((chunk, bytes)) = next {
+        begin(&mut staging, &chunk, bytes)?;
+        let mut left = bytes;
+        while left > 0 {
+            let came = chunks.data(staging.room()).await?;
+            staging.filled(came)?;
+            left -= came;
         }
+        next = chunks.head().await?;
+    }
+    if !chunks.is_whole() {
+        return Err(Status::unavailable("the stream ended before its end was said"));
     }
     Ok(staging.finish()?)
 }

@@ -98,27 +98,52 @@ impl Staging {
         }
     }
 
-    /// Takes the next bytes of the chunk's data.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ServiceError> {
-        let Some(open) = self.open.as_mut().filter(|open| bytes.len() <= open.bytes - open.done) else {
+    /// Where the next bytes of the chunk's data belong; empty when it has all of them. [`Staging::filled`] says how many are
+    /// there.
+    pub fn room(&mut self) -> &mut [u8] {
+        match &mut self.open {
+            None => &mut [],
+            Some(open) if open.encoding == Encoding::Float32 => {
+                let place = &mut self.buffer.data[open.elements.clone()];
+                &mut bytemuck::cast_slice_mut(place)[open.done..]
+            }
+            Some(open) => {
+                open.held.resize(open.bytes, 0);
+                &mut open.held[open.done..]
+            }
+        }
+    }
+
+    /// So many bytes of [`Staging::room`] have come. Looks at them while they are in the cache.
+    pub fn filled(&mut self, bytes: usize) -> Result<(), ServiceError> {
+        let accepts = self.engine.accepts_non_finite();
+        let Some(open) = self.open.as_mut().filter(|open| bytes <= open.bytes - open.done) else {
             return Err(self.refused("data that belongs to no chunk"));
         };
-        if open.encoding == Encoding::Float32 {
-            let place = &mut self.buffer.data[open.elements.clone()];
-            let broken = place_and_check(place, open.done, bytes);
-            if let Some(index) = broken.filter(|_| !self.engine.accepts_non_finite()) {
+        let done = open.done + bytes;
+        if open.encoding == Encoding::Float32 && !accepts {
+            let found = completed_broken(&self.buffer.data[open.elements.clone()], open.done..done);
+            if let Some(index) = found {
                 let index = open.elements.start + index;
                 return Err(self.non_finite(index));
             }
-        } else {
-            open.held.extend_from_slice(bytes);
         }
-        open.done += bytes.len();
+        open.done = done;
         if open.done == open.bytes {
             self.open.take().map_or(Ok(()), |open| self.close(open))
         } else {
             Ok(())
         }
+    }
+
+    /// Takes the next bytes of the chunk's data.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ServiceError> {
+        let room = self.room();
+        if bytes.len() > room.len() {
+            return Err(self.refused("data that belongs to no chunk"));
+        }
+        room[..bytes.len()].copy_from_slice(bytes);
+        self.filled(bytes.len())
     }
 
     /// Puts the chunk in its place and checks it, where that is not done yet.
@@ -194,24 +219,11 @@ impl Staging {
     }
 }
 
-/// Bytes that are copied and looked at before the next ones: both sides of the copy stay in the first cache.
-const AT_ONCE: usize = 8 << 10;
-
-/// Copies `bytes` to `place`, of which `done` bytes have come before. Returns the first element that is complete now and not
-/// finite.
-fn place_and_check(place: &mut [f32], done: usize, bytes: &[u8]) -> Option<usize> {
-    let mut at = done;
-    let mut broken = None;
-    for block in bytes.chunks(AT_ONCE) {
-        let end = at + block.len();
-        bytemuck::cast_slice_mut::<f32, u8>(place)[at..end].copy_from_slice(block);
-        // The first of these may have been cut in two.
-        let complete = at / 4..end / 4;
-        let found = not_finite(&place[complete.clone()]);
-        broken = broken.or(found.map(|index| complete.start + index));
-        at = end;
-    }
-    broken
+/// The first element that is complete since these of the `values`' bytes have come, and not finite.
+fn completed_broken(values: &[f32], bytes: Range<usize>) -> Option<usize> {
+    // The first of them may have been cut in two.
+    let complete = bytes.start / 4..bytes.end / 4;
+    not_finite(&values[complete.clone()]).map(|index| complete.start + index)
 }
 
 fn not_finite(values: &[f32]) -> Option<usize> {
@@ -407,11 +419,13 @@ mod tests {
                 values[broken] = f32::NEG_INFINITY;
             }
             let bytes: &[u8] = bytemuck::cast_slice(&values);
-            for piece in [1, 3, 4, 1001, AT_ONCE + 2, bytes.len()] {
+            for piece in [1, 3, 4, 1001, 8194, bytes.len()] {
                 let mut place = vec![f32::NAN; values.len()];
                 let mut found = None;
                 for (start, piece) in (0..).step_by(piece).zip(bytes.chunks(piece)) {
-                    found = found.or(place_and_check(&mut place, start, piece));
+                    let end = start + piece.len();
+                    bytemuck::cast_slice_mut(&mut place)[start..end].copy_from_slice(piece);
+                    found = found.or(completed_broken(&place, start..end));
                 }
                 assert_eq!((found, &place), (broken, &values), "in pieces of {piece} bytes");
             }

@@ -1,80 +1,131 @@
+use std::io;
 use std::pin::Pin;
 
 use bytes::{Buf as _, Bytes};
-use coati_common::rpc::{CHUNK_BYTES, ErrorCode, MESSAGE_LIMIT_BYTES, ServiceError};
-use http::HeaderMap;
+use coati_common::rpc::{CHUNK_BYTES, ErrorCode, Lane, MESSAGE_LIMIT_BYTES, ServiceError};
+use coati_proto::coati::v1;
 use http_body::Body as _;
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::lane::{ALIVE, END, outcome};
 use super::{DATA_KEY, PREFIX_BYTES};
 
 /// A message's fields are short; what claims to be longer is no message of ours, and is not held.
 const HEAD_LIMIT: usize = 16 << 10;
 
-/// What comes next of a stream of messages.
-#[derive(Debug)]
-pub(crate) enum Part<M> {
-    /// A message begins: its fields, and how many bytes of data follow.
-    Head(M, usize),
-    /// The next bytes of that data, split wherever the connection split them.
-    Data(Bytes),
-}
+/// Copied at a time from what has come: both sides of the copy stay in the first cache, where the data is looked at next.
+const COPIED: usize = 8 << 10;
+
+/// Read at a time from a lane where it is not known what comes, and how much of it is small.
+const LOOK: usize = 512;
+const GATHER: usize = 16 << 10;
+
+/// Data that belongs to places smaller than this is read together: a read of its own costs more than a copy.
+const WORTH_A_READ: usize = 4 << 10;
 
 /// Takes messages apart as they arrive. Holds no data.
 pub(crate) struct Chunks<M> {
-    body: Body,
+    source: Source,
     /// Received and not yet looked at.
     pending: Bytes,
     /// Of a message whose fields have not all come.
     head: Vec<u8>,
     /// Of the current message's data.
     left: usize,
-    trailers: Option<HeaderMap>,
+    /// How the other side ended the stream.
+    end: Option<Result<(), Status>>,
     message: std::marker::PhantomData<fn() -> M>,
 }
 
+enum Source {
+    Body(Body),
+    Lane(Lane),
+}
+
 impl<M: Message + Default> Chunks<M> {
-    pub(crate) fn new(body: Body) -> Self {
+    /// Of a call or an answer over HTTP/2.
+    pub(crate) fn of_body(body: Body) -> Self {
+        Self::of(Source::Body(body), Bytes::new())
+    }
+
+    /// Of what comes next on a lane.
+    pub(crate) fn of_lane(lane: Lane) -> Self {
+        Self::of(Source::Lane(lane), Bytes::new())
+    }
+
+    fn of(source: Source, pending: Bytes) -> Self {
         Self {
-            body,
-            pending: Bytes::new(),
+            source,
+            pending,
             head: Vec::new(),
             left: 0,
-            trailers: None,
+            end: None,
             message: std::marker::PhantomData,
         }
     }
 
-    /// The next part; nothing after the last.
-    pub(crate) async fn next(&mut self) -> Result<Option<Part<M>>, Status> {
+    /// What comes next on the same lane are messages of this kind.
+    pub(crate) fn followed_by<N: Message + Default>(self) -> Chunks<N> {
+        Chunks::of(self.source, self.pending)
+    }
+
+    /// Waits without end for the first bytes of what comes next; false where nothing does. Nothing is lost when it is given up.
+    pub(crate) async fn awaken(&mut self) -> bool {
+        let Source::Lane(lane) = &mut self.source else {
+            return true;
+        };
+        if self.pending.is_empty() {
+            let mut bytes = [0; LOOK];
+            lane.expect(1);
+            let read = lane.read_whenever(&mut bytes).await.unwrap_or(0);
+            self.pending = Bytes::copy_from_slice(&bytes[..read]);
+        }
+        !self.pending.is_empty()
+    }
+
+    /// The fields of the next message, and how many bytes of data follow, all of which are to be taken with [`Chunks::data`]
+    /// first; nothing after the last.
+    pub(crate) async fn head(&mut self) -> Result<Option<(M, usize)>, Status> {
         loop {
-            if self.pending.is_empty() {
-                if !self.receive().await? {
-                    return if self.left > 0 || !self.head.is_empty() {
-                        Err(Status::unavailable("the stream ended in the middle of a message"))
-                    } else {
-                        Ok(None)
-                    };
-                }
-                continue;
+            if matches!(self.source, Source::Lane(_)) && self.end.is_some() {
+                return Ok(None);
             }
-            if self.left > 0 {
-                let data = self.pending.split_to(self.left.min(self.pending.len()));
-                self.left -= data.len();
-                return Ok(Some(Part::Data(data)));
+            if self.pending.is_empty() {
+                if self.receive(LOOK).await? {
+                    continue;
+                }
+                return if self.left > 0 || !self.head.is_empty() {
+                    Err(cut())
+                } else {
+                    Ok(None)
+                };
             }
             let had = self.head.len();
             let taken = self.pending.len().min(HEAD_LIMIT - had);
             self.head.extend_from_slice(&self.pending[..taken]);
+            if self.begins_aside() {
+                let whole = self.aside().map_err(refused)?;
+                let used = whole.map_or(taken, |length| length.saturating_sub(had).min(taken));
+                self.pending.advance(used);
+                if let Some(length) = whole {
+                    if self.head[0] == END {
+                        let end = v1::LaneEnd::decode(&self.head[PREFIX_BYTES..length]);
+                        let end = end.map_err(|error| refused(format!("not an end of a call: {error}")))?;
+                        self.end = Some(outcome(end));
+                    }
+                    self.head.clear();
+                }
+                continue;
+            }
             if let Some(found) = find_head(&self.head).map_err(refused)? {
                 self.pending.advance(found.end.saturating_sub(had).min(taken));
                 let fields = M::decode(&self.head[PREFIX_BYTES..found.fields_end])
                     .map_err(|error| refused(format!("not a message of this service: {error}")))?;
                 self.head.clear();
                 self.left = found.data;
-                return Ok(Some(Part::Head(fields, found.data)));
+                return Ok(Some((fields, found.data)));
             }
             if self.head.len() >= HEAD_LIMIT {
                 return Err(refused(format!(
@@ -85,32 +136,147 @@ impl<M: Message + Default> Chunks<M> {
         }
     }
 
-    /// Reads on to the end, so that the other side gets an error as an answer and not as a broken connection.
-    pub(crate) async fn drain(&mut self) {
-        while matches!(self.receive().await, Ok(true)) {}
+    /// Whether what has come of a message is of those that only lanes have.
+    fn begins_aside(&self) -> bool {
+        matches!(
+            (&self.source, self.head.first()),
+            (Source::Lane(_), Some(&(END | ALIVE)))
+        )
     }
 
-    /// How the other side ended the stream; to be asked after its last part.
-    pub(crate) fn end(&self) -> Result<(), Status> {
-        match self.trailers.as_ref().map(Status::from_header_map) {
-            Some(Some(status)) if status.code() != tonic::Code::Ok => Err(status),
-            Some(_) => Ok(()),
-            None => Err(Status::unavailable("the stream ended without a status")),
+    /// The length of such a message, once it has come as a whole.
+    fn aside(&self) -> Result<Option<usize>, String> {
+        let Some(&[_, a, b, c, d]) = self.head.first_chunk::<PREFIX_BYTES>() else {
+            return Ok(None);
+        };
+        let length = PREFIX_BYTES.saturating_add(u32::from_be_bytes([a, b, c, d]) as usize);
+        if length > HEAD_LIMIT {
+            return Err(format!(
+                "the end of a call has {length} bytes; at most {HEAD_LIMIT} are read"
+            ));
+        }
+        Ok(Some(length).filter(|&length| length <= self.head.len()))
+    }
+
+    /// Puts the next bytes of the message's data into `room`; returns how many, none only where there is no data left or no room.
+    pub(crate) async fn data(&mut self, room: &mut [u8]) -> Result<usize, Status> {
+        let count = room.len().min(self.left);
+        if count == 0 {
+            return Ok(0);
+        }
+        if self.pending.is_empty() {
+            let direct = count == self.left || count >= WORTH_A_READ;
+            match &mut self.source {
+                Source::Lane(lane) if direct => {
+                    lane.expect(self.left);
+                    let read = lane.read(&mut room[..count]).await.map_err(broken)?;
+                    self.left -= read;
+                    return if read > 0 { Ok(read) } else { Err(cut()) };
+                }
+                _ => {
+                    while self.pending.is_empty() {
+                        if !self.receive(self.left.min(GATHER)).await? {
+                            return Err(cut());
+                        }
+                    }
+                }
+            }
+        }
+        let count = count.min(self.pending.len()).min(COPIED);
+        room[..count].copy_from_slice(&self.pending[..count]);
+        self.pending.advance(count);
+        self.left -= count;
+        Ok(count)
+    }
+
+    /// Reads on to the end, so that the other side gets an error as an answer and not as a broken connection.
+    pub(crate) async fn drain(&mut self) {
+        if matches!(self.source, Source::Body(_)) {
+            while matches!(self.receive(0).await, Ok(true)) {}
+            return;
+        }
+        let mut waste = vec![0; 64 << 10];
+        loop {
+            let read = if self.left > 0 {
+                self.data(&mut waste).await.is_ok()
+            } else {
+                matches!(self.head().await, Ok(Some(_)))
+            };
+            if !read {
+                return;
+            }
         }
     }
 
-    /// False at the end.
-    async fn receive(&mut self) -> Result<bool, Status> {
-        let next = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
+    /// How the other side ended the stream; to be asked after its last message.
+    pub(crate) fn end(&self) -> Result<(), Status> {
+        let unsaid = || Err(Status::unavailable("the stream ended without a status"));
+        self.end.clone().unwrap_or_else(unsaid)
+    }
+
+    /// Whether a request has come to its end, after its last message. HTTP/2 itself tells an end from a broken connection.
+    pub(crate) fn is_whole(&self) -> bool {
+        match &self.source {
+            Source::Body(_) => true,
+            Source::Lane(_) => self.end.is_some() && self.pending.is_empty(),
+        }
+    }
+
+    /// The lane, where this is one.
+    pub(crate) fn lane(&mut self) -> Option<&mut Lane> {
+        match &mut self.source {
+            Source::Lane(lane) => Some(lane),
+            Source::Body(_) => None,
+        }
+    }
+
+    /// The lane, if it can be used for another call.
+    pub(crate) fn into_lane(self) -> Option<Lane> {
+        let whole = self.is_whole();
+        match self.source {
+            Source::Lane(lane) if whole => Some(lane),
+            _ => None,
+        }
+    }
+
+    /// Receives what there is, from a lane so many bytes at most. False at the end.
+    async fn receive(&mut self, most: usize) -> Result<bool, Status> {
+        let body = match &mut self.source {
+            Source::Lane(lane) => {
+                let mut bytes = vec![0; most];
+                lane.expect(1);
+                let read = lane.read(&mut bytes).await.map_err(broken)?;
+                bytes.truncate(read);
+                self.pending = bytes.into();
+                return Ok(read > 0);
+            }
+            Source::Body(body) => body,
+        };
+        let next = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await;
         let Some(frame) = next.transpose()? else {
             return Ok(false);
         };
         match frame.into_data() {
             Ok(data) => self.pending = data,
-            Err(frame) => self.trailers = frame.into_trailers().ok(),
+            Err(frame) => {
+                let status = frame.trailers_ref().map(Status::from_header_map);
+                self.end = status.map(|status| match status {
+                    Some(status) if status.code() != tonic::Code::Ok => Err(status),
+                    _ => Ok(()),
+                });
+            }
         }
         Ok(true)
     }
+}
+
+fn cut() -> Status {
+    Status::unavailable("the stream ended in the middle of a message")
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn broken(error: io::Error) -> Status {
+    Status::unavailable(format!("the connection broke: {error}"))
 }
 
 fn refused(what: String) -> Status {
@@ -268,17 +434,19 @@ mod tests {
         let mut parts = Vec::new();
         for &piece in pieces {
             let later = rest.split_off(piece.clamp(1, 1 << 20).min(rest.len()));
-            parts.push(Bytes::from(std::mem::replace(&mut rest, later)));
+            parts.push(vec![Bytes::from(std::mem::replace(&mut rest, later))]);
         }
-        parts.push(Bytes::from(rest));
-        let mut chunks = Chunks::<PushChunk>::new(request_body(futures::stream::iter(parts)));
+        parts.push(vec![Bytes::from(rest)]);
+        let mut chunks = Chunks::<PushChunk>::of_body(request_body(futures::stream::iter(parts)));
         let mut messages: Vec<(PushChunk, Vec<u8>)> = Vec::new();
         block_on(async {
-            while let Some(part) = chunks.next().await? {
-                match part {
-                    Part::Head(fields, _) => messages.push((fields, Vec::new())),
-                    Part::Data(data) => messages.last_mut().unwrap().1.extend_from_slice(&data),
+            while let Some((fields, bytes)) = chunks.head().await? {
+                let mut data = vec![0; bytes];
+                let mut done = 0;
+                while done < bytes {
+                    done += chunks.data(&mut data[done..]).await?;
                 }
+                messages.push((fields, data));
             }
             Ok(messages
                 .into_iter()

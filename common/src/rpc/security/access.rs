@@ -51,26 +51,32 @@ impl Check {
             refused: Arc::default(),
         }
     }
-}
 
-impl Interceptor for Check {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+    /// Whether who shows `shown` as a token, at this address, may go on.
+    pub fn admit(&self, shown: Option<&[u8]>, from: Option<SocketAddr>) -> Result<(), ServiceError> {
         let Some(token) = &self.token else {
-            return Ok(request);
+            return Ok(());
         };
-        let found = request.metadata().get(KEY).map(|value| Token::parse(value.as_bytes()));
-        let carries = match found {
-            Some(Some(found)) if found.is(token) => return Ok(request),
+        let carries = match shown.map(Token::parse) {
+            Some(Some(found)) if found.is(token) => return Ok(()),
             Some(_) => "the token of another job",
             None => "no job token",
         };
-        let error = refusal(request.remote_addr(), carries);
+        let error = refusal(from, carries);
         // A scanner may try for ever; the log stays readable.
         let before = self.refused.fetch_add(1, Ordering::Relaxed);
         if is_power_of_ten(before + 1) {
             tracing::warn!(refused = before + 1, "{}", error.message);
         }
-        Err(error.into())
+        Err(error)
+    }
+}
+
+impl Interceptor for Check {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let shown = request.metadata().get(KEY).map(MetadataValue::as_bytes);
+        self.admit(shown, request.remote_addr())?;
+        Ok(request)
     }
 }
 

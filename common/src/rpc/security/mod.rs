@@ -24,6 +24,7 @@ pub use access::{Attach, Check};
 pub use breach::Breach;
 pub use error::Error;
 pub use files::{FOLDER, OwnCertificate, Sources};
+pub(crate) use identity::HANDSHAKE;
 pub use identity::{JOB_NAME, Tls};
 pub use token::Token;
 

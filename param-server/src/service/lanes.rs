@@ -1,0 +1,162 @@
+//! Bulk transfers on lanes: as `coati.v1.Transfer` over HTTP/2, one call after the other on each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coati_common::rpc::security::Check;
+use coati_common::rpc::{self, ErrorCode, Knock, Lanes, Security, ServiceError};
+use coati_proto::coati::v1;
+use coati_proto::coati::v1::lane_call::Method;
+use futures::stream;
+use tokio::task::JoinSet;
+use tonic::Status;
+
+use super::handlers::{Service, missing, wait_within};
+use crate::wire::{self, Chunks, Message};
+
+/// Who has a lane says what for within this time.
+const FIRST_CALL: Duration = Duration::from_secs(10);
+
+/// Serves a port's lanes until the server is told to leave; calls under way then go on to their end.
+pub(super) async fn serve(service: Arc<Service>, mut lanes: Lanes, security: Security) {
+    let mut open = JoinSet::new();
+    let check = security.check();
+    loop {
+        let knock = tokio::select! {
+            biased;
+            () = service.left() => break,
+            knock = lanes.next() => knock,
+            Some(_) = open.join_next() => continue,
+        };
+        // A port that is closed leaves its lanes open.
+        let Some(knock) = knock else { break };
+        let (service, security, check) = (Arc::clone(&service), security.clone(), check.clone());
+        open.spawn(async move {
+            if let Err(error) = one(&service, knock, &security, &check).await {
+                tracing::debug!(%error, "a lane ended");
+            }
+        });
+    }
+    while open.join_next().await.is_some() {}
+}
+
+/// Until the other side hangs up or breaks the rules.
+async fn one(service: &Arc<Service>, knock: Knock, security: &Security, check: &Check) -> Result<(), Status> {
+    let lane = knock.open(security).await?;
+    let mut calls = Chunks::<v1::LaneCall>::of_lane(lane);
+    let mut limit = Some(FIRST_CALL);
+    while woken(service, &mut calls, limit.take()).await {
+        let Some((call, _)) = calls.head().await? else { break };
+        let Some(lane) = answered(service, call, calls, check).await? else {
+            break;
+        };
+        calls = Chunks::of_lane(lane);
+    }
+    Ok(())
+}
+
+/// Waits for the next call; false when there will be none.
+async fn woken(service: &Arc<Service>, calls: &mut Chunks<v1::LaneCall>, limit: Option<Duration>) -> bool {
+    let silent = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = service.left() => false,
+        woken = calls.awaken() => woken,
+        () = silent => false,
+    }
+}
+
+/// Answers one call; returns the lane if it can go on.
+async fn answered(
+    service: &Arc<Service>,
+    call: v1::LaneCall,
+    mut calls: Chunks<v1::LaneCall>,
+    check: &Check,
+) -> Result<Option<rpc::Lane>, Status> {
+    let from = calls.lane().map(|lane| lane.peer());
+    let shown = Some(call.token.as_ref()).filter(|token| !token.is_empty());
+    if let Err(error) = check.admit(shown, from) {
+        // Nothing of a stranger is read, not even to its end.
+        if let Some(lane) = calls.lane() {
+            lane.send(&mut [wire::end(Err(&error.into()))]).await?;
+        }
+        return Ok(None);
+    }
+    let limit = Duration::from_millis(call.limit_ms).saturating_add(rpc::call_headroom());
+    let answering = async {
+        match call.method() {
+            Method::Push => push(service, &call, calls.followed_by()).await,
+            Method::Pull => pull(service, &call, calls.followed_by()).await,
+            Method::Unspecified => {
+                let message = format!("method {} of a lane is not known here", call.method);
+                Err(ServiceError::new(ErrorCode::InvalidRequest, message).into())
+            }
+        }
+    };
+    // Nobody waits for it any more.
+    let answered = tokio::time::timeout(limit, answering).await;
+    answered.unwrap_or_else(|_| Err(Status::deadline_exceeded("the caller waits no longer")))
+}
+
+async fn push(
+    service: &Arc<Service>,
+    call: &v1::LaneCall,
+    mut chunks: Chunks<v1::PushChunk>,
+) -> Result<Option<rpc::Lane>, Status> {
+    let reply = service.push(Ok(service.store_at(call.ps_index)), &mut chunks).await;
+    // Without its end, there is nobody who would hear an answer.
+    let Some(mut lane) = chunks.into_lane() else {
+        return reply.map(|_| None);
+    };
+    let mut answer = match &reply {
+        Ok(reply) => vec![wire::head(reply, 0), wire::end(Ok(()))],
+        Err(status) => vec![wire::end(Err(status))],
+    };
+    lane.send(&mut answer).await?;
+    Ok(Some(lane))
+}
+
+async fn pull(
+    service: &Arc<Service>,
+    call: &v1::LaneCall,
+    mut chunks: Chunks<v1::PullRequest>,
+) -> Result<Option<rpc::Lane>, Status> {
+    let Some((request, 0)) = chunks.head().await? else {
+        return Err(missing("message").into());
+    };
+    if chunks.head().await?.is_some() {
+        return Err(ServiceError::new(ErrorCode::InvalidRequest, "a pull is one message").into());
+    }
+    let Some(mut lane) = chunks.into_lane() else {
+        return Err(Status::unavailable("the stream ended before its end was said"));
+    };
+    let wait = wait_within(Duration::from_millis(call.limit_ms));
+    let store = service.store_at(call.ps_index);
+    let quiet = lane.patience() / 4;
+    let pulled = {
+        let mut pulling = std::pin::pin!(service.pull(store, request, wait));
+        loop {
+            let said = tokio::select! {
+                biased;
+                pulled = &mut pulling => break pulled,
+                // Who asks hangs up, or does not wait for the answer.
+                () = lane.disturbed() => return Ok(None),
+                () = tokio::time::sleep(quiet) => lane.send(&mut [wire::alive()]).await,
+            };
+            said?;
+        }
+    };
+    match pulled {
+        Ok(messages) => {
+            let end: Message = vec![wire::end(Ok(()))];
+            wire::send(&mut lane, stream::iter(messages.chain([end]))).await?;
+        }
+        Err(status) => lane.send(&mut [wire::end(Err(&status))]).await?,
+    }
+    Ok(Some(lane))
+}
