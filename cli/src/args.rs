@@ -392,6 +392,9 @@ pub(crate) struct BenchPsArgs {
     /// Measure instead how long a worker waits while checkpoints are written to this folder.
     #[arg(long, value_name = "FOLDER")]
     pub checkpoint: Option<PathBuf>,
+    /// With certificates on both sides and a token, as jobs have them. The stream beside it stays plain.
+    #[arg(long)]
+    pub tls: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -476,6 +479,8 @@ pub(crate) struct BenchTaskArgs {
     pub weights: String,
     #[arg(long, value_delimiter = ',')]
     pub addresses: Vec<String>,
+    #[arg(long)]
+    pub credentials: Option<PathBuf>,
 }
 
 /// The process's arguments with dashes in flag names turned into underscores (`--model-dir` is `--model_dir`).

@@ -175,7 +175,14 @@ fn print(outcome: &Outcome) {
 
 /// What the user should know beside the figures.
 fn told(outcome: &Outcome) {
-    for record in outcome.report.notes.iter().chain(&outcome.report.bad_records) {
-        say(&format!("warning: {record}"));
+    for note in &outcome.report.notes {
+        say(&format!("warning: {note}"));
+    }
+    // Each was named when it was read.
+    let bad = outcome.report.bad_records.len();
+    if bad > 0 {
+        say(&format!(
+            "warning: {bad} bad records, named above, are not part of these figures"
+        ));
     }
 }

@@ -160,18 +160,21 @@ fn endpoint(address: &str, security: &Security) -> Result<Endpoint, Unreachable>
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }
 
+/// Whether the host of `address` (`host:port`) has an address of the network. Waits for a name server for as long as the system does.
+pub async fn resolve(address: &str) -> Result<(), Unreachable> {
+    let found = tokio::net::lookup_host(address).await;
+    match found.map_err(|error| Unreachable::Dns(error.to_string()))?.next() {
+        Some(_) => Ok(()),
+        None => Err(Unreachable::Dns("the name has no address".to_owned())),
+    }
+}
+
 async fn attempt(address: &str, endpoint: &Endpoint) -> Result<Line, Unreachable> {
     if let Some(network) = line::network() {
         return network.dial(address).map(Line::InProcess);
     }
     // Resolved apart, so that a wrong name is told from a host that does not answer.
-    let found = tokio::net::lookup_host(address)
-        .await
-        .map_err(|error| Unreachable::Dns(error.to_string()))?
-        .next();
-    if found.is_none() {
-        return Err(Unreachable::Dns("the name has no address".to_owned()));
-    }
+    resolve(address).await?;
     let dialled = address.to_owned();
     // Of our own, for the read-ahead. The channel calls it again when the connection has broken.
     let connector = tower::service_fn(move |_: Uri| {

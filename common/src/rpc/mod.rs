@@ -14,7 +14,7 @@ mod serve;
 mod settings;
 
 pub use deadline::{Call, call, call_headroom, with_deadline};
-pub use dial::{Channel, Unreachable, connect, connect_as, connect_once};
+pub use dial::{Channel, Unreachable, connect, connect_as, connect_once, resolve};
 pub use dialogue::{Answers, Dialogue, answers};
 pub use error::{Error, ErrorCode, METADATA_KEY, ServiceError};
 pub use incoming::{Connection, Incoming};

@@ -52,20 +52,8 @@ impl Network {
     }
 
     /// A layout for images of (height, width) pixels.
-    pub(crate) fn layout(&self, (height, width): (usize, usize)) -> Result<Layout, Error> {
-        let config = NetworkConfig {
-            image_height: height,
-            image_width: width,
-            ..self.config.clone()
-        };
-        let plan = plan(&config)?;
-        if let Some(variable) = self.plan.other_variable(&plan) {
-            return Err(Error::Variables {
-                height,
-                width,
-                variable,
-            });
-        }
+    pub(crate) fn layout(&self, size: (usize, usize)) -> Result<Layout, Error> {
+        let (config, plan) = self.plan.of_size(&self.config, size)?;
         Ok(Layout { config, plan })
     }
 
@@ -83,8 +71,33 @@ impl Network {
 }
 
 impl Plan {
+    /// The plan of the same network for images of (height, width) pixels, and its configuration; `config` is this one's.
+    ///
+    /// # Errors
+    /// Sizes that there is no network for, or one with other variables.
+    pub fn of_size(
+        &self,
+        config: &NetworkConfig,
+        (height, width): (usize, usize),
+    ) -> Result<(NetworkConfig, Self), Error> {
+        let config = NetworkConfig {
+            image_height: height,
+            image_width: width,
+            ..config.clone()
+        };
+        let plan = plan(&config)?;
+        match self.other_variable(&plan) {
+            None => Ok((config, plan)),
+            Some(variable) => Err(Error::Variables {
+                height,
+                width,
+                variable,
+            }),
+        }
+    }
+
     /// The first variable that another layout of the same network has not, or has otherwise.
-    pub fn other_variable(&self, other: &Self) -> Option<String> {
+    fn other_variable(&self, other: &Self) -> Option<String> {
         let pairs = self.variables.iter().zip(&other.variables);
         let differs = pairs.clone().position(|(ours, theirs)| ours != theirs);
         let at = differs.or((self.variables.len() != other.variables.len()).then(|| pairs.len()))?;

@@ -9,7 +9,7 @@ use coati_detection::accelerator::abi::{Opening, Scaling};
 use coati_detection::accelerator::loss::DeviceLoss;
 use coati_detection::accelerator::numerics::{Hardware, choose};
 use coati_detection::network::plan::{Affine, Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
-use coati_detection::network::{self, Activation, NetworkConfig, Regularizer};
+use coati_detection::network::{Activation, NetworkConfig, Regularizer};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
@@ -170,20 +170,8 @@ impl Session {
     }
 
     /// Lays the network out for images of (height, width) pixels. A step that was started is forgotten.
-    pub(crate) fn lay_out(&mut self, (height, width): (usize, usize)) -> Result<(), Error> {
-        let config = NetworkConfig {
-            image_height: height,
-            image_width: width,
-            ..self.config.clone()
-        };
-        let plan = plan(&config)?;
-        if let Some(variable) = self.plan.other_variable(&plan) {
-            return Err(Error::Network(network::Error::Variables {
-                height,
-                width,
-                variable,
-            }));
-        }
+    pub(crate) fn lay_out(&mut self, size: (usize, usize)) -> Result<(), Error> {
+        let (config, plan) = self.plan.of_size(&self.config, size)?;
         self.pending = None;
         self.leaving = None;
         self.image = image(&config);

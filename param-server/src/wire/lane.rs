@@ -81,6 +81,7 @@ mod tests {
     use coati_common::rpc::{ErrorCode, Peer, Security, ServiceError, bind};
     use coati_proto::coati::v1::PushChunk;
     use futures::stream;
+    use proptest::prelude::*;
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
@@ -181,5 +182,39 @@ mod tests {
         let (sent, read) = tokio::join!(send(&mut from, slow), read(&mut chunks, 100));
         sent.unwrap();
         assert_eq!(read.unwrap().len(), 2);
+    }
+
+    /// What a reader makes of these bytes and the end of the connection.
+    async fn made_of(bytes: Vec<u8>) -> Result<Vec<(u64, Vec<u8>)>, Status> {
+        let (mut from, to) = pair().await;
+        let mut chunks = Chunks::of_lane(to);
+        let sending = async move {
+            // Who reads may have hung up.
+            let _ = from.send(&mut [bytes.into()]).await;
+        };
+        let ((), read) = tokio::join!(sending, read(&mut chunks, 100));
+        chunks.drain().await;
+        read
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        #[test]
+        fn random_bytes_and_messages_with_a_wrong_byte_are_errors_or_messages(
+            noise in prop::collection::vec(prop_oneof![0u8..4, any::<u8>()], 0..300),
+            sizes in prop::collection::vec(0usize..2000, 1..4),
+            wrong in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let said: Vec<Bytes> = (0..).zip(&sizes).flat_map(|(i, &size)| message(i, size)).collect();
+            let mut bytes = [said.concat(), alive().to_vec(), end(Ok(())).to_vec()].concat();
+            prop_assert_eq!(runtime.block_on(made_of(bytes.clone())).unwrap().len(), sizes.len());
+            let at = wrong.index(bytes.len());
+            bytes[at] = value;
+            let _ = runtime.block_on(made_of(bytes));
+            let _ = runtime.block_on(made_of(noise));
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use coati_common::rpc::Unreachable;
+use coati_common::rpc::{self, Unreachable};
+use futures::future::join_all;
 
 /// A name server that does not answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -10,22 +11,19 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Warns of workers (`host:port` by index) whose names have no address. No more than that, because a scheduler may give a host its name
 /// when its task starts; who has not come in the end is the coordinator's to say.
 pub(super) async fn look_up(workers: Vec<String>) {
-    for (index, address) in workers.into_iter().enumerate() {
-        if let Err(reason) = resolve(&address).await {
+    let found = join_all(workers.iter().map(|address| found(address))).await;
+    for ((index, address), found) in workers.iter().enumerate().zip(found) {
+        if let Err(reason) = found {
             tracing::warn!("worker-{index} ({address}): {reason}\nhint: {}", reason.hint());
         }
     }
 }
 
-async fn resolve(address: &str) -> Result<(), Unreachable> {
-    match tokio::time::timeout(LIMIT, tokio::net::lookup_host(address)).await {
-        Err(_) => Err(Unreachable::Dns("the name server does not answer".to_owned())),
-        Ok(Err(error)) => Err(Unreachable::Dns(error.to_string())),
-        Ok(Ok(mut found)) => match found.next() {
-            None => Err(Unreachable::Dns("the name has no address".to_owned())),
-            Some(_) => Ok(()),
-        },
-    }
+async fn found(address: &str) -> Result<(), Unreachable> {
+    let silent = |_| Unreachable::Dns("the name server does not answer".to_owned());
+    tokio::time::timeout(LIMIT, rpc::resolve(address))
+        .await
+        .map_err(silent)?
 }
 
 #[cfg(test)]
@@ -34,8 +32,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_without_an_address_is_told_from_one_that_has_one() {
-        assert_eq!(resolve("127.0.0.1:1").await, Ok(()));
-        let wrong = resolve("no-such-host.invalid:2223").await.unwrap_err();
+        assert_eq!(found("127.0.0.1:1").await, Ok(()));
+        let wrong = found("no-such-host.invalid:2223").await.unwrap_err();
         assert!(matches!(wrong, Unreachable::Dns(_)), "{wrong}");
         assert!(wrong.hint().contains("cluster file or TF_CONFIG"));
     }

@@ -49,7 +49,9 @@ impl Knock {
             Ok(match security.tls() {
                 None => Io::Plain(socket),
                 Some(tls) => {
-                    let stream = TlsAcceptor::from(tls.lane_server()).accept(socket).await?;
+                    let stream = TlsAcceptor::from(tls.lane_server())
+                        .accept(super::ahead(socket))
+                        .await?;
                     Io::Tls(Box::new(stream.into()))
                 }
             })

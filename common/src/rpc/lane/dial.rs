@@ -32,7 +32,9 @@ async fn dial(security: &Security, peer: &Peer) -> io::Result<Lane> {
         None => Io::Plain(socket),
         Some(tls) => {
             let name = tls.name_of(&peer.address)?;
-            let stream = TlsConnector::from(tls.lane_client()).connect(name, socket).await?;
+            let stream = TlsConnector::from(tls.lane_client())
+                .connect(name, super::ahead(socket))
+                .await?;
             Io::Tls(Box::new(stream.into()))
         }
     };

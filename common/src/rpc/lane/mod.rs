@@ -16,7 +16,7 @@ use bytes::{Buf as _, Bytes};
 use futures::FutureExt as _;
 use nix::libc;
 use nix::sys::socket::setsockopt;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
@@ -49,7 +49,12 @@ pub struct Lane {
 #[derive(Debug)]
 enum Io {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<BufReader<TcpStream>>>),
+}
+
+/// What TLS reads from: it asks for 4 KiB at a time.
+fn ahead(socket: TcpStream) -> BufReader<TcpStream> {
+    BufReader::with_capacity(super::incoming::READ_AHEAD_BYTES, socket)
 }
 
 impl Lane {
@@ -77,7 +82,7 @@ impl Lane {
     fn socket(&self) -> &TcpStream {
         match &self.io {
             Io::Plain(socket) => socket,
-            Io::Tls(stream) => stream.get_ref().0,
+            Io::Tls(stream) => stream.get_ref().0.get_ref(),
         }
     }
 

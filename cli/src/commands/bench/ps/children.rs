@@ -69,28 +69,33 @@ pub(super) fn cpu_of(processes: &[u32]) -> anyhow::Result<f64> {
     Ok(sum.as_secs_f64())
 }
 
-pub(super) fn servers(count: u32) -> anyhow::Result<(Vec<Child>, Vec<String>)> {
+pub(super) fn servers(count: u32, credentials: &[String]) -> anyhow::Result<(Vec<Child>, Vec<String>)> {
     let mut children = Vec::new();
     let mut addresses = Vec::new();
     for index in 0..count {
-        let mut child = Child::start(&["server".to_owned(), format!("--index={index}")])?;
+        let mut child = Child::start(&[&["server".to_owned(), format!("--index={index}")], credentials].concat())?;
         addresses.push(child.hear()?);
         children.push(child);
     }
     Ok((children, addresses))
 }
 
-pub(super) fn workers(arguments: &BenchPsArgs, addresses: &[String]) -> anyhow::Result<Vec<Child>> {
+pub(super) fn workers(
+    arguments: &BenchPsArgs,
+    addresses: &[String],
+    credentials: &[String],
+) -> anyhow::Result<Vec<Child>> {
     (0..arguments.workers)
         .map(|index| {
-            let mut child = Child::start(&[
+            let own = [
                 "worker".to_owned(),
                 format!("--index={index}"),
                 format!("--megabytes={}", arguments.megabytes),
                 format!("--gradients={}", arguments.gradients),
                 format!("--weights={}", arguments.weights),
                 format!("--addresses={}", addresses.join(",")),
-            ])?;
+            ];
+            let mut child = Child::start(&[&own, credentials].concat())?;
             child.hear()?;
             Ok(child)
         })

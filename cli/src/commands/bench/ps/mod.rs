@@ -11,6 +11,7 @@ mod tcp;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use coati_common::rpc::security::Sources;
 use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
 use coati_param_server::{Compression, Contributor, PsGroup, Strategy, Tag, plan};
 use coati_proto::coati::v1::JobRef;
@@ -75,6 +76,9 @@ fn optimizer() -> bytes::Bytes {
 
 /// One of the processes that [`run`] starts.
 pub(crate) fn task(arguments: &BenchTaskArgs) -> anyhow::Result<()> {
+    if let Some(folder) = &arguments.credentials {
+        Sources::of_folder(folder.clone()).load(LIMIT)?.install();
+    }
     match arguments.role {
         TaskRole::Server => children::serve(arguments.index),
         TaskRole::Worker => children::work(arguments, LIMIT),
@@ -85,7 +89,16 @@ pub(crate) fn task(arguments: &BenchTaskArgs) -> anyhow::Result<()> {
 
 pub(crate) fn run(arguments: &BenchPsArgs) -> anyhow::Result<()> {
     let runtime = Runtime::new()?;
-    let (mut servers, addresses) = children::servers(arguments.servers)?;
+    let folder = tempfile::tempdir()?;
+    let mut credentials = Vec::new();
+    if arguments.tls {
+        let made = folder.path().join("tls");
+        let sources = Sources::of_folder(made.clone());
+        sources.make()?;
+        sources.load(LIMIT)?.install();
+        credentials.push(format!("--credentials={}", made.display()));
+    }
+    let (mut servers, addresses) = children::servers(arguments.servers, &credentials)?;
     let group = runtime.block_on(async {
         let group = group(arguments.megabytes, &addresses).await?;
         group.configure(optimizer(), 0, LIMIT).await?;
@@ -96,7 +109,7 @@ pub(crate) fn run(arguments: &BenchPsArgs) -> anyhow::Result<()> {
     let data = if let Some(folder) = &arguments.checkpoint {
         runtime.block_on(checkpoint::measure(&group, folder, arguments))?
     } else {
-        let mut workers = children::workers(arguments, &addresses)?;
+        let mut workers = children::workers(arguments, &addresses, &credentials)?;
         measure(&runtime, &group, arguments, &mut servers, &mut workers)?
     };
     runtime.block_on(group.shutdown("measured", LIMIT))?;
@@ -181,7 +194,7 @@ fn measure(
     Ok(json!({
         "bench": "ps", "servers": arguments.servers, "workers": arguments.workers,
         "megabytes": bytes / f64::from(arguments.workers) / 1e6, "rounds": rounds.len(),
-        "gradients": arguments.gradients, "weights": arguments.weights,
+        "gradients": arguments.gradients, "weights": arguments.weights, "tls": arguments.tls,
         "goodput_mb_per_s": of(&goodput),
         "pull_mb_per_s": of(&|round| megabytes / round.pull.0),
         "push_mb_per_s": of(&|round| megabytes / round.push.0),
