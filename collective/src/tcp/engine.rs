@@ -16,6 +16,9 @@ use crate::{Error, Member, Watch};
 /// Longest sleep before one looks at the clock.
 const NAP: Duration = Duration::from_millis(250);
 
+/// Most bytes that one waits for before one wakes.
+const MOST_LOW_WATER: usize = 128 << 10;
+
 /// After a connection broke: how long one listens for the reason.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -31,6 +34,8 @@ pub(super) struct Peer {
     heading: [u8; Operation::BYTES],
     sent: usize,
     heard: usize,
+    /// So many bytes wake who waits for them.
+    low_water: usize,
 }
 
 impl Peer {
@@ -44,6 +49,19 @@ impl Peer {
             heading: [0; Operation::BYTES],
             sent: Operation::BYTES,
             heard: Operation::BYTES,
+            low_water: 1,
+        }
+    }
+
+    /// Before a sleep in which a piece of `lane` is waited for: nothing can be done with less than all of it, so that less wakes
+    /// nobody.
+    fn wake_for(&mut self, lane: &Lane) {
+        let wanted = match lane.into.front() {
+            Some(piece) if self.heard == Operation::BYTES => piece.bytes.len().clamp(1, MOST_LOW_WATER),
+            _ => 1,
+        };
+        if wanted != self.low_water && set_low_water(&self.data, wanted) {
+            self.low_water = wanted;
         }
     }
 
@@ -170,6 +188,11 @@ impl Engine {
             if moved {
                 last = Instant::now();
                 continue;
+            }
+            for &(rank, _, reads) in &waits {
+                if let Some(peer) = self.peers[rank].as_mut().filter(|_| reads) {
+                    peer.wake_for(&lanes[rank]);
+                }
             }
             self.sleep(&waits, call)?;
             if vigil.was_away(&self.watch) {
@@ -357,6 +380,22 @@ fn write(peer: &mut Peer, lane: &mut Lane, memories: &[&mut [u8]], call: Operati
             Err(error) => return Moved::Broken(error.to_string()),
         }
     }
+}
+
+/// `SO_RCVLOWAT`; false where it cannot be set, which changes nothing but how often one wakes.
+fn set_low_water(socket: &TcpStream, bytes: usize) -> bool {
+    let value = bytes as libc::c_int;
+    // SAFETY: a number and its size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            std::ptr::from_ref(&value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    result == 0
 }
 
 fn read(peer: &mut Peer, lane: &mut Lane, memories: &mut [&mut [u8]]) -> Moved {
