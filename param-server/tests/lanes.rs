@@ -1,20 +1,23 @@
 //! Lanes, spoken by hand: what a stray or broken process may do with one, and what is answered.
 
+use std::time::Duration;
+
 use coati_common::rpc::security::Token;
 use coati_common::rpc::{ErrorCode, Security};
 use coati_common::variables::{VariableKind, VariableSpec, flat_elements};
-use coati_param_server::service::{Options, serve};
-use coati_param_server::{Admit, Strategy, plan};
+use coati_param_server::service::{Ended, Options, serve};
+use coati_param_server::{Admit, PsClient, PsGroup, Strategy, plan};
 use coati_proto::coati::v1;
 use coati_proto::coati::v1::lane_call::Method;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::cluster::{COUNTING, Cluster, LIMIT, by, job, specs, tag};
+use crate::cluster::{COUNTING, Cluster, LIMIT, by, job, optimizer, specs, tag};
 
 pub(crate) const PREFACE: &[u8] = b"coati lane 1";
 const END: u8 = 2;
+const ALIVE: u8 = 3;
 
 /// A message as it stands on a lane; `kind` is 0 for those of a call.
 pub(crate) fn framed(kind: u8, message: &impl Message) -> Vec<u8> {
@@ -26,7 +29,7 @@ pub(crate) fn call(method: Method, token: &str) -> Vec<u8> {
     let call = v1::LaneCall {
         method: method.into(),
         ps_index: 0,
-        limit_ms: LIMIT.as_millis() as u64,
+        limit_ms: 20 * LIMIT.as_millis() as u64,
         token: token.to_owned().into(),
     };
     framed(0, &call)
@@ -72,6 +75,12 @@ impl Raw {
             (kind, message)
         };
         tokio::time::timeout(LIMIT, hearing).await.unwrap()
+    }
+
+    async fn hear_signs_of_life(&mut self, count: usize) {
+        for _ in 0..count {
+            assert_eq!(self.hear().await, (ALIVE, Vec::new()));
+        }
     }
 
     async fn hear_end(&mut self) -> v1::LaneEnd {
@@ -169,7 +178,11 @@ async fn a_push_that_breaks_off_counts_for_nothing_and_can_be_repeated() {
         let mut raw = Raw::open(&cluster.addresses[0]).await;
         raw.say(&[vec![call(Method::Push, "")], said].concat()).await;
         raw.0.shutdown().await.unwrap();
-        assert!(raw.is_closed().await);
+        // That it was not understood, or nothing; no reply.
+        let mut answer = Vec::new();
+        let read = raw.0.read_to_end(&mut answer);
+        let _ = tokio::time::timeout(LIMIT, read).await.unwrap();
+        assert!(answer.first().is_none_or(|&kind| kind == END), "{answer:?}");
     }
     let error = cluster.group.commit(0, &[by(0, 0, 1)], true, LIMIT).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::IncompleteContribution));
@@ -249,8 +262,6 @@ async fn what_is_no_call_closes_the_lane_and_nothing_else() {
         let status = cluster.group.clients()[0].status(LIMIT).await.unwrap();
         assert_eq!(status.state, "serving");
     }
-    let placed = plan(&specs(), 1, Strategy::Balanced).unwrap();
-    assert_eq!(placed.ps_count, 1);
     let ones = vec![1.0; flat_elements(&specs())];
     assert_eq!(cluster.group.push(tag(0, 0), &ones, LIMIT).await.unwrap(), Admit::Fresh);
     cluster.commit(0, &[by(0, 0, 1)]).await;
@@ -268,9 +279,46 @@ async fn a_server_that_leaves_closes_its_lanes() {
         ..Default::default()
     };
     raw.say(&[call(Method::Pull, ""), framed(0, &request), end()]).await;
+    raw.hear_signs_of_life(1).await;
     let mut silent = Raw::open(&cluster.addresses[0]).await;
+    // One that has not even told that it is a lane.
+    let mut begun = Raw(TcpStream::connect(&cluster.addresses[0]).await.unwrap());
+    begun.say(&[b"c".to_vec()]).await;
     cluster.end().await;
-    let told = raw.hear_end().await;
-    assert_ne!(told.code, 0, "{told:?}");
-    assert!(raw.is_closed().await && silent.is_closed().await);
+    let told = loop {
+        match raw.hear().await {
+            (ALIVE, _) => {}
+            (kind, message) => break (kind, v1::LaneEnd::decode(&message[..]).unwrap()),
+        }
+    };
+    assert!(told.0 == END && told.1.code != 0, "{told:?}");
+    assert!(raw.is_closed().await && silent.is_closed().await && begun.is_closed().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_version_hears_that_the_server_lives_and_who_hangs_up_is_forgotten() {
+    let server = serve(Options {
+        orphan_timeout: Duration::from_secs(1),
+        ..Options::new(0, "127.0.0.1:0")
+    })
+    .await
+    .unwrap();
+    let address = server.address().to_string();
+    {
+        let client = PsClient::connect(0, &address, job(1), LIMIT).await.unwrap();
+        let group = PsGroup::new(vec![client], plan(&specs(), 1, Strategy::Balanced).unwrap()).unwrap();
+        group.configure(optimizer(COUNTING), 0, LIMIT).await.unwrap();
+        group.load(&vec![0.0; flat_elements(&specs())], 0, LIMIT).await.unwrap();
+        let mut raw = Raw::open(&address).await;
+        let request = v1::PullRequest {
+            job: Some(job(1)),
+            min_version: 9,
+            ..Default::default()
+        };
+        raw.say(&[call(Method::Pull, ""), framed(0, &request), end()]).await;
+        // It waits for minutes; the server, which would leave without calls, stays for as long.
+        raw.hear_signs_of_life(3).await;
+    }
+    let ended = tokio::time::timeout(LIMIT, server.ended()).await.unwrap();
+    assert!(matches!(ended, Ended::Orphaned(_)), "{ended:?}");
 }

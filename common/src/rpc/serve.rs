@@ -9,8 +9,8 @@ use tower::layer::util::{Identity, Stack};
 use super::security::Check;
 use super::settings::KeepAlive;
 use super::{
-    CONNECTION_LIMIT, CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, HEADER_LIMIT_BYTES, Incoming, STREAM_LIMIT,
-    STREAM_WINDOW_BYTES, Security,
+    CONNECTION_WINDOW_BYTES, Error, FRAME_BYTES, HEADER_LIMIT_BYTES, Incoming, STREAM_LIMIT, STREAM_WINDOW_BYTES,
+    Security, settings,
 };
 
 /// A server all of whose services ask for the job's token.
@@ -54,7 +54,7 @@ async fn bind_within(address: &str, patience: Duration) -> Result<Listener, Erro
     let local = listener.local_addr().map_err(failed)?;
     Ok(Listener {
         address: local,
-        incoming: Incoming::new(listener, CONNECTION_LIMIT),
+        incoming: Incoming::new(listener, settings::connection_limit()),
     })
 }
 

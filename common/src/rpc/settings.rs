@@ -1,6 +1,9 @@
 use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -20,9 +23,29 @@ pub const HEADER_LIMIT_BYTES: u32 = 16 << 10;
 /// Calls under way on one connection; a replica has a handful.
 pub const STREAM_LIMIT: u32 = 256;
 
-/// Connections that a server holds at a time. Far more than a job has tasks, and well below the usual limit on open files
-/// (1024), so that whoever opens connection after connection cannot take the files that the server itself needs.
-pub const CONNECTION_LIMIT: usize = 512;
+/// Files that a process asks to be allowed: with the usual 1024, a server's connections would be few for a large job.
+const FILES: u64 = 16 << 10;
+
+/// Most connections that a server holds at a time. Far more than a job has tasks and each of them lanes.
+const MOST_CONNECTIONS: u64 = 4096;
+
+/// Connections that a server of this process holds at a time: no more than half of the files that it may open, so that whoever
+/// opens connection after connection cannot take those that the server itself needs.
+pub(super) fn connection_limit() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let (mut soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        let wanted = FILES.min(hard);
+        if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() {
+            soft = wanted;
+        }
+        connections_of(soft)
+    })
+}
+
+fn connections_of(files: u64) -> usize {
+    (files / 2).clamp(16, MOST_CONNECTIONS) as usize
+}
 
 /// HTTP/2 frame size that a receiver allows its sender. The default of 16 KiB costs a wake-up for each 16 KiB.
 pub const FRAME_BYTES: u32 = 1 << 20;
@@ -98,6 +121,15 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        assert_eq!(connections_of(1024), 512);
+        assert_eq!(connections_of(1 << 20), 4096);
+        assert_eq!(connections_of(0), 16);
+        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert!(connection_limit() as u64 <= soft.max(1024));
+    }
 
     #[test]
     fn a_ping_goes_out_early_enough_to_be_missed_in_time() {

@@ -9,7 +9,7 @@ use tonic::Status;
 use crate::store::lock;
 
 /// A replica pushes and pulls at the same time; who asks for more at once opens more, and closes them afterwards.
-const KEPT: usize = 4;
+const KEPT: usize = 2;
 
 /// Lanes to one server, opened when they are needed and used again. Cloning is cheap; clones share them.
 #[derive(Clone)]

@@ -227,7 +227,7 @@ impl PsClient {
         let mut answer = Chunks::of_lane(lane);
         let Err(error) = sent else { return Ok(answer) };
         // Who hangs up before it has heard all may have said why.
-        if error.kind() != io::ErrorKind::TimedOut && matches!(answer.head().await, Ok(None)) && answer.is_whole() {
+        if error.kind() != io::ErrorKind::TimedOut && answer.head().await?.is_none() {
             answer.end()?;
         }
         Err(Status::unavailable(format!("the connection broke: {error}")))

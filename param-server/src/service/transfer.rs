@@ -62,8 +62,8 @@ impl Service {
         store: Result<Arc<Store>, ServiceError>,
         chunks: &mut Chunks<v1::PushChunk>,
     ) -> Result<v1::PushReply, Status> {
-        let _contact = self.contact()?;
-        let pushed = match store {
+        let contact = self.contact();
+        let pushed = match contact.as_ref().map_err(Clone::clone).and(store) {
             Ok(store) => receive(&store, chunks).await,
             Err(error) => Err(error.into()),
         };

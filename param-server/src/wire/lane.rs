@@ -58,7 +58,7 @@ pub(super) fn outcome(end: v1::LaneEnd) -> Result<(), Status> {
 /// Sends messages as soon as they are known, and signs of life while none is.
 pub(crate) async fn send(lane: &mut Lane, messages: impl Stream<Item = Message>) -> io::Result<()> {
     let mut messages = pin!(messages);
-    let quiet = lane.patience() / 4;
+    let quiet = lane.sign_every();
     loop {
         let Ok(next) = tokio::time::timeout(quiet, messages.next()).await else {
             lane.send(&mut [alive()]).await?;

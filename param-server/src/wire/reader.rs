@@ -88,6 +88,9 @@ impl<M: Message + Default> Chunks<M> {
     /// The fields of the next message, and how many bytes of data follow, all of which are to be taken with [`Chunks::data`]
     /// first; nothing after the last.
     pub(crate) async fn head(&mut self) -> Result<Option<(M, usize)>, Status> {
+        if self.left > 0 {
+            return Err(refused(format!("{} bytes of data that nobody takes", self.left)));
+        }
         loop {
             if matches!(self.source, Source::Lane(_)) && self.end.is_some() {
                 return Ok(None);
@@ -96,11 +99,7 @@ impl<M: Message + Default> Chunks<M> {
                 if self.receive(LOOK).await? {
                     continue;
                 }
-                return if self.left > 0 || !self.head.is_empty() {
-                    Err(cut())
-                } else {
-                    Ok(None)
-                };
+                return if self.head.is_empty() { Ok(None) } else { Err(cut()) };
             }
             let had = self.head.len();
             let taken = self.pending.len().min(HEAD_LIMIT - had);
@@ -214,12 +213,17 @@ impl<M: Message + Default> Chunks<M> {
         self.end.clone().unwrap_or_else(unsaid)
     }
 
-    /// Whether a request has come to its end, after its last message. HTTP/2 itself tells an end from a broken connection.
+    /// Whether a request has come to a good end, after its last message. HTTP/2 itself tells an end from a broken connection.
     pub(crate) fn is_whole(&self) -> bool {
         match &self.source {
             Source::Body(_) => true,
-            Source::Lane(_) => self.end.is_some() && self.pending.is_empty(),
+            Source::Lane(_) => matches!(self.end, Some(Ok(()))) && self.is_over(),
         }
+    }
+
+    /// Whether all has come of what the other side has to say for now.
+    fn is_over(&self) -> bool {
+        self.end.is_some() && self.pending.is_empty() && self.left == 0
     }
 
     /// The lane, where this is one.
@@ -232,9 +236,9 @@ impl<M: Message + Default> Chunks<M> {
 
     /// The lane, if it can be used for another call.
     pub(crate) fn into_lane(self) -> Option<Lane> {
-        let whole = self.is_whole();
+        let over = self.is_over();
         match self.source {
-            Source::Lane(lane) if whole => Some(lane),
+            Source::Lane(lane) if over => Some(lane),
             _ => None,
         }
     }

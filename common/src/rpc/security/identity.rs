@@ -125,9 +125,7 @@ fn lanes(
 ) -> Result<(Arc<ClientConfig>, Arc<ServerConfig>), Unusable> {
     let unusable = |error: rustls::Error| Unusable::Key(error.to_string());
     let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority).map_err(|error| Unusable::Ca(error.to_string()))?;
-    }
+    roots.add_parsable_certificates(authorities);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
