@@ -53,6 +53,16 @@ fn first_chunk(values: &[f32], replica: u32) -> v1::PushChunk {
     }
 }
 
+/// All of a pull of `min_version` at least.
+fn pull(min_version: u64) -> [Vec<u8>; 3] {
+    let request = v1::PullRequest {
+        job: Some(job(1)),
+        min_version,
+        ..Default::default()
+    };
+    [call(Method::Pull, ""), framed(0, &request), end()]
+}
+
 struct Raw(TcpStream);
 
 impl Raw {
@@ -141,12 +151,7 @@ async fn one_lane_carries_one_call_after_the_other_and_errors_in_between() {
     assert_eq!(raw.hear_end().await, v1::LaneEnd::default());
     cluster.commit(0, &[by(0, 0, 1)]).await;
 
-    let request = v1::PullRequest {
-        job: Some(job(1)),
-        min_version: 1,
-        ..Default::default()
-    };
-    raw.say(&[call(Method::Pull, ""), framed(0, &request), end()]).await;
+    raw.say(&pull(1)).await;
     let head = v1::PullChunk::decode(&raw.hear().await.1[..]).unwrap();
     let values = v1::PullChunk::decode(&raw.hear().await.1[..]).unwrap();
     assert_eq!(head.version, 1);
@@ -273,12 +278,7 @@ async fn a_server_that_leaves_closes_its_lanes() {
     let cluster = loaded(&specs()).await;
     let mut raw = Raw::open(&cluster.addresses[0]).await;
     // One that waits for a version that will not come, and one that never says anything.
-    let request = v1::PullRequest {
-        job: Some(job(1)),
-        min_version: 9,
-        ..Default::default()
-    };
-    raw.say(&[call(Method::Pull, ""), framed(0, &request), end()]).await;
+    raw.say(&pull(9)).await;
     raw.hear_signs_of_life(1).await;
     let mut silent = Raw::open(&cluster.addresses[0]).await;
     // One that has not even told that it is a lane.
@@ -310,12 +310,7 @@ async fn who_waits_for_a_version_hears_that_the_server_lives_and_who_hangs_up_is
         group.configure(optimizer(COUNTING), 0, LIMIT).await.unwrap();
         group.load(&vec![0.0; flat_elements(&specs())], 0, LIMIT).await.unwrap();
         let mut raw = Raw::open(&address).await;
-        let request = v1::PullRequest {
-            job: Some(job(1)),
-            min_version: 9,
-            ..Default::default()
-        };
-        raw.say(&[call(Method::Pull, ""), framed(0, &request), end()]).await;
+        raw.say(&pull(9)).await;
         // It waits for minutes; the server, which would leave without calls, stays for as long.
         raw.hear_signs_of_life(3).await;
     }

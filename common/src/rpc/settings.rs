@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 

@@ -100,10 +100,7 @@ async fn answered(
     let shown = Some(call.token.as_ref()).filter(|token| !token.is_empty());
     if let Err(error) = check.admit(shown, from) {
         // Nothing of a stranger is read, not even to its end.
-        if let Some(lane) = calls.lane() {
-            lane.send(&mut [wire::end(Err(&error.into()))]).await?;
-        }
-        return Ok(None);
+        return refused(calls, error.into()).await;
     }
     let limit = Duration::from_millis(call.limit_ms).saturating_add(rpc::call_headroom());
     let answering = async {
