@@ -84,6 +84,25 @@ fn sums_go_through_the_gpus_and_communicators_end_in_order() {
 }
 
 #[test]
+fn buckets_on_the_gpus_are_summed_where_they_lie() {
+    for world in 1..=3 {
+        let mut job = Job::start("device", world, &[], &[]);
+        for rank in 0..world {
+            let (text, calls) = job.end(rank);
+            assert_eq!(text, "ok", "rank {rank} of {world}");
+            assert!(calls.starts_with(IN_ORDER), "{calls}");
+        }
+    }
+    // A GPU that never finishes what was begun.
+    let mut job = Job::start("device", 2, &["0", "7"], &[("RANKS_WAIT_MS", "1500")]);
+    for rank in 0..2 {
+        let (text, calls) = job.end(rank);
+        assert_ne!(text, "ok");
+        assert!(calls.starts_with(ABORTED), "{calls}");
+    }
+}
+
+#[test]
 fn the_watchdog_aborts_nccl_and_names_the_rank_that_is_missing() {
     let mut job = Job::start("silent", 3, &[], &[("RANKS_WAIT_MS", "1500")]);
     for rank in 0..2 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coati_collective::buckets::Reducer;
-use coati_collective::nccl::{Gpus, Libraries};
+use coati_collective::nccl::{DeviceBucket, Gpus, Libraries};
 use coati_collective::shm::Shared;
 use coati_collective::tcp::{Mesh, Secret};
 use coati_collective::{Communicator, Error, Identity, Options, Wire, sums};
@@ -28,7 +28,7 @@ fn folder() -> PathBuf {
 pub(crate) fn play() {
     let Some(scene) = setting("SCENE") else { return };
     let rank = number("RANK", 0) as usize;
-    let played = join().and_then(|mut ranks| match scene.as_str() {
+    let scenes = |mut ranks: Box<dyn Communicator>| match scene.as_str() {
         "sums" => sums_of(ranks.as_mut()),
         "background" => background(ranks),
         "sizes" => sizes(ranks.as_mut()),
@@ -36,18 +36,27 @@ pub(crate) fn play() {
         "silent" => silent(ranks.as_mut()),
         "panics" => panics(ranks),
         _ => panic!("no scene {scene}"),
-    });
+    };
+    let played = match scene.as_str() {
+        "device" => options().and_then(gpus).and_then(on_the_device),
+        _ => join().and_then(scenes),
+    };
     let text = played.map_or_else(|error| error.to_string(), |()| "ok".to_owned());
     put(&folder().join(format!("end-{rank}")), &text);
 }
 
-fn join() -> Result<Box<dyn Communicator>, Error> {
+fn options() -> Result<Options, Error> {
     let (rank, world) = (number("RANK", 0) as usize, number("WORLD", 1) as usize);
     let version = setting("VERSION").unwrap_or_else(|| "1.0".to_owned());
     let mut options = Options::new(Identity::here(rank, world, &version, [number("DIGEST", 1) as u8; 32]))?;
     options.rendezvous_timeout = Duration::from_millis(number("COME_MS", 120_000));
     options.timeout = Duration::from_millis(number("WAIT_MS", 120_000));
     options.watch.silence = Duration::from_millis(number("SILENCE_MS", 120_000));
+    Ok(options)
+}
+
+fn join() -> Result<Box<dyn Communicator>, Error> {
+    let options = options()?;
     if setting("TRANSPORT").unwrap() == "shm" {
         // Small slices, so that there are many rounds.
         return Ok(Box::new(Shared::join(
@@ -56,10 +65,15 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
             number("SLICE", 64) as usize,
         )?));
     }
-    let mesh = Box::new(mesh(rank, &options)?);
     if setting("TRANSPORT").unwrap() == "tcp" {
-        return Ok(mesh);
+        return Ok(Box::new(mesh(&options)?));
     }
+    Ok(Box::new(gpus(options)?))
+}
+
+fn gpus(options: Options) -> Result<Gpus, Error> {
+    let rank = number("RANK", 0);
+    let mesh = Box::new(mesh(&options)?);
     let folders = setting("LIBRARIES").unwrap();
     let folders: Vec<_> = folders
         .split(':')
@@ -67,16 +81,12 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
         .map(Path::new)
         .collect();
     let libraries = Libraries::open(&folders)?;
-    let device = number("DEVICE", rank as u64) as i32;
-    Ok(Box::new(Gpus::start(
-        Arc::new(libraries),
-        mesh,
-        device,
-        options.timeout,
-    )?))
+    let device = number("DEVICE", rank) as i32;
+    Gpus::start(Arc::new(libraries), mesh, device, options.timeout)
 }
 
-fn mesh(rank: usize, options: &Options) -> Result<Mesh, Error> {
+fn mesh(options: &Options) -> Result<Mesh, Error> {
+    let rank = number("RANK", 0);
     let secret = Secret::new([number("TOKEN", 5) as u8; 32]);
     let place = folder().join("address");
     if rank == 0 {
@@ -118,6 +128,44 @@ fn summed(found: &[f32], expected: &[f32], wire: Wire) -> bool {
     let largest = expected.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
     let near = largest * if wire == Wire::F32 { 1e-5 } else { 3e-2 };
     found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= near)
+}
+
+/// Buckets that lie on the device, begun one after the other as a backward pass completes them. Only for the stand-in, whose memory is the
+/// host's.
+fn on_the_device(mut ranks: Gpus) -> Result<(), Error> {
+    let (rank, world) = (ranks.rank(), ranks.world_size());
+    for step in 0..3 {
+        let counts = [5000, 1, 700];
+        let mut whole: Vec<Vec<f32>> = counts.iter().map(|&count| values(rank, count, step)).collect();
+        // Integers that bfloat16 has, and so have their sums.
+        let half = |value: usize| ((value as f32).to_bits() >> 16) as u16;
+        let mut halves: Vec<u16> = (0..40).map(|i| half(rank + i)).collect();
+        for part in &mut whole {
+            let bucket = DeviceBucket {
+                address: part.as_mut_ptr().cast(),
+                count: part.len(),
+                wire: Wire::F32,
+            };
+            // SAFETY: the values stay until all is summed.
+            unsafe { ranks.begin(&[bucket], std::ptr::null_mut())? };
+        }
+        let bucket = DeviceBucket {
+            address: halves.as_mut_ptr().cast(),
+            count: halves.len(),
+            wire: Wire::Bf16,
+        };
+        // SAFETY: as above.
+        unsafe { ranks.begin(&[bucket], std::ptr::null_mut())? };
+        // What ranks tell each other meanwhile goes by the host.
+        assert_eq!(ranks.all_gather(&[rank as u8])?.len(), world);
+        ranks.finish()?;
+        for (found, count) in whole.iter().zip(counts) {
+            assert!(same(found, &expected(world, count, step, Wire::F32)), "rank {rank} of {world}");
+        }
+        let others = world * (world - 1) / 2;
+        assert!(halves.iter().zip(0..).all(|(&found, i)| found == half(world * i + others)));
+    }
+    ranks.close()
 }
 
 fn sums_of(ranks: &mut dyn Communicator) -> Result<(), Error> {

@@ -105,13 +105,18 @@ pub fn multiply_biases_within(part: &mut [f32], first: usize, variables: &[Varia
     for spec in variables {
         let range = start..start + spec.elements();
         start = range.end;
-        if spec.kind == VariableKind::Trainable && spec.name.contains("/biases") {
+        if spec.kind == VariableKind::Trainable && is_bias(&spec.name) {
             let within = range.start.clamp(first, last) - first..range.end.clamp(first, last) - first;
             for value in &mut part[within] {
                 *value *= multiplier;
             }
         }
     }
+}
+
+/// Whether `bias_grad_multiplier` is for a variable of this name.
+pub fn is_bias(name: &str) -> bool {
+    name.contains("/biases")
 }
 
 /// Scales the gradients of all trainable variables so that their common norm is at most `max_norm` (`gradient_clipping_by_norm`;

@@ -1,5 +1,6 @@
 //! A whole detector: images and groundtruth in, losses and gradients or detections out.
 
+mod resident;
 mod size;
 
 use coati_common::cluster::Numerics;
@@ -17,6 +18,7 @@ use crate::squash::Squash;
 use crate::ssd_loss::{self, LossConfig, LossOutput, Predictions};
 use crate::{accelerator, gradients};
 use crate::{anchors, ssd_loss::loss};
+pub use resident::ResidentStep;
 
 /// What a detector is made with beside its message.
 #[derive(Clone, Debug, PartialEq)]
@@ -281,11 +283,13 @@ impl Ssd {
         self.network.is_synchronised()
     }
 
-    /// As [`Network::set_together`]; false where the network computes on an accelerator, which knows of no other replicas.
+    /// As [`Network::set_together`]; false where that cannot be: in float16 each replica repeats backward passes by itself.
     pub fn set_together(&mut self, together: Option<Box<dyn network::Together>>) -> bool {
-        let can = self.accelerator.is_none() || together.is_none();
-        if can {
-            self.network.set_together(together);
+        let can = self.arithmetic() != Arithmetic::Fp16 || together.is_none();
+        match &mut self.accelerator {
+            _ if !can => {}
+            Some(accelerator) => accelerator.set_together(together),
+            None => self.network.set_together(together),
         }
         can
     }
@@ -318,7 +322,11 @@ impl Ssd {
         let losses = if self.accelerator.is_some() {
             let losses = self
                 .step_on_device(params, images, groundtruth, gradients)
-                .map_err(|error| self.with_largest_batch(error, params, images, groundtruth, gradients))?;
+                .map_err(|error| {
+                    self.with_largest_batch(error, images, groundtruth, |this, images, groundtruth| {
+                        this.step_on_device(params, images, groundtruth, gradients)
+                    })
+                })?;
             progress(0..gradients.len(), gradients);
             losses
         } else {
@@ -363,7 +371,7 @@ impl Ssd {
         accelerator.start(params, images)?;
         if accelerator.computes_losses() && !self.squash.applies(Mode::Train) {
             let targets = BatchTargets::assign(&self.anchors, groundtruth, self.head.num_classes, &self.loss)?;
-            accelerator.train(&targets)?;
+            accelerator.train(&targets, &mut |_| {})?;
             let regularization = self.network.regularization(params)?;
             let sums = accelerator.collect(gradients)?;
             if let Some((classification, localization)) = combine(&sums, &targets) {
@@ -371,7 +379,10 @@ impl Ssd {
                 return Ok(StepLosses::of(classification, localization, regularization));
             }
             // Which image and which prediction it was, the host can tell.
-            accelerator.start(params, images)?;
+            let apart = accelerator.alone();
+            let started = accelerator.start(params, images);
+            accelerator.go_on_together(apart);
+            started?;
         }
         let mut outputs = accelerator.predictions()?;
         self.squash.apply(Mode::Train, &mut outputs.class_logits);
@@ -390,17 +401,17 @@ impl Ssd {
     fn with_largest_batch(
         &mut self,
         mut error: Error,
-        params: &[f32],
         images: &[f32],
         groundtruth: &[Groundtruth],
-        scratch: &mut [f32],
+        mut step: impl FnMut(&mut Self, &[f32], &[Groundtruth]) -> Result<StepLosses, Error>,
     ) -> Error {
         let Some(found) = error.out_of_memory() else {
             return error;
         };
         let pixels = images.len() / groundtruth.len().max(1);
+        let apart = self.accelerator.as_mut().map(Accelerator::alone);
         let largest = memory::largest(groundtruth.len(), |batch| {
-            let step = self.step_on_device(params, &images[..batch * pixels], &groundtruth[..batch], scratch);
+            let step = step(self, &images[..batch * pixels], &groundtruth[..batch]);
             match step {
                 // Near the limit libraries below libtorch fail in words of their own.
                 Err(Error::Network(network::Error::Accelerator(
@@ -412,6 +423,9 @@ impl Ssd {
             }
         });
         found.largest = largest.ok();
+        if let (Some(accelerator), Some(apart)) = (&mut self.accelerator, apart) {
+            accelerator.go_on_together(apart);
+        }
         error
     }
 

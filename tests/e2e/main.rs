@@ -22,6 +22,7 @@ mod preflight;
 mod ranks;
 mod recovery;
 mod reproducible;
+mod residence;
 mod restarts;
 mod scale;
 mod status;

@@ -59,6 +59,23 @@ pub fn differences(one: &Tensors, other: &Tensors) -> Vec<String> {
     names
 }
 
+/// How far each tensor of float32 that both have is from the other one: the difference's length, as a share of the other's.
+pub fn apart(one: &Tensors, other: &Tensors) -> Vec<(String, f64)> {
+    let values = |tensor: &Tensor| -> Vec<f64> {
+        let (values, _) = tensor.bytes.as_chunks::<4>();
+        values.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+    };
+    let length = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
+    one.iter()
+        .filter(|(_, tensor)| tensor.dtype == "float32")
+        .filter_map(|(name, tensor)| {
+            let (first, second) = (values(tensor), values(other.get(name)?));
+            let difference: Vec<f64> = first.iter().zip(&second).map(|(a, b)| a - b).collect();
+            Some((name.clone(), length(&difference) / length(&second).max(1e-12)))
+        })
+        .collect()
+}
+
 /// Panics unless both hold the same tensors, bit for bit.
 #[track_caller]
 pub fn assert_same_bits(one: &Tensors, other: &Tensors, what: &str) {

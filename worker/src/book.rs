@@ -15,6 +15,7 @@ use coati_common::variables::VariableSpec;
 use coati_coordinator::launcher::progress::{self, Progress};
 use coati_coordinator::ledger::{self, Ledger};
 use coati_coordinator::timing;
+use coati_detection::accelerator::resident::{Resident, Vectors};
 use coati_param_server::store::{Committed, Push};
 use coati_param_server::{Contributor, Layout, OptimizerConfig, Store, Strategy, Tag, plan, store};
 use coati_proto::coati::v1::JobRef;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::exchange::{Error, Lease};
 use crate::observe::StepRecord;
+use crate::residence::{self, Residence};
 
 /// So many gradients in a row that are not finite are no accident of a batch, as in a cluster.
 pub(crate) const MOST_SKIPPED: usize = 100;
@@ -130,6 +132,8 @@ pub(crate) struct Made {
 pub(crate) struct Book {
     options: Options,
     store: Store,
+    /// The variables, where they live on an accelerator.
+    residence: Option<Residence>,
     layout: Layout,
     version: u64,
     sequence: u64,
@@ -179,6 +183,7 @@ impl Book {
         };
         Ok(Self {
             store,
+            residence: None,
             layout,
             version,
             sequence: 0,
@@ -201,8 +206,46 @@ impl Book {
         self.version
     }
 
+    /// What is to be brought to an accelerator. From now on steps are made there, of the gradients that are there: what `bring` returns is
+    /// asked for them.
+    pub(crate) fn reside(
+        &mut self,
+        bring: impl FnOnce(&Vectors) -> Result<Option<Resident>, Error>,
+    ) -> Result<(), Error> {
+        let state = self.store.state(&self.options.job).map_err(Error::new)?;
+        let optimizer = &self.options.optimizer;
+        let resident = bring(&residence::vectors_of(&state, &self.layout, optimizer))?;
+        self.residence = resident.map(|resident| Residence::new(resident, optimizer.clone(), &state));
+        Ok(())
+    }
+
+    /// The variables on the accelerator, if they are there.
+    pub(crate) fn residence(&self) -> Option<&Residence> {
+        self.residence.as_ref()
+    }
+
+    /// The store holds what the accelerator does.
+    fn archive(&self) -> Result<(), Error> {
+        if let Some(residence) = &self.residence
+            && let Some(state) = residence.newer(self.version, &self.layout)?
+        {
+            self.store.take_over(&self.options.job, state).map_err(Error::new)?;
+            residence.archive(self.version);
+        }
+        Ok(())
+    }
+
+    /// Refuses a step whose gradient, on the accelerator, is not finite, unless it is to be made all the same.
+    pub(crate) fn check(&self) -> Result<(), ServiceError> {
+        match &self.residence {
+            Some(residence) if self.options.on_nan != OnNan::Apply => residence.check(),
+            _ => Ok(()),
+        }
+    }
+
     /// All that is held now.
     pub(crate) fn state(&self) -> Result<State, Error> {
+        self.archive()?;
         Ok(State {
             store: self.store.state(&self.options.job).map_err(Error::new)?,
             data: self.ledger.position(),
@@ -254,8 +297,11 @@ impl Book {
         Some((0..self.options.replicas).map(lease).collect())
     }
 
-    /// Copies the variables to their places in the flat vector.
+    /// Copies the variables to their places in the flat vector, unless they are on an accelerator.
     pub(crate) fn pull(&self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error> {
+        if self.residence.is_some() {
+            return Ok(self.version);
+        }
         let snapshot = self.store.pull(&self.options.job, min_version).map_err(Error::new)?;
         if let Some(server) = self.layout.server(0) {
             snapshot.scatter(server, variables);
@@ -294,23 +340,28 @@ impl Book {
         Ok(())
     }
 
-    /// Makes the step of the gradient that was pushed. Its batches are `used`; others of the step go back.
+    /// Makes the step of the gradient that was pushed, or that lies on the accelerator: there it is a sum, and `divisor` makes a mean of it.
+    /// Its batches are `used`; others of the step go back.
     pub(crate) fn commit(
         &mut self,
         version: u64,
         samples: u32,
+        divisor: f32,
         used: &[u64],
         returned: &[u64],
     ) -> Result<Committed, Error> {
-        let who = [Contributor {
-            replica: 0,
-            sequence: self.sequence,
-            samples,
-        }];
-        let committed = self
-            .store
-            .commit(&self.options.job, version, &who, true)
-            .map_err(Error::new)?;
+        let committed = if let Some(residence) = &mut self.residence {
+            residence.commit(version, divisor)?
+        } else {
+            let who = [Contributor {
+                replica: 0,
+                sequence: self.sequence,
+                samples,
+            }];
+            self.store
+                .commit(&self.options.job, version, &who, true)
+                .map_err(Error::new)?
+        };
         self.version = committed.version;
         for id in used {
             self.ledger.complete(*id);
@@ -364,6 +415,7 @@ impl Book {
         if self.saved_step == Some(self.version) {
             return Ok(());
         }
+        self.archive()?;
         let folder = &self.options.model_dir;
         let prefix = saver::prefix(folder, self.version);
         saver::begin(&prefix).map_err(Error::new)?;

@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coati_common::rpc::{ErrorCode, ServiceError};
+
 /// The right to use `count` records from `first_position` of the endless record sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -34,7 +36,7 @@ pub struct Contribution<'a> {
     /// Examples that the gradients are a mean over.
     pub samples: u32,
     /// Flat vector: gradients of trainable variables, batch statistics in the places of moving ones.
-    /// Shared, so that a connection can send it from where it is.
+    /// Shared, so that a connection can send it from where it is. Empty where gradients stay on an accelerator.
     pub gradients: &'a Arc<Vec<f32>>,
     /// Loss parts by the reference's names (`Loss/classification_loss`, …).
     pub losses: Vec<(&'static str, f64)>,
@@ -42,6 +44,19 @@ pub struct Contribution<'a> {
     pub phases: Phases,
     /// Records that were replaced, in words.
     pub bad_records: Vec<String>,
+}
+
+impl Contribution<'_> {
+    /// Refuses losses that are not finite: of a gradient on an accelerator nothing else tells that its batch is to be left out.
+    pub(crate) fn finite(&self) -> Result<(), ServiceError> {
+        match self.losses.iter().find(|(_, value)| !value.is_finite()) {
+            None => Ok(()),
+            Some((name, value)) => Err(ServiceError::new(
+                ErrorCode::NonFiniteGradient,
+                format!("{name} is {value}"),
+            )),
+        }
+    }
 }
 
 /// What became of a contribution.
@@ -95,7 +110,7 @@ pub trait Exchange {
     fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error>;
 
     /// Elements of the next contribution's gradients, computed from `version`, that are complete while others are not: they may
-    /// leave. The contribution has the same values. Does not wait.
+    /// leave. The contribution has the same values. No values: they lie on the accelerator, where they are summed. Does not wait.
     fn ready(&mut self, version: u64, elements: Range<usize>, values: &[f32]) {
         let _ = (version, elements, values);
     }

@@ -32,6 +32,7 @@ pub mod ranks;
 mod remote;
 pub mod replay;
 pub mod replica;
+mod residence;
 mod session;
 pub mod stop;
 pub mod tensorboard;

@@ -20,6 +20,11 @@ pub(crate) struct Local {
 }
 
 impl Local {
+    /// The book, whose variables may live on an accelerator.
+    pub(crate) fn book(&mut self) -> &mut Book {
+        &mut self.book
+    }
+
     /// Loads the variables.
     pub(crate) fn new(options: Options, start: Start<'_>, stop: StopFlag) -> Result<Self, Error> {
         Ok(Self {
@@ -75,9 +80,13 @@ impl Exchange for Local {
     fn contribute(&mut self, contribution: &Contribution<'_>, _variables: &mut [f32]) -> Result<Fate, Error> {
         let begun = Instant::now();
         let gradients = contribution.gradients;
-        let pushed = self.book.push(contribution.version, |flat, values| {
-            values.copy_from_slice(&gradients[flat]);
-        });
+        let pushed = if self.book.residence().is_some() {
+            self.book.check().and(contribution.finite())
+        } else {
+            self.book.push(contribution.version, |flat, values| {
+                values.copy_from_slice(&gradients[flat]);
+            })
+        };
         match pushed {
             Err(error) if error.code == ErrorCode::NonFiniteGradient && self.book.options().on_nan == OnNan::Skip => {
                 return self.skip(contribution, &error);
@@ -87,7 +96,7 @@ impl Exchange for Local {
         self.skipped = 0;
         let pushed = Instant::now();
         let (samples, lease) = (contribution.samples, contribution.lease.id);
-        let committed = self.book.commit(contribution.version, samples, &[lease], &[])?;
+        let committed = self.book.commit(contribution.version, samples, 1.0, &[lease], &[])?;
         self.book.record(Made {
             losses: contribution
                 .losses

@@ -10,10 +10,13 @@ use coati_common::config::PipelineConfig;
 use coati_common::variables::{VariableKind, VariableSpec};
 use coati_dataset::batch::Batch;
 use coati_detection::accelerator::Device;
-use coati_detection::model::{self, Options, Ssd, StepLosses};
+use coati_detection::accelerator::resident::{Residence, Resident, Summing, Vectors};
+use coati_detection::model::{self, Options, ResidentStep, Ssd, StepLosses};
 use coati_detection::{Groundtruth, gradients};
+use coati_param_server::OptimizerConfig;
 
-use crate::input;
+use crate::book::Book;
+use crate::{exchange, input, residence};
 use crate::replica::{Model, Ready};
 
 /// Why there is no model.
@@ -140,6 +143,10 @@ pub struct Trainer {
     clip: Option<f32>,
     skip_not_finite: bool,
     seed: u64,
+    resident: Option<Resident>,
+    /// Where the images begin that are on the accelerator before their step.
+    staged: Option<u64>,
+    position: u64,
 }
 
 impl Trainer {
@@ -153,6 +160,9 @@ impl Trainer {
             clip: on(train.gradient_clipping_by_norm()),
             skip_not_finite: false,
             seed: 0,
+            resident: None,
+            staged: None,
+            position: 0,
         }
     }
 
@@ -171,10 +181,80 @@ impl Trainer {
     pub fn ssd(&mut self) -> &mut Ssd {
         &mut self.ssd
     }
+
+    /// Brings the variables of a book to the accelerator, where they stay while this trains. Nothing without one. `sums` says how gradients are
+    /// summed over ranks.
+    pub(crate) fn reside(&mut self, book: &mut Book, sums: Option<Summing>) -> Result<Option<Resident>, exchange::Error> {
+        let residence = self.residence(&book.options().optimizer, sums);
+        book.reside(|vectors| self.bring(&residence, vectors))?;
+        Ok(self.resident.clone())
+    }
+
+    /// The same without a book: the first values of all variables (flat), for whoever makes the steps by itself.
+    pub fn reside_alone(
+        &mut self,
+        optimizer: &OptimizerConfig,
+        values: Vec<f32>,
+    ) -> Result<Option<Resident>, exchange::Error> {
+        let residence = self.residence(optimizer, None);
+        let slots = optimizer.rule.slots().iter();
+        let averages = optimizer.moving_average_decay.map(|_| values.clone());
+        let vectors = Vectors {
+            slots: slots.flat_map(|slot| vec![slot.initial; values.len()]).collect(),
+            averages: averages.unwrap_or_default(),
+            params: values,
+        };
+        self.bring(&residence, &vectors)
+    }
+
+    fn residence(&self, optimizer: &OptimizerConfig, sums: Option<Summing>) -> Residence {
+        Residence {
+            rule: residence::rule(&optimizer.rule),
+            moving_average_decay: optimizer.moving_average_decay,
+            variables: self.ssd.roles(),
+            bias_multiplier: self.bias_multiplier,
+            clip: self.clip,
+            sums,
+        }
+    }
+
+    fn bring(&mut self, residence: &Residence, vectors: &Vectors) -> Result<Option<Resident>, exchange::Error> {
+        self.staged = None;
+        self.resident = self.ssd.reside(residence, vectors).map_err(exchange::Error::new)?;
+        Ok(self.resident.clone())
+    }
+
+    /// A step of variables on the accelerator.
+    fn resident_step(
+        &mut self,
+        resident: &Resident,
+        batch: &Batch,
+        groundtruth: &[Groundtruth],
+        next: Option<(u64, &Batch)>,
+        ready: Ready<'_>,
+    ) -> Result<StepLosses, model::Error> {
+        let size = (batch.height, batch.width);
+        let next = next.filter(|(_, next)| (next.height, next.width) == size);
+        let staged = self.staged.take() == Some(self.position);
+        let step = ResidentStep {
+            images: &batch.images,
+            staged,
+            groundtruth,
+            next: next.map(|(_, next)| &next.images[..]),
+        };
+        let trained = self
+            .ssd
+            .train_resident(&step, resident, &mut |elements| ready(elements, &[]));
+        if trained.is_ok() {
+            self.staged = next.map(|(position, _)| position);
+        }
+        trained
+    }
 }
 
 impl Model for Trainer {
     fn place(&mut self, version: u64, first_position: u64) {
+        self.position = first_position;
         self.ssd.set_key(coati_detection::network::dropout::key(
             self.seed,
             version,
@@ -182,7 +262,14 @@ impl Model for Trainer {
         ));
     }
 
+    fn looks_ahead(&self) -> bool {
+        self.resident.is_some()
+    }
+
     fn flat_elements(&self) -> usize {
+        if self.resident.is_some() {
+            return 0;
+        }
         coati_common::variables::flat_elements(self.ssd.variables())
     }
 
@@ -190,6 +277,7 @@ impl Model for Trainer {
         &mut self,
         variables: &[f32],
         batch: &Batch,
+        next: Option<(u64, &Batch)>,
         gradients: &mut [f32],
         ready: Ready<'_>,
     ) -> Result<Vec<(&'static str, f64)>, String> {
@@ -207,6 +295,19 @@ impl Model for Trainer {
                 groundtruth(if filename.is_empty() { source_id } else { filename }, objects)
             })
             .collect();
+        if let Some(resident) = self.resident.clone() {
+            return match self.resident_step(&resident, batch, &groundtruth, next, ready) {
+                Err(error) if self.skip_not_finite && error.is_not_finite() => {
+                    tracing::warn!(%error, "this batch is skipped");
+                    // Whoever makes the step leaves such a batch out.
+                    Ok(named_losses(StepLosses {
+                        total: f32::NAN,
+                        ..StepLosses::default()
+                    }))
+                }
+                trained => trained.map(named_losses).map_err(named),
+            };
+        }
         let specs = self.ssd.variables().to_vec();
         let (multiplier, whole) = (self.bias_multiplier, self.clip.is_some());
         let mut complete = |elements: Range<usize>, values: &mut [f32]| {
@@ -233,11 +334,16 @@ impl Model for Trainer {
         if let Some(norm) = self.clip {
             gradients::clip_by_global_norm(gradients, self.ssd.variables(), norm);
         }
-        Ok(vec![
-            ("Loss/classification_loss", f64::from(losses.classification)),
-            ("Loss/localization_loss", f64::from(losses.localization)),
-            ("Loss/regularization_loss", f64::from(losses.regularization)),
-            ("Loss/total_loss", f64::from(losses.total)),
-        ])
+        Ok(named_losses(losses))
     }
+}
+
+/// By the reference's names.
+fn named_losses(losses: StepLosses) -> Vec<(&'static str, f64)> {
+    vec![
+        ("Loss/classification_loss", f64::from(losses.classification)),
+        ("Loss/localization_loss", f64::from(losses.localization)),
+        ("Loss/regularization_loss", f64::from(losses.regularization)),
+        ("Loss/total_loss", f64::from(losses.total)),
+    ]
 }

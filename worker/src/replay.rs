@@ -93,7 +93,7 @@ impl Replay {
             self.setup.trainer.place(self.version, part.first);
             self.setup
                 .trainer
-                .step(&self.variables, &batch, &mut self.gradients, &mut |_, _| {})
+                .step(&self.variables, &batch, None, &mut self.gradients, &mut |_, _| {})
                 .map_err(Error::job)?;
             let tag = Tag {
                 replica: part.replica,
@@ -165,7 +165,7 @@ impl Replay {
             let losses = self
                 .setup
                 .trainer
-                .step(variables, &batch, &mut self.gradients, &mut |_, _| {});
+                .step(variables, &batch, None, &mut self.gradients, &mut |_, _| {});
             let total = losses.map_err(Error::job)?.into_iter();
             sum += total
                 .filter(|(name, _)| *name == "Loss/total_loss")

@@ -38,13 +38,18 @@ pub enum Error {
     },
 }
 
-/// Takes elements of the flat vector, with their values.
+/// Takes elements of the flat vector, with their values; none where those lie on an accelerator.
 pub type Ready<'a> = &'a mut (dyn FnMut(Range<usize>, &[f32]) + Send);
 
 /// What the loop trains: turns variables and a batch into gradients.
 pub trait Model {
-    /// Elements of the flat vector.
+    /// Elements of the flat vector; 0 where variables and gradients stay on an accelerator.
     fn flat_elements(&self) -> usize;
+
+    /// Whether a step has a use for the batch after its own.
+    fn looks_ahead(&self) -> bool {
+        false
+    }
 
     /// Is told of the next step's version and of its first record's position, on which alone chance inside of the model may depend: a step can
     /// then be made again.
@@ -52,11 +57,13 @@ pub trait Model {
 
     /// Forward, loss, backward. Fills `gradients` (flat vector; batch statistics in the places of moving ones, clipping and
     /// regularisation included) and returns the losses by the reference's names. `ready` is told of elements that are complete
-    /// while others are not, in whatever order that happens; it need not be told of any.
+    /// while others are not, in whatever order that happens; it need not be told of any. `next` is the batch of the step after this one and
+    /// its first position, if that is known.
     fn step(
         &mut self,
         variables: &[f32],
         batch: &Batch,
+        next: Option<(u64, &Batch)>,
         gradients: &mut [f32],
         ready: Ready<'_>,
     ) -> Result<Vec<(&'static str, f64)>, String>;
@@ -87,6 +94,7 @@ pub fn train<M: Model, E: Exchange + Send>(
     let mut gradients = Arc::new(vec![0.0; model.flat_elements()]);
     let mut version = start_version;
     let mut exhausted = false;
+    let mut ahead: Option<Result<(batch::Lease, Batch), batch::Error>> = None;
     let mut reported_bad = 0;
     let mut said = Instant::now();
     loop {
@@ -94,7 +102,7 @@ pub fn train<M: Model, E: Exchange + Send>(
             return Ok(End::Left(reason));
         }
         exhausted = top_up(loader, exchange, exhausted)?;
-        if loader.pending() == 0 {
+        if loader.pending() == 0 && ahead.is_none() {
             return Ok(End::Finished);
         }
 
@@ -103,8 +111,16 @@ pub fn train<M: Model, E: Exchange + Send>(
 
         exchange.activity("waiting_for_input");
         let begun = Instant::now();
-        let (lease, batch) = loader.next(begun + INPUT_DEADLINE)?;
+        let (lease, batch) = match ahead.take() {
+            Some(ahead) => ahead?,
+            None => loader.next(begun + INPUT_DEADLINE)?,
+        };
         let input = begun.elapsed();
+        if model.looks_ahead() {
+            ahead = loader.next_if_ready();
+        }
+        let next = ahead.as_ref().and_then(|ahead| ahead.as_ref().ok());
+        let next = next.map(|(lease, batch)| (lease.first_position, batch));
 
         exchange.activity("computing");
         let begun = Instant::now();
@@ -113,6 +129,7 @@ pub fn train<M: Model, E: Exchange + Send>(
             .step(
                 &variables,
                 &batch,
+                next,
                 Arc::<Vec<f32>>::make_mut(&mut gradients),
                 &mut |elements, values| exchange.ready(version, elements, values),
             )

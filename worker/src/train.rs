@@ -314,6 +314,7 @@ pub fn train_here(options: &Options, observer: &mut dyn Observer) -> Result<Outc
         Start::Values(&values)
     };
     let mut exchange = Local::new(book, start, options.stop.clone()).map_err(Error::job)?;
+    setup.trainer.reside(exchange.book(), None).map_err(Error::job)?;
     let first = exchange.version();
     let started = setup.started(first, job.latest.as_ref(), 1, 0);
     session.start(&started)?;

@@ -13,6 +13,8 @@ use crate::Error;
 pub(super) type Comm = *mut c_void;
 /// `cudaStream_t`.
 pub type Stream = *mut c_void;
+/// `cudaEvent_t`.
+pub(super) type Event = *mut c_void;
 /// `ncclResult_t`, `cudaError_t`.
 pub(super) type Code = c_int;
 
@@ -24,6 +26,10 @@ pub(super) const NOT_READY: Code = 600;
 pub(super) const FLOAT32: c_int = 7;
 pub(super) const BFLOAT16: c_int = 9;
 pub(super) const SUM: c_int = 0;
+/// `cudaStreamNonBlocking`: it does not wait for what others give to the default stream.
+pub(super) const NON_BLOCKING: c_uint = 1;
+/// `cudaEventDisableTiming`
+pub(super) const NO_TIMING: c_uint = 2;
 /// `cudaMemcpyDefault`: the addresses tell the direction.
 pub(super) const COPY_DEFAULT: c_int = 4;
 
@@ -126,6 +132,10 @@ functions! {
         stream_query: "cudaStreamQuery"(Stream) -> Code;
         stream_synchronize: "cudaStreamSynchronize"(Stream) -> Code;
         stream_destroy: "cudaStreamDestroy"(Stream) -> Code;
+        stream_wait: "cudaStreamWaitEvent"(Stream, Event, c_uint) -> Code;
+        event_create: "cudaEventCreateWithFlags"(*mut Event, c_uint) -> Code;
+        event_record: "cudaEventRecord"(Event, Stream) -> Code;
+        event_destroy: "cudaEventDestroy"(Event) -> Code;
         error_string: "cudaGetErrorString"(Code) -> *const c_char;
     }
 }

@@ -16,7 +16,10 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use library::{BFLOAT16, COPY_DEFAULT, Code, Comm, Config, FLOAT32, IN_PROGRESS, NOT_READY, SUCCESS, SUM, UniqueId};
+use library::{
+    BFLOAT16, COPY_DEFAULT, Code, Comm, Config, Event, FLOAT32, IN_PROGRESS, NO_TIMING, NON_BLOCKING, NOT_READY,
+    SUCCESS, SUM, UniqueId,
+};
 pub use library::{ID_BYTES, Libraries, Stream};
 
 use crate::{Aborter, Communicator, Error, Member, Wire, sums};
@@ -44,7 +47,10 @@ pub struct Gpus {
     host: Box<dyn Communicator>,
     device: c_int,
     comm: Comm,
+    /// For sums: work given to another stream meanwhile goes on beside them.
     stream: Stream,
+    /// Where `stream` waits for another.
+    reached: Event,
     staging: *mut c_void,
     staging_bytes: usize,
     timeout: Duration,
@@ -107,6 +113,7 @@ impl Gpus {
             device,
             comm: std::ptr::null_mut(),
             stream: std::ptr::null_mut(),
+            reached: std::ptr::null_mut(),
             staging: std::ptr::null_mut(),
             staging_bytes: 0,
             timeout,
@@ -118,8 +125,10 @@ impl Gpus {
             let mut config = Config::non_blocking();
             // SAFETY: places to write a handle to; the configuration is of the size that it says.
             unsafe {
-                let code = (this.libraries.cuda.stream_create)(&raw mut this.stream, 1);
+                let code = (this.libraries.cuda.stream_create)(&raw mut this.stream, NON_BLOCKING);
                 this.cuda(code, "make a stream")?;
+                let code = (this.libraries.cuda.event_create)(&raw mut this.reached, NO_TIMING);
+                this.cuda(code, "make an event")?;
                 let code =
                     (this.libraries.nccl.comm_init)(&raw mut this.comm, world, UniqueId(id), rank, &raw mut config);
                 this.nccl(code, "make a communicator")?;
@@ -129,33 +138,36 @@ impl Gpus {
         Ok(gpus)
     }
 
-    /// Sums buckets that are on the GPU in place, behind what `stream` was given before: begun together, not waited for. `stream` is
-    /// the one that computes them, so that no other wait is needed; see [`Self::wait`].
+    /// Begins to sum buckets that are on the GPU in place, behind what `computing` was given so far and beside what it is given later:
+    /// [`Self::finish`] waits. All ranks begin the same buckets in the same order.
     ///
     /// # Errors
-    /// NCCL's.
+    /// CUDA's and NCCL's.
     ///
     /// # Safety
-    /// The addresses must hold as many elements on this rank's GPU until `stream` has done the work, and `stream` must be of that GPU.
-    pub unsafe fn all_reduce_on_device(&mut self, buckets: &[DeviceBucket], stream: Stream) -> Result<(), Error> {
+    /// The addresses must hold as many elements on this rank's GPU, which nobody else uses until [`Self::finish`] has returned or this is
+    /// dropped; `computing` must be a stream of that GPU.
+    pub unsafe fn begin(&mut self, buckets: &[DeviceBucket], computing: Stream) -> Result<(), Error> {
         self.guarded("all-reduce", |this| {
             this.choose()?;
-            // SAFETY: the caller's promise.
-            unsafe { this.enqueue(buckets, stream) }
+            let cuda = &this.libraries.cuda;
+            // SAFETY: an event and a stream of ours; the caller's promise on the rest.
+            unsafe {
+                this.cuda((cuda.event_record)(this.reached, computing), "mark a place in a stream")?;
+                this.cuda((cuda.stream_wait)(this.stream, this.reached, 0), "wait for a stream")?;
+                this.enqueue(buckets, this.stream)
+            }
         })
     }
 
-    /// Until `stream` has done what it was given; looks meanwhile after NCCL's errors, the other ranks, and the clock.
+    /// Until all that was begun is summed; looks meanwhile after NCCL's errors, the other ranks, and the clock.
     ///
     /// # Errors
     /// A rank that is gone, gave up or is late; CUDA's and NCCL's errors. NCCL's communicator is aborted, which frees the stream.
-    ///
-    /// # Safety
-    /// `stream` must be one of this rank's GPU.
-    pub unsafe fn wait(&mut self, stream: Stream) -> Result<(), Error> {
-        self.guarded("wait", |this| {
+    pub fn finish(&mut self) -> Result<(), Error> {
+        self.guarded("all-reduce", |this| {
             this.choose()?;
-            this.drained(stream)
+            this.drained(this.stream)
         })
     }
 
@@ -464,6 +476,10 @@ impl Drop for Gpus {
             self.end("it ended without closing");
         }
         self.free_staging();
+        if !self.reached.is_null() {
+            // SAFETY: an event of ours, used no more.
+            unsafe { (self.libraries.cuda.event_destroy)(self.reached) };
+        }
         if !self.stream.is_null() {
             // SAFETY: a stream of ours, used no more.
             unsafe { (self.libraries.cuda.stream_destroy)(self.stream) };

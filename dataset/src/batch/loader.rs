@@ -136,6 +136,19 @@ impl Loader {
         self.shared.lock().active.len()
     }
 
+    /// The next batch, if it is whole by now.
+    pub fn next_if_ready(&self) -> Option<Result<(Lease, Batch), Error>> {
+        let mut state = self.shared.lock();
+        if state.active.front().is_none_or(|front| front.missing > 0) {
+            return None;
+        }
+        let assembly = state.active.pop_front()?;
+        drop(state);
+        self.shared.work.notify_all();
+        let lease = assembly.lease;
+        Some(self.shared.finish(assembly).map(|batch| (lease, batch)))
+    }
+
     /// The next batch, in the order of requests; waits for it until `deadline`.
     pub fn next(&self, deadline: Instant) -> Result<(Lease, Batch), Error> {
         let began = Instant::now();

@@ -9,7 +9,7 @@ use super::loss::{BatchTargets, DeviceLoss};
 use crate::network::NetworkConfig;
 
 /// Changes whenever anything here does.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The name under which the library exports its [`Api`] (a function that returns a pointer to it).
 pub const ENTRY: &[u8] = b"coati_torch_api\0";
 /// Type of the function [`ENTRY`].
@@ -118,6 +118,32 @@ impl From<&BatchTargets> for Targets {
     }
 }
 
+/// What the library calls while a step is computed, in the thread of the call and before that returns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Calls {
+    /// For the functions.
+    pub context: *mut c_void,
+    /// Is told of elements of the gradient that lie where they are summed and will not change: the first and how many. Work on them must be
+    /// queued behind what the device was given so far.
+    pub ready: Option<unsafe extern "C" fn(*mut c_void, usize, usize)>,
+    /// Replaces so many values by their sums over all replicas, for batch norm with everybody's statistics; false when that fails. None where
+    /// each replica's are its own.
+    pub sum: Option<unsafe extern "C" fn(*mut c_void, *mut f64, usize) -> bool>,
+}
+
+/// How a step is made of variables on the device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// The learning rate.
+    pub rate: f32,
+    /// Adam's `beta1_power` and `beta2_power` before the step.
+    pub powers: [f32; 2],
+    /// What the sum is divided by to be a mean.
+    pub divisor: f32,
+}
+
 /// How a step in float16 went.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -189,19 +215,37 @@ pub struct Api {
     pub lay_out: unsafe extern "C" fn(*mut c_void, usize, usize, *mut Message) -> bool,
     /// Sets what the next forward passes drop: a key of [`crate::network::dropout`].
     pub set_key: unsafe extern "C" fn(*mut c_void, u64),
-    /// Begins a step: parameters and images go to the device, which computes the forward pass in training mode. Does not wait for it.
-    pub start: unsafe extern "C" fn(*mut c_void, Floats, Floats, *mut Message) -> bool,
+    /// Begins a step: parameters and images go to the device, which computes the forward pass in training mode. No parameters: those on the
+    /// device. No images: those that were staged. Does not wait for it.
+    pub start: unsafe extern "C" fn(*mut c_void, Floats, Floats, Calls, *mut Message) -> bool,
     /// Fills boxes and classes with what the step that was started predicts. Waits.
     pub predictions: unsafe extern "C" fn(*mut c_void, FloatsMut, FloatsMut, *mut Message) -> bool,
     /// Parameters, images; boxes and classes to fill. In inference mode and float32. Waits.
     pub infer: unsafe extern "C" fn(*mut c_void, Floats, Floats, FloatsMut, FloatsMut, *mut Message) -> bool,
     /// Losses and gradients of the step that was started, from its targets. Does not wait.
-    pub train: unsafe extern "C" fn(*mut c_void, *const Targets, *mut Message) -> bool,
+    pub train: unsafe extern "C" fn(*mut c_void, *const Targets, Calls, *mut Message) -> bool,
     /// The same from the gradients of boxes and classes that the host computed. Does not wait.
-    pub backward: unsafe extern "C" fn(*mut c_void, Floats, Floats, *mut Message) -> bool,
-    /// Waits for the step; fills the gradients of the parameters and, after `train`, each image's sums of losses: all of classes, then all
-    /// of boxes (otherwise the slice is empty).
-    pub collect: unsafe extern "C" fn(*mut c_void, FloatsMut, FloatsMut, *mut Scaling, *mut Message) -> bool,
+    pub backward: unsafe extern "C" fn(*mut c_void, Floats, Floats, Calls, *mut Message) -> bool,
+    /// Waits for the step; fills the gradients of the parameters, unless these are on the device, and, after `train`, each image's sums of
+    /// losses: all of classes, then all of boxes (otherwise the slice is empty). Where parameters are on the device, also the penalty on them
+    /// (otherwise null).
+    pub collect: unsafe extern "C" fn(*mut c_void, FloatsMut, FloatsMut, *mut f32, *mut Scaling, *mut Message) -> bool,
+    /// Brings variables to the device, where they stay: a [`super::resident::Residence`], parameters, slots, averages.
+    pub reside: unsafe extern "C" fn(*mut c_void, Text, Floats, Floats, Floats, *mut Message) -> bool,
+    /// The address on the device of what is summed over ranks; 0 where nothing is.
+    pub sums: unsafe extern "C" fn(*mut c_void) -> usize,
+    /// Sends the images of the next step, while the device computes this one. Does not wait.
+    pub stage: unsafe extern "C" fn(*mut c_void, Floats, *mut Message) -> bool,
+    /// Brings the own gradient, times a weight, to where it is summed. Does not wait.
+    pub fill: unsafe extern "C" fn(*mut c_void, f32, *mut Message) -> bool,
+    /// Whether what a step would be made of is finite. Waits.
+    pub finite: unsafe extern "C" fn(*mut c_void, *mut bool, *mut Message) -> bool,
+    /// Makes a step of the sum, or of the own gradient. Does not wait.
+    pub apply: unsafe extern "C" fn(*mut c_void, *const Update, *mut Message) -> bool,
+    /// Fills parameters, slots and averages with what the device holds. Waits.
+    pub read: unsafe extern "C" fn(*mut c_void, FloatsMut, FloatsMut, FloatsMut, *mut Message) -> bool,
+    /// Fills in the own gradient of the last step. Waits.
+    pub gradient: unsafe extern "C" fn(*mut c_void, FloatsMut, *mut Message) -> bool,
     /// Ends a session.
     pub close: unsafe extern "C" fn(*mut c_void),
 }

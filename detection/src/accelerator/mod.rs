@@ -14,21 +14,27 @@ pub mod driver;
 pub mod loss;
 pub mod memory;
 pub mod numerics;
+pub mod resident;
+mod session;
 
 use std::error::Error as _;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use coati_common::cluster::Numerics;
 
-use crate::network::{self, Mode, Network, NetworkConfig, Outputs};
-use abi::{About, Api, Message, Opening, Scaling};
+use crate::network::{self, Hook, Mode, Network, NetworkConfig, Outputs, Together};
+use abi::{About, Api, Calls, Message, Opening, Scaling};
 pub use device::{Device, VARIABLE};
 use loss::{BatchTargets, DeviceLoss, Sums};
 use memory::{OutOfMemory, Shortage};
 pub use numerics::Arithmetic;
+use resident::{Residence, Resident, Vectors};
+use session::Session;
 
 /// The library's file name.
 const FILE: &str = "libcoati_torch.so";
@@ -87,9 +93,14 @@ pub enum Error {
 /// A network on libtorch.
 #[derive(Debug)]
 pub struct Accelerator {
-    api: &'static Api,
-    session: *mut c_void,
+    session: Arc<Session>,
     device: Device,
+    /// Whether variables are on the device.
+    resident: bool,
+    /// Whether the next step's images are.
+    staged: bool,
+    /// The other replicas, where batch norm has everybody's statistics.
+    hook: Hook,
     arithmetic: Arithmetic,
     loss: bool,
     columns: usize,
@@ -101,11 +112,6 @@ pub struct Accelerator {
     batch: Option<usize>,
     scaling: Scaling,
 }
-
-// SAFETY: a session has no ties to a thread, and every use of it goes through `&mut self`.
-unsafe impl Send for Accelerator {}
-// SAFETY: nothing of the session can be reached through `&self`.
-unsafe impl Sync for Accelerator {}
 
 /// What a network is opened with beside its configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -189,9 +195,11 @@ impl Accelerator {
         let arithmetic = Arithmetic::from_code(code).unwrap_or_default();
         tracing::info!(%device, precision = %arithmetic.precision(), tf32 = numerics.tf32, "computing by libtorch");
         Ok(Self {
-            api,
-            session,
+            session: Arc::new(Session::new(api, session, device)),
             device,
+            resident: false,
+            staged: false,
+            hook: Hook::default(),
             arithmetic,
             loss: loss.is_some(),
             columns: network.class_columns(),
@@ -211,19 +219,80 @@ impl Accelerator {
 
     /// As [`Network::lay_out`]; the network then has so many anchors. A step that was started is forgotten.
     pub fn lay_out(&mut self, size: (usize, usize), anchors: usize) -> Result<(), network::Error> {
-        self.batch = None;
-        let mut message = Message::default();
-        // SAFETY: the session is open.
-        let done = unsafe { (self.api.lay_out)(self.session, size.0, size.1, &raw mut message) };
-        self.check(done, &message, 1, false)?;
+        (self.batch, self.staged) = (None, false);
+        self.training(1, false, |api, session, message| {
+            // SAFETY: the session is open.
+            unsafe { (api.lay_out)(session, size.0, size.1, message) }
+        })?;
         (self.image, self.anchors) = (size, anchors);
         Ok(())
+    }
+
+    /// Brings variables to the device, where they and their slots stay. From now on steps that are started without parameters compute from them,
+    /// and gradients stay there. What was there before is given up.
+    ///
+    /// # Errors
+    /// No memory; vectors that do not fit.
+    pub fn reside(&mut self, residence: &Residence, vectors: &Vectors) -> Result<Resident, network::Error> {
+        (self.batch, self.staged) = (None, false);
+        let json = serde_json::to_string(residence).map_err(|error| {
+            network::Error::Accelerator(Error::Torch {
+                device: self.device,
+                why: error.to_string(),
+            })
+        })?;
+        let (params, slots, averages) = (&vectors.params[..], &vectors.slots[..], &vectors.averages[..]);
+        self.session.call(|api, session, message| {
+            // SAFETY: the session is open, and the slices live until the call returns.
+            unsafe {
+                (api.reside)(
+                    session,
+                    json.as_str().into(),
+                    params.into(),
+                    slots.into(),
+                    averages.into(),
+                    message,
+                )
+            }
+        })?;
+        self.resident = true;
+        // SAFETY: as above.
+        let sums = self.session.with(|api, session| unsafe { (api.sums)(session) });
+        Ok(Resident {
+            session: Arc::clone(&self.session),
+            elements: self.elements,
+            slots: residence.rule.slots(),
+            averages: residence.moving_average_decay.is_some(),
+            sums: (sums != 0).then_some(sums),
+            summing: residence.sums,
+        })
+    }
+
+    /// Whether variables are on the device.
+    pub fn is_resident(&self) -> bool {
+        self.resident
+    }
+
+    /// As [`Network::set_together`].
+    pub fn set_together(&mut self, together: Option<Box<dyn Together>>) {
+        self.hook = Hook::new(together);
+    }
+
+    /// Steps until [`Accelerator::go_on_together`] have statistics of their own, as if no other replicas were there: to try or explain something
+    /// that the others do not take part in.
+    pub(crate) fn alone(&mut self) -> Apart {
+        Apart(std::mem::take(&mut self.hook))
+    }
+
+    /// The end of [`Accelerator::alone`].
+    pub(crate) fn go_on_together(&mut self, apart: Apart) {
+        self.hook = apart.0;
     }
 
     /// As [`Network::set_key`].
     pub fn set_key(&mut self, key: u64) {
         // SAFETY: the session is open.
-        unsafe { (self.api.set_key)(self.session, key) }
+        self.session.with(|api, session| unsafe { (api.set_key)(session, key) });
     }
 
     /// What it trains with.
@@ -251,32 +320,61 @@ impl Accelerator {
         self.batch = None;
         let mut outputs = self.room(batch);
         let (boxes, classes) = (&mut outputs.box_encodings[..], &mut outputs.class_logits[..]);
-        let mut message = Message::default();
-        // SAFETY: the session is open, and the slices live until the call returns.
-        let done = unsafe {
-            (self.api.infer)(
-                self.session,
-                params.into(),
-                images.into(),
-                boxes.into(),
-                classes.into(),
-                &raw mut message,
-            )
-        };
-        self.check(done, &message, batch, false)?;
+        self.training(batch, false, |api, session, message| {
+            // SAFETY: the session is open, and the slices live until the call returns.
+            unsafe {
+                (api.infer)(
+                    session,
+                    params.into(),
+                    images.into(),
+                    boxes.into(),
+                    classes.into(),
+                    message,
+                )
+            }
+        })?;
         Ok(outputs)
     }
 
     /// Begins a step: sends parameters and images, and has the forward pass computed in training mode. Does not wait for it.
     pub fn start(&mut self, params: &[f32], images: &[f32]) -> Result<(), network::Error> {
         let batch = self.check_inputs(params, images)?;
-        self.batch = None;
-        let mut message = Message::default();
-        // SAFETY: as above.
-        let done = unsafe { (self.api.start)(self.session, params.into(), images.into(), &raw mut message) };
-        self.check(done, &message, batch, true)?;
+        self.begin(params, images, batch)
+    }
+
+    /// The same with the variables on the device, and with these images or as many that were [staged](Self::stage).
+    pub fn start_resident(&mut self, images: Images<'_>) -> Result<(), network::Error> {
+        let (images, batch) = match images {
+            Images::Given(images) => (images, self.batch_of(images)?),
+            Images::Staged(batch) => (&[][..], batch),
+        };
+        self.begin(&[], images, batch)
+    }
+
+    fn begin(&mut self, params: &[f32], images: &[f32], batch: usize) -> Result<(), network::Error> {
+        (self.batch, self.staged) = (None, false);
+        self.calling(batch, &mut |_| {}, |api, session, calls, message| {
+            // SAFETY: as above, and `calls` are good until the call returns.
+            unsafe { (api.start)(session, params.into(), images.into(), calls, message) }
+        })?;
         self.batch = Some(batch);
         Ok(())
+    }
+
+    /// Sends the images of the next step, while the device computes this one: after [`Accelerator::train`] or [`Accelerator::backward_resident`].
+    pub fn stage(&mut self, images: &[f32]) -> Result<(), network::Error> {
+        let batch = self.batch_of(images)?;
+        self.training(batch, true, |api, session, message| {
+            // SAFETY: as above.
+            unsafe { (api.stage)(session, images.into(), message) }
+        })?;
+        self.staged = true;
+        Ok(())
+    }
+
+    /// Whether images wait on the device for the next step: another size, and variables that are brought there anew, make it forget them.
+    pub fn has_staged(&self) -> bool {
+        self.staged
     }
 
     /// What the step that was started predicts. Waits for it.
@@ -284,15 +382,16 @@ impl Accelerator {
         let batch = self.batch.ok_or(network::Error::NoForward)?;
         let mut outputs = self.room(batch);
         let (boxes, classes) = (&mut outputs.box_encodings[..], &mut outputs.class_logits[..]);
-        let mut message = Message::default();
-        // SAFETY: as above.
-        let done = unsafe { (self.api.predictions)(self.session, boxes.into(), classes.into(), &raw mut message) };
-        self.check(done, &message, batch, true)?;
+        self.training(batch, true, |api, session, message| {
+            // SAFETY: as above.
+            unsafe { (api.predictions)(session, boxes.into(), classes.into(), message) }
+        })?;
         Ok(outputs)
     }
 
-    /// Has losses and gradients of the step that was started computed. Does not wait: [`Accelerator::collect`] does.
-    pub fn train(&mut self, targets: &BatchTargets) -> Result<(), network::Error> {
+    /// Has losses and gradients of the step that was started computed. Does not wait: [`Accelerator::collect`] does. Where gradients are
+    /// summed over ranks, `progress` is told of parts that lie where that is done, the last ones first.
+    pub fn train(&mut self, targets: &BatchTargets, progress: OnDevice<'_>) -> Result<(), network::Error> {
         let batch = self.batch.ok_or(network::Error::NoForward)?;
         for (what, found, each) in [
             ("class targets", &targets.columns, 1),
@@ -303,23 +402,38 @@ impl Accelerator {
             expect(what, found.len(), batch * self.anchors * each)?;
         }
         let crossing = abi::Targets::from(targets);
-        let mut message = Message::default();
-        // SAFETY: as above.
-        let done = unsafe { (self.api.train)(self.session, &raw const crossing, &raw mut message) };
-        self.check(done, &message, batch, true)
+        self.calling(batch, progress, |api, session, calls, message| {
+            // SAFETY: as above.
+            unsafe { (api.train)(session, &raw const crossing, calls, message) }
+        })
     }
 
     /// As [`Network::backward`], for the step that was started.
     pub fn backward(&mut self, d_box: &[f32], d_class: &[f32], grads: &mut [f32]) -> Result<(), network::Error> {
+        expect("grads", grads.len(), self.elements)?;
+        let batch = self.propagate(d_box, d_class, &mut |_| {})?;
+        self.gather(grads, &mut [], None, batch)
+    }
+
+    /// The same for variables on the device, without waiting: [`Accelerator::collect_resident`] does.
+    pub fn backward_resident(
+        &mut self,
+        d_box: &[f32],
+        d_class: &[f32],
+        progress: OnDevice<'_>,
+    ) -> Result<(), network::Error> {
+        self.propagate(d_box, d_class, progress).map(|_| ())
+    }
+
+    fn propagate(&mut self, d_box: &[f32], d_class: &[f32], progress: OnDevice<'_>) -> Result<usize, network::Error> {
         let batch = self.batch.ok_or(network::Error::NoForward)?;
         expect("d_box", d_box.len(), batch * self.anchors * 4)?;
         expect("d_class", d_class.len(), batch * self.anchors * self.columns)?;
-        expect("grads", grads.len(), self.elements)?;
-        let mut message = Message::default();
-        // SAFETY: as above.
-        let done = unsafe { (self.api.backward)(self.session, d_box.into(), d_class.into(), &raw mut message) };
-        self.check(done, &message, batch, true)?;
-        self.gather(grads, &mut [], batch)
+        self.calling(batch, progress, |api, session, calls, message| {
+            // SAFETY: as above.
+            unsafe { (api.backward)(session, d_box.into(), d_class.into(), calls, message) }
+        })?;
+        Ok(batch)
     }
 
     /// Waits for the step of [`Accelerator::train`]; fills the gradients and returns each image's sums of losses.
@@ -327,25 +441,33 @@ impl Accelerator {
         let batch = self.batch.ok_or(network::Error::NoForward)?;
         expect("grads", grads.len(), self.elements)?;
         let mut sums = vec![0.0; batch * 2];
-        self.gather(grads, &mut sums, batch)?;
-        let (classes, boxes) = sums.split_at(batch);
-        Ok(classes.iter().copied().zip(boxes.iter().copied()).collect())
+        self.gather(grads, &mut sums, None, batch)?;
+        Ok(paired(&sums, batch))
     }
 
-    fn gather(&mut self, grads: &mut [f32], sums: &mut [f32], batch: usize) -> Result<(), network::Error> {
+    /// Waits for the step of variables on the device: each image's sums of losses, if the device `computed` them, and the penalty on weights.
+    pub fn collect_resident(&mut self, computed: bool) -> Result<(Vec<Sums>, f32), network::Error> {
+        let batch = self.batch.ok_or(network::Error::NoForward)?;
+        let (mut sums, mut penalty) = (vec![0.0; if computed { batch * 2 } else { 0 }], 0.0);
+        self.gather(&mut [], &mut sums, Some(&mut penalty), batch)?;
+        Ok((if computed { paired(&sums, batch) } else { Vec::new() }, penalty))
+    }
+
+    fn gather(
+        &mut self,
+        grads: &mut [f32],
+        sums: &mut [f32],
+        penalty: Option<&mut f32>,
+        batch: usize,
+    ) -> Result<(), network::Error> {
         self.batch = None;
-        let (mut message, mut scaling) = (Message::default(), Scaling::default());
-        // SAFETY: as above.
-        let done = unsafe {
-            (self.api.collect)(
-                self.session,
-                grads.into(),
-                sums.into(),
-                &raw mut scaling,
-                &raw mut message,
-            )
-        };
-        self.check(done, &message, batch, true)?;
+        let mut scaling = Scaling::default();
+        let penalty = penalty.map_or(std::ptr::null_mut(), std::ptr::from_mut);
+        let place = &raw mut scaling;
+        self.training(batch, true, |api, session, message| {
+            // SAFETY: as above.
+            unsafe { (api.collect)(session, grads.into(), sums.into(), penalty, place, message) }
+        })?;
         if scaling.repeats > 0 {
             tracing::debug!(
                 scale = scaling.scale,
@@ -357,12 +479,16 @@ impl Accelerator {
         Ok(())
     }
 
-    fn check_inputs(&self, params: &[f32], images: &[f32]) -> Result<usize, network::Error> {
+    fn batch_of(&self, images: &[f32]) -> Result<usize, network::Error> {
         let image = self.image.0 * self.image.1 * self.channels;
         let batch = (images.len() / image).max(1);
-        expect("params", params.len(), self.elements)?;
         expect("images", images.len(), batch * image)?;
         Ok(batch)
+    }
+
+    fn check_inputs(&self, params: &[f32], images: &[f32]) -> Result<usize, network::Error> {
+        expect("params", params.len(), self.elements)?;
+        self.batch_of(images)
     }
 
     fn room(&self, batch: usize) -> Outputs {
@@ -372,8 +498,41 @@ impl Accelerator {
         }
     }
 
-    fn check(&self, done: bool, message: &Message, batch: usize, training: bool) -> Result<(), network::Error> {
-        if done {
+    /// A call that calls back: tells `progress` of parts of the gradient, and sums batch norm's statistics.
+    fn calling(
+        &mut self,
+        batch: usize,
+        progress: OnDevice<'_>,
+        call: impl FnOnce(&Api, *mut c_void, Calls, *mut Message) -> bool,
+    ) -> Result<(), network::Error> {
+        let together = self.hook.is_set();
+        let mut back = Back {
+            progress,
+            hook: std::mem::take(&mut self.hook),
+            lost: None,
+        };
+        let calls = Calls {
+            context: (&raw mut back).cast(),
+            ready: Some(ready),
+            sum: if together { Some(sum) } else { None },
+        };
+        let done = self.training(batch, true, |api, session, message| call(api, session, calls, message));
+        self.hook = back.hook;
+        match back.lost {
+            Some(why) => Err(network::Error::Together(why)),
+            None => done,
+        }
+    }
+
+    /// A call whose memory depends on the batch.
+    fn training(
+        &self,
+        batch: usize,
+        training: bool,
+        call: impl FnOnce(&Api, *mut c_void, *mut Message) -> bool,
+    ) -> Result<(), network::Error> {
+        let mut message = Message::default();
+        if self.session.with(|api, session| call(api, session, &raw mut message)) {
             return Ok(());
         }
         let (device, why) = (self.device, message.text());
@@ -394,11 +553,50 @@ impl Accelerator {
     }
 }
 
-impl Drop for Accelerator {
-    fn drop(&mut self) {
-        // SAFETY: nobody uses the session after this.
-        unsafe { (self.api.close)(self.session) }
+/// What a step with variables on the device computes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Images<'a> {
+    /// These.
+    Given(&'a [f32]),
+    /// So many, which are there already.
+    Staged(usize),
+}
+
+/// Is told of elements of the gradient that lie where they are summed.
+pub type OnDevice<'a> = &'a mut (dyn FnMut(Range<usize>) + 'a);
+
+/// The other replicas, while an accelerator computes without them.
+pub(crate) struct Apart(Hook);
+
+/// What the library calls back for.
+struct Back<'a> {
+    progress: OnDevice<'a>,
+    hook: Hook,
+    /// Why sums failed.
+    lost: Option<String>,
+}
+
+unsafe extern "C" fn ready(context: *mut c_void, start: usize, len: usize) {
+    // SAFETY: `Accelerator::calling` put it there, and waits for the call that calls this.
+    let back = unsafe { &mut *context.cast::<Back<'_>>() };
+    (back.progress)(start..start + len);
+}
+
+unsafe extern "C" fn sum(context: *mut c_void, values: *mut f64, len: usize) -> bool {
+    // SAFETY: as above; the library has so many values there.
+    let (back, values) = unsafe { (&mut *context.cast::<Back<'_>>(), std::slice::from_raw_parts_mut(values, len)) };
+    match back.hook.sum(values) {
+        Ok(()) => true,
+        Err(why) => {
+            back.lost = Some(why);
+            false
+        }
     }
+}
+
+fn paired(sums: &[f32], batch: usize) -> Vec<Sums> {
+    let (classes, boxes) = sums.split_at(batch);
+    classes.iter().copied().zip(boxes.iter().copied()).collect()
 }
 
 fn expect(what: &'static str, found: usize, expected: usize) -> Result<(), network::Error> {

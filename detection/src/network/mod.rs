@@ -47,7 +47,7 @@ use buffers::Buffers;
 use coati_common::variables::VariableSpec;
 use forward::Context;
 use plan::{Operation, Plan};
-use together::Hook;
+pub(crate) use together::Hook;
 
 /// Whether batch norm uses the batch's statistics and the network keeps what [`Network::backward`] needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

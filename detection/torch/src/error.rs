@@ -31,6 +31,12 @@ pub(crate) enum Error {
     /// Losses of a session that was opened without them.
     #[error("this session was opened without losses")]
     NoLoss,
+    /// A step of variables that were not brought to the device.
+    #[error("the variables are not on the device")]
+    NotResident,
+    /// The caller knows more.
+    #[error("the replicas' statistics could not be summed")]
+    Together,
     /// The plan names a variable that begins elsewhere.
     #[error("no variable begins at element {0}")]
     NoVariable(usize),

@@ -3,9 +3,14 @@
 mod context;
 mod cuda;
 mod error;
+mod gradient;
+mod layers;
 mod loss;
 mod mask;
+mod pass;
+mod resident;
 mod scaling;
+mod segments;
 mod session;
 mod transfer;
 
@@ -13,9 +18,13 @@ use std::any::Any;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use coati_detection::accelerator::abi::{Api, Floats, FloatsMut, Message, Scaling, Targets, Text, VERSION};
+use coati_detection::accelerator::abi::{
+    Api, Calls, Floats, FloatsMut, Message, Scaling, Targets, Text, Update, VERSION,
+};
 
 use crate::error::Error;
+use crate::pass::Sum;
+use crate::resident::{Brought, read};
 use crate::session::Session;
 
 static API: Api = Api {
@@ -29,6 +38,14 @@ static API: Api = Api {
     train,
     backward,
     collect,
+    reside,
+    sums,
+    stage,
+    fill,
+    finite,
+    apply,
+    read: read_all,
+    gradient,
     close,
 };
 
@@ -118,9 +135,19 @@ unsafe extern "C" fn lay_out(session: *mut c_void, height: usize, width: usize, 
     unsafe { on_session(session, message, |session| session.lay_out((height, width))) }.is_some()
 }
 
-unsafe extern "C" fn start(session: *mut c_void, params: Floats, images: Floats, message: *mut Message) -> bool {
+unsafe extern "C" fn start(
+    session: *mut c_void,
+    params: Floats,
+    images: Floats,
+    calls: Calls,
+    message: *mut Message,
+) -> bool {
     let (params, images) = unsafe { (floats(params), floats(images)) };
-    unsafe { on_session(session, message, |session| session.start(params, images)) }.is_some()
+    let work = |session: &mut Session| {
+        let mut sum = unsafe { sum(calls) };
+        session.start(params, images, sum.as_mut().map(|sum| sum as Sum<'_>))
+    };
+    unsafe { on_session(session, message, work) }.is_some()
 }
 
 unsafe extern "C" fn predictions(
@@ -154,7 +181,33 @@ unsafe extern "C" fn infer(
     unsafe { on_session(session, message, work) }.is_some()
 }
 
-unsafe extern "C" fn train(session: *mut c_void, targets: *const Targets, message: *mut Message) -> bool {
+/// Tells the caller of elements that are ready.
+///
+/// # Safety
+/// Functions may be called with their context until the call returns.
+unsafe fn tell(calls: Calls) -> impl FnMut(std::ops::Range<usize>) {
+    move |elements| {
+        if let Some(call) = calls.ready {
+            unsafe { call(calls.context, elements.start, elements.len()) }
+        }
+    }
+}
+
+/// Has the caller sum values over all replicas; `None` where there are no others.
+///
+/// # Safety
+/// As [`tell`].
+unsafe fn sum(calls: Calls) -> Option<impl FnMut(&mut [f64]) -> bool> {
+    let call = calls.sum?;
+    Some(move |values: &mut [f64]| unsafe { call(calls.context, values.as_mut_ptr(), values.len()) })
+}
+
+unsafe extern "C" fn train(
+    session: *mut c_void,
+    targets: *const Targets,
+    calls: Calls,
+    message: *mut Message,
+) -> bool {
     let work = |session: &mut Session| {
         let targets = unsafe { targets.as_ref() }.ok_or(Error::NoLoss)?;
         let slices = [
@@ -164,25 +217,39 @@ unsafe extern "C" fn train(session: *mut c_void, targets: *const Targets, messag
             targets.box_weights,
         ];
         let slices = slices.map(|slice| unsafe { floats(slice) });
-        session.train(slices, (targets.class_factor, targets.box_factor))
+        let (mut ready, mut sum) = unsafe { (tell(calls), sum(calls)) };
+        let sum = sum.as_mut().map(|sum| sum as Sum<'_>);
+        session.train(slices, (targets.class_factor, targets.box_factor), &mut ready, sum)
     };
     unsafe { on_session(session, message, work) }.is_some()
 }
 
-unsafe extern "C" fn backward(session: *mut c_void, d_box: Floats, d_class: Floats, message: *mut Message) -> bool {
+unsafe extern "C" fn backward(
+    session: *mut c_void,
+    d_box: Floats,
+    d_class: Floats,
+    calls: Calls,
+    message: *mut Message,
+) -> bool {
     let (d_box, d_class) = unsafe { (floats(d_box), floats(d_class)) };
-    unsafe { on_session(session, message, |session| session.backward(d_box, d_class)) }.is_some()
+    let work = |session: &mut Session| {
+        let (mut ready, mut sum) = unsafe { (tell(calls), sum(calls)) };
+        session.backward(d_box, d_class, &mut ready, sum.as_mut().map(|sum| sum as Sum<'_>))
+    };
+    unsafe { on_session(session, message, work) }.is_some()
 }
 
 unsafe extern "C" fn collect(
     session: *mut c_void,
     grads: FloatsMut,
     sums: FloatsMut,
+    penalty: *mut f32,
     scaling: *mut Scaling,
     message: *mut Message,
 ) -> bool {
     let (grads, sums) = unsafe { (floats_mut(grads), floats_mut(sums)) };
-    let found = unsafe { on_session(session, message, |session| session.collect(grads, sums)) };
+    let penalty = unsafe { penalty.as_mut() };
+    let found = unsafe { on_session(session, message, |session| session.collect(grads, sums, penalty)) };
     match (found, unsafe { scaling.as_mut() }) {
         (Some(found), Some(to)) => {
             *to = found;
@@ -190,6 +257,82 @@ unsafe extern "C" fn collect(
         }
         (found, _) => found.is_some(),
     }
+}
+
+unsafe extern "C" fn reside(
+    session: *mut c_void,
+    residence: Text,
+    params: Floats,
+    slots: Floats,
+    averages: Floats,
+    message: *mut Message,
+) -> bool {
+    let residence = unsafe { text(residence) };
+    let brought = Brought {
+        params: unsafe { floats(params) },
+        slots: unsafe { floats(slots) },
+        averages: unsafe { floats(averages) },
+    };
+    unsafe { on_session(session, message, |session| session.reside(&residence, &brought)) }.is_some()
+}
+
+unsafe extern "C" fn sums(session: *mut c_void) -> usize {
+    // SAFETY: `open` made it, and nobody else uses it meanwhile.
+    unsafe { session.cast::<Session>().as_ref() }.map_or(0, Session::sums_address)
+}
+
+unsafe extern "C" fn stage(session: *mut c_void, images: Floats, message: *mut Message) -> bool {
+    let images = unsafe { floats(images) };
+    unsafe { on_session(session, message, |session| session.stage(images)) }.is_some()
+}
+
+unsafe extern "C" fn fill(session: *mut c_void, weight: f32, message: *mut Message) -> bool {
+    let work = |session: &mut Session| {
+        let (resident, gradient) = session.resident()?;
+        resident.fill(gradient, weight)
+    };
+    unsafe { on_session(session, message, work) }.is_some()
+}
+
+unsafe extern "C" fn finite(session: *mut c_void, to: *mut bool, message: *mut Message) -> bool {
+    let work = |session: &mut Session| {
+        let (resident, gradient) = session.resident()?;
+        resident.finite(gradient)
+    };
+    match (unsafe { on_session(session, message, work) }, unsafe { to.as_mut() }) {
+        (Some(found), Some(to)) => {
+            *to = found;
+            true
+        }
+        (found, _) => found.is_some(),
+    }
+}
+
+unsafe extern "C" fn apply(session: *mut c_void, update: *const Update, message: *mut Message) -> bool {
+    let work = |session: &mut Session| {
+        let update = unsafe { update.as_ref() }.ok_or(Error::NotResident)?;
+        let (resident, gradient) = session.resident()?;
+        resident.apply(gradient, update)
+    };
+    unsafe { on_session(session, message, work) }.is_some()
+}
+
+unsafe extern "C" fn read_all(
+    session: *mut c_void,
+    params: FloatsMut,
+    slots: FloatsMut,
+    averages: FloatsMut,
+    message: *mut Message,
+) -> bool {
+    let (params, slots, averages) = unsafe { (floats_mut(params), floats_mut(slots), floats_mut(averages)) };
+    let work = |session: &mut Session| session.resident()?.0.read(params, slots, averages);
+    unsafe { on_session(session, message, work) }.is_some()
+}
+
+unsafe extern "C" fn gradient(session: *mut c_void, to: FloatsMut, message: *mut Message) -> bool {
+    let to = unsafe { floats_mut(to) };
+    let work = |session: &mut Session| read("gradient", session.resident()?.1, to);
+    unsafe { on_session(session, message, work) }.is_some()
 }
 
 unsafe extern "C" fn close(session: *mut c_void) {

@@ -4,17 +4,24 @@
 //! with float32 statistics and coefficients, activations, sums) follows its input, and predictions leave as float32. Variables are float32 and
 //! rounded at each use; their gradients are float32 from the convolution on.
 
+use std::ops::Range;
+
+use coati_common::variables::VariableKind;
 use coati_detection::accelerator::Arithmetic;
 use coati_detection::accelerator::abi::{Opening, Scaling};
 use coati_detection::accelerator::loss::DeviceLoss;
 use coati_detection::accelerator::numerics::{Hardware, choose};
-use coati_detection::network::plan::{Affine, Layer, Norm, Operation, Part, Plan, Source, Weights, plan};
-use coati_detection::network::{Activation, NetworkConfig, Regularizer};
+use coati_detection::accelerator::resident::{Residence, Role};
+use coati_detection::network::NetworkConfig;
+use coati_detection::network::plan::{Layer, Plan, plan};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
+use crate::gradient::Gradient;
 use crate::loss::{self, Targets};
-use crate::mask;
+use crate::pass::{Frame, Pass, Sum};
+use crate::resident::{Brought, Resident};
+use crate::segments::{Cuts, Segments};
 use crate::transfer::{self, Upload, length};
 use crate::{context, cuda, scaling};
 
@@ -30,15 +37,23 @@ pub(crate) struct Session {
     image: [i64; 3],
     /// The offsets of [`Plan::input`] on the device.
     offset: Tensor,
-    sizes: Vec<i64>,
     starts: Vec<usize>,
-    /// The regularisers' factors of every parameter (L1, L2), where there are any.
-    penalties: [Option<Tensor>; 2],
+    /// Of the variables: which have gradients, and which are in the gradient at all.
+    trainable: Vec<bool>,
+    written: Vec<bool>,
+    segments: Segments,
+    /// Where they are cut.
+    cuts: Cuts,
+    gradient: Gradient,
+    /// The variables, where they live on the device.
+    resident: Option<Resident>,
     /// What is dropped depends on it.
     key: u64,
     uploads: Uploads,
     pending: Option<Pending>,
     leaving: Option<Leaving>,
+    /// The next step's images.
+    staged: Option<Tensor>,
     /// The device may still read what was sent to it.
     busy: bool,
     /// Bytes of activations beyond which the CPU pretends to have no memory left.
@@ -52,26 +67,36 @@ const LIMIT: &str = "COATI_TEST_TORCH_CPU_BYTES";
 #[derive(Debug, Default)]
 struct Uploads {
     params: Upload,
-    images: Upload,
+    /// In turns: one may still be read while the next step's leave.
+    images: [Upload; 2],
+    turn: bool,
     targets: [Upload; 4],
     slopes: [Upload; 2],
+}
+
+impl Uploads {
+    fn next_images(&mut self) -> &mut Upload {
+        self.turn = !self.turn;
+        &mut self.images[usize::from(self.turn)]
+    }
 }
 
 /// Between a forward pass in training mode and its backward pass.
 #[derive(Debug)]
 struct Pending {
     params: Tensor,
-    boxes: Tensor,
-    classes: Tensor,
-    statistics: Vec<Statistics>,
+    /// Whether those are the variables on the device, so that gradients stay there.
+    resident: bool,
+    pass: Pass,
 }
 
-/// A step whose gradients are on their way to the host.
+/// A step whose gradients are on their way to the host, or wait on the device.
 #[derive(Debug)]
 struct Leaving {
-    gradients: Tensor,
-    /// Sums of losses of each image; empty where the host computed them.
-    sums: Tensor,
+    /// None where they stay.
+    gradients: Option<Tensor>,
+    /// Sums of losses of each image, on the device; none where the host computed them.
+    sums: Option<Tensor>,
     /// What it takes to do the backward pass again with a smaller scale.
     again: Option<Again>,
 }
@@ -85,33 +110,8 @@ struct Again {
     verdict: Tensor,
 }
 
-/// A layer's batch mean and unbiased variance.
-#[derive(Debug)]
-struct Statistics {
-    norm: Norm,
-    mean: Tensor,
-    variance: Tensor,
-}
-
-/// The parameters of one pass, cut into variables.
-struct Variables<'a> {
-    starts: &'a [usize],
-    values: Vec<Tensor>,
-    /// What convolutions compute with.
-    kind: Kind,
-}
-
-impl Variables<'_> {
-    fn at(&self, offset: usize) -> Result<&Tensor, Error> {
-        let index = self.starts.binary_search(&offset);
-        let index = index.map_err(|_| Error::NoVariable(offset))?;
-        self.values.get(index).ok_or(Error::NoVariable(offset))
-    }
-
-    fn optional(&self, offset: Option<usize>) -> Result<Option<&Tensor>, Error> {
-        offset.map(|offset| self.at(offset)).transpose()
-    }
-}
+/// Is told of elements of the gradient that lie where they are summed and will not change.
+pub(crate) type Ready<'a> = &'a mut dyn FnMut(Range<usize>);
 
 /// Height, width and channels.
 fn image(config: &NetworkConfig) -> [i64; 3] {
@@ -135,13 +135,16 @@ impl Session {
         tch::set_num_threads(i32::try_from(opening.threads).unwrap_or(1));
         let config = opening.network;
         let plan = plan(&config)?;
-        let (mut starts, mut sizes, mut start) = (Vec::new(), Vec::new(), 0);
+        let (mut starts, mut start) = (Vec::new(), 0);
         for spec in &plan.variables {
             starts.push(start);
-            sizes.push(spec.elements() as i64);
             start += spec.elements();
         }
-        let penalties = penalties(&plan, &starts, &sizes, device)?;
+        let kinds = plan.variables.iter().map(|spec| spec.kind);
+        let trainable: Vec<bool> = kinds.clone().map(|kind| kind == VariableKind::Trainable).collect();
+        let written: Vec<bool> = kinds.map(|kind| kind != VariableKind::Constant).collect();
+        let segments = Segments::cut(&plan, &starts, Cuts::default())?;
+        let gradient = Gradient::new(&plan, &segments, &starts, &written, device)?;
         let offset = Tensor::f_from_slice(&plan.input.1)?.f_to_device(device)?.f_view([
             1,
             config.image_channels as i64,
@@ -157,13 +160,18 @@ impl Session {
             arithmetic,
             loss: opening.loss,
             offset,
-            sizes,
             starts,
-            penalties,
+            trainable,
+            written,
+            segments,
+            cuts: Cuts::default(),
+            gradient,
+            resident: None,
             key: 0,
             uploads: Uploads::default(),
             pending: None,
             leaving: None,
+            staged: None,
             busy: false,
             limit: std::env::var(LIMIT).ok().and_then(|text| text.parse().ok()),
         })
@@ -172,8 +180,7 @@ impl Session {
     /// Lays the network out for images of (height, width) pixels. A step that was started is forgotten.
     pub(crate) fn lay_out(&mut self, size: (usize, usize)) -> Result<(), Error> {
         let (config, plan) = self.plan.of_size(&self.config, size)?;
-        self.pending = None;
-        self.leaving = None;
+        self.forget();
         self.image = image(&config);
         (self.config, self.plan) = (config, plan);
         Ok(())
@@ -206,30 +213,93 @@ impl Session {
         self.device == Device::Cpu
     }
 
-    /// Sends parameters and images and has the forward pass computed in training mode.
-    pub(crate) fn start(&mut self, params: &[f32], images: &[f32]) -> Result<(), Error> {
-        let (params, images) = self.send(params, images)?;
-        let params = params.set_requires_grad(true);
+    /// Keeps the variables on the device from now on.
+    pub(crate) fn reside(&mut self, residence: &str, brought: &Brought<'_>) -> Result<(), Error> {
+        let residence: Residence = serde_json::from_str(residence)?;
+        self.forget();
+        self.resident = None;
+        let sums = residence.sums;
+        let resident = Resident::new(residence, &self.lengths(), brought, self.device)?;
+        let roles = &resident.residence.variables;
+        self.trainable = roles
+            .iter()
+            .map(|role| matches!(role, Role::Trainable | Role::Bias))
+            .collect();
+        self.written = roles.iter().map(|role| *role != Role::Constant).collect();
+        // Where gradients are not final before the last, cutting has no use.
+        let early = resident.sums_early() && self.arithmetic != Arithmetic::Fp16;
+        self.cuts.bytes = sums.filter(|_| early).map(|sums| sums.bucket_bytes);
+        self.resident = Some(resident);
+        self.cut()
+    }
+
+    /// The variables on the device.
+    pub(crate) fn resident(&mut self) -> Result<(&mut Resident, &Tensor), Error> {
+        let resident = self.resident.as_mut().ok_or(Error::NotResident)?;
+        Ok((resident, &self.gradient.flat))
+    }
+
+    fn lengths(&self) -> Vec<usize> {
+        self.plan.variables.iter().map(|spec| spec.elements()).collect()
+    }
+
+    /// Lays out the backward pass.
+    fn cut(&mut self) -> Result<(), Error> {
+        self.segments = Segments::cut(&self.plan, &self.starts, self.cuts)?;
+        self.gradient = Gradient::new(&self.plan, &self.segments, &self.starts, &self.written, self.device)?;
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.pending = None;
+        self.leaving = None;
+        self.staged = None;
+    }
+
+    /// Sends images and has the forward pass computed in training mode; parameters as well, unless they are on the device. No images: those
+    /// that were [staged](Self::stage).
+    pub(crate) fn start(&mut self, params: &[f32], images: &[f32], sum: Option<Sum<'_>>) -> Result<(), Error> {
+        if self.cuts.together != sum.is_some() {
+            self.cuts.together = sum.is_some();
+            self.cut()?;
+        }
+        let staged = self.staged.take();
+        let images = match staged {
+            Some(staged) if images.is_empty() => {
+                self.forget();
+                self.busy = true;
+                staged
+            }
+            _ => self.send_images(images)?,
+        };
+        let (params, resident) = match &self.resident {
+            Some(resident) if params.is_empty() => (resident.params.shallow_clone(), true),
+            _ => (self.send_params(params)?, false),
+        };
         let kind = match self.arithmetic {
             Arithmetic::Float32 => Kind::Float,
             Arithmetic::Bf16 => Kind::BFloat16,
             Arithmetic::Fp16 => Kind::Half,
         };
-        let (boxes, classes, statistics) = self.outputs(&params, &images, true, kind)?;
-        self.pending = Some(Pending {
-            params,
-            boxes,
-            classes,
-            statistics,
-        });
+        let pass = self.pass(&params, &images, (true, kind), sum)?;
+        self.pending = Some(Pending { params, resident, pass });
+        Ok(())
+    }
+
+    /// Sends the images of the next step, while this one is computed.
+    pub(crate) fn stage(&mut self, images: &[f32]) -> Result<(), Error> {
+        self.staged = None;
+        let batch = self.batch_of(images)?;
+        let sent = self.uploads.next_images().send(images, self.device)?;
+        self.staged = Some(self.as_input(&sent, batch)?);
         Ok(())
     }
 
     /// Fills `boxes` (`[batch, anchors, 4]`) and `classes` (`[batch, anchors, columns]`) with what the step predicts.
     pub(crate) fn predictions(&mut self, boxes: &mut [f32], classes: &mut [f32]) -> Result<(), Error> {
-        let pending = self.pending.as_ref().ok_or(Error::NoForward)?;
-        let found = (transfer::fetch(&pending.boxes)?, transfer::fetch(&pending.classes)?);
-        transfer::wait(self.device);
+        let pass = &self.pending.as_ref().ok_or(Error::NoForward)?.pass;
+        let found = (transfer::fetch(&pass.boxes)?, transfer::fetch(&pass.classes)?);
+        transfer::wait(self.device)?;
         transfer::read("boxes", &found.0, boxes)?;
         transfer::read("classes", &found.1, classes)
     }
@@ -242,46 +312,84 @@ impl Session {
         boxes: &mut [f32],
         classes: &mut [f32],
     ) -> Result<(), Error> {
-        let (params, images) = self.send(params, images)?;
-        let (found_boxes, found_classes, _) = tch::no_grad(|| self.outputs(&params, &images, false, Kind::Float))?;
-        let found = (transfer::fetch(&found_boxes)?, transfer::fetch(&found_classes)?);
-        transfer::wait(self.device);
+        let images = self.send_images(images)?;
+        let params = self.send_params(params)?;
+        let pass = tch::no_grad(|| self.pass(&params, &images, (false, Kind::Float), None))?;
+        let found = (transfer::fetch(&pass.boxes)?, transfer::fetch(&pass.classes)?);
+        transfer::wait(self.device)?;
         self.busy = false;
         transfer::read("boxes", &found.0, boxes)?;
         transfer::read("classes", &found.1, classes)
     }
 
-    fn send(&mut self, params: &[f32], images: &[f32]) -> Result<(Tensor, Tensor), Error> {
+    fn pass(
+        &self,
+        params: &Tensor,
+        images: &Tensor,
+        (training, kind): (bool, Kind),
+        sum: Option<Sum<'_>>,
+    ) -> Result<Pass, Error> {
+        let frame = Frame {
+            plan: &self.plan,
+            segments: &self.segments,
+            starts: &self.starts,
+            trainable: &self.trainable,
+            columns: self.columns,
+            key: self.key,
+            training,
+            kind,
+        };
+        Pass::forward(&frame, params, images, sum)
+    }
+
+    fn send_params(&mut self, params: &[f32]) -> Result<Tensor, Error> {
+        length("params", params.len(), self.plan.elements)?;
+        self.uploads.params.send(params, self.device)
+    }
+
+    /// How many images these are.
+    fn batch_of(&self, images: &[f32]) -> Result<usize, Error> {
+        let pixels = self.image.iter().product::<i64>() as usize;
+        let batch = images.len() / pixels;
+        length("images", images.len(), batch.max(1) * pixels)?;
+        Ok(batch)
+    }
+
+    /// The beginning of a pass. What was staged is left alone.
+    fn send_images(&mut self, images: &[f32]) -> Result<Tensor, Error> {
         self.pending = None;
         self.leaving = None;
         if std::mem::replace(&mut self.busy, true) {
             // A step that nobody collected.
-            transfer::wait(self.device);
+            transfer::wait(self.device)?;
         }
-        let pixels = self.image.iter().product::<i64>() as usize;
-        let batch = images.len() / pixels;
-        length("params", params.len(), self.plan.elements)?;
-        length("images", images.len(), batch.max(1) * pixels)?;
+        let batch = self.batch_of(images)?;
         self.within_limit(batch)?;
-        let params = self.uploads.params.send(params, self.device)?;
+        let sent = self.uploads.next_images().send(images, self.device)?;
+        self.as_input(&sent, batch)
+    }
+
+    /// Pixel by pixel in memory, which libtorch calls channels last.
+    fn as_input(&self, images: &Tensor, batch: usize) -> Result<Tensor, Error> {
         let [height, width, channels] = self.image;
-        // Pixel by pixel in memory, which libtorch calls channels last.
-        let images = self
-            .uploads
-            .images
-            .send(images, self.device)?
+        Ok(images
             .f_view([batch as i64, height, width, channels])?
             .f_permute([0, 3, 1, 2])?
             .f_mul_scalar(f64::from(self.plan.input.0))?
-            .f_add(&self.offset)?;
-        Ok((params, images))
+            .f_add(&self.offset)?)
     }
 
     /// Losses and gradients of the step, from what it should predict.
-    pub(crate) fn train(&mut self, targets: [&[f32]; 4], (class_factor, box_factor): (f32, f32)) -> Result<(), Error> {
+    pub(crate) fn train(
+        &mut self,
+        targets: [&[f32]; 4],
+        (class_factor, box_factor): (f32, f32),
+        ready: Ready<'_>,
+        sum: Option<Sum<'_>>,
+    ) -> Result<(), Error> {
         let loss = self.loss.ok_or(Error::NoLoss)?;
         let pending = self.pending.take().ok_or(Error::NoForward)?;
-        let size = pending.boxes.size();
+        let size = pending.pass.boxes.size();
         let anchors = [size[0], size[1]];
         let mut sent = Vec::with_capacity(targets.len());
         for (upload, values) in self.uploads.targets.iter_mut().zip(targets) {
@@ -298,46 +406,85 @@ impl Session {
             class_factor: f64::from(class_factor),
             box_factor: f64::from(box_factor),
         };
-        let found = loss::losses(&loss, &targets, &pending.boxes, &pending.classes)?;
-        self.propagate(pending, found.slopes, transfer::fetch(&found.sums)?)
+        let found = loss::losses(&loss, &targets, &pending.pass.boxes, &pending.pass.classes)?;
+        self.propagate(pending, found.slopes, Some(found.sums), ready, sum)
     }
 
     /// Gradients of the step, from the loss's slopes by its predictions.
-    pub(crate) fn backward(&mut self, d_box: &[f32], d_class: &[f32]) -> Result<(), Error> {
+    pub(crate) fn backward(
+        &mut self,
+        d_box: &[f32],
+        d_class: &[f32],
+        ready: Ready<'_>,
+        sum: Option<Sum<'_>>,
+    ) -> Result<(), Error> {
         let pending = self.pending.take().ok_or(Error::NoForward)?;
-        length("box gradients", d_box.len(), pending.boxes.numel())?;
-        length("class gradients", d_class.len(), pending.classes.numel())?;
+        let (boxes, classes) = (&pending.pass.boxes, &pending.pass.classes);
+        length("box gradients", d_box.len(), boxes.numel())?;
+        length("class gradients", d_class.len(), classes.numel())?;
         let [to_boxes, to_classes] = &mut self.uploads.slopes;
         let slopes = [
-            to_boxes.send(d_box, self.device)?.f_view_as(&pending.boxes)?,
-            to_classes.send(d_class, self.device)?.f_view_as(&pending.classes)?,
+            to_boxes.send(d_box, self.device)?.f_view_as(boxes)?,
+            to_classes.send(d_class, self.device)?.f_view_as(classes)?,
         ];
-        self.propagate(pending, slopes, Tensor::f_empty([0], (Kind::Float, Device::Cpu))?)
+        self.propagate(pending, slopes, None, ready, sum)
     }
 
-    /// Has the gradients computed and sent to the host.
-    fn propagate(&mut self, pending: Pending, slopes: [Tensor; 2], sums: Tensor) -> Result<(), Error> {
-        if self.arithmetic != Arithmetic::Fp16 {
-            let gradients = transfer::fetch(&self.gradients(&pending, &slopes, None)?)?;
-            self.leaving = Some(Leaving {
-                gradients,
-                sums,
-                again: None,
-            });
+    /// Has the gradients computed, and sent to the host unless they stay.
+    fn propagate(
+        &mut self,
+        pending: Pending,
+        slopes: [Tensor; 2],
+        sums: Option<Tensor>,
+        ready: Ready<'_>,
+        sum: Option<Sum<'_>>,
+    ) -> Result<(), Error> {
+        if self.arithmetic == Arithmetic::Fp16 {
+            let scale = scaling::first(&[&slopes[0], &slopes[1]])?;
+            self.leaving = Some(self.scaled(pending, slopes, scale, sums)?);
             return Ok(());
         }
-        let scale = scaling::first(&[&slopes[0], &slopes[1]])?;
-        self.leaving = Some(self.scaled(pending, slopes, scale, sums)?);
+        let own = self.resident.as_ref().filter(|_| pending.resident);
+        let early = own.filter(|resident| resident.sums_early());
+        self.gradients(&pending, &slopes, (None, sum), &mut |elements| {
+            if let Some(resident) = early {
+                resident.bring(&self.gradient.flat, &elements)?;
+                ready(elements);
+            }
+            Ok(())
+        })?;
+        if let Some(resident) = own {
+            resident.clip(&self.gradient.flat)?;
+        }
+        self.leaving = Some(Leaving {
+            gradients: self.leaving_gradients(&pending)?,
+            sums,
+            again: None,
+        });
         Ok(())
     }
 
+    /// The gradients, on their way to the host.
+    fn leaving_gradients(&self, pending: &Pending) -> Result<Option<Tensor>, Error> {
+        if pending.resident {
+            return Ok(None);
+        }
+        transfer::fetch(&self.gradient.flat).map(Some)
+    }
+
     /// In float16: gradients, and whether they are finite, which nobody waits for here.
-    fn scaled(&self, pending: Pending, slopes: [Tensor; 2], scale: Tensor, sums: Tensor) -> Result<Leaving, Error> {
-        let gradients = self.gradients(&pending, &slopes, Some(&scale))?;
-        let finite = gradients.f_isfinite()?.f_all()?.f_to_kind(Kind::Float)?;
+    fn scaled(
+        &self,
+        pending: Pending,
+        slopes: [Tensor; 2],
+        scale: Tensor,
+        sums: Option<Tensor>,
+    ) -> Result<Leaving, Error> {
+        self.gradients(&pending, &slopes, (Some(&scale), None), &mut |_| Ok(()))?;
+        let finite = self.gradient.flat.f_isfinite()?.f_all()?.f_to_kind(Kind::Float)?;
         let verdict = transfer::fetch(&Tensor::f_stack(&[&finite, &scale], 0)?)?;
         Ok(Leaving {
-            gradients: transfer::fetch(&gradients)?,
+            gradients: self.leaving_gradients(&pending)?,
             sums,
             again: Some(Again {
                 pending,
@@ -349,293 +496,89 @@ impl Session {
     }
 
     /// Of trainable variables the gradient with the regularisers', of moving statistics the batch's own values.
-    fn gradients(&self, pending: &Pending, slopes: &[Tensor; 2], scale: Option<&Tensor>) -> Result<Tensor, Error> {
-        let weighted = |outputs: &Tensor, slopes: &Tensor| -> Result<Tensor, Error> {
-            let slopes = match scale {
-                Some(scale) => slopes.f_mul(scale)?,
-                None => slopes.shallow_clone(),
-            };
-            Ok(outputs.f_mul(&slopes)?.f_sum(Kind::Float)?)
+    fn gradients(
+        &self,
+        pending: &Pending,
+        slopes: &[Tensor; 2],
+        (scale, sum): (Option<&Tensor>, Option<Sum<'_>>),
+        written: &mut dyn FnMut(Range<usize>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let [boxes, classes] = slopes;
+        let slopes = match scale {
+            Some(scale) => [boxes.f_mul(scale)?, classes.f_mul(scale)?],
+            None => [boxes.shallow_clone(), classes.shallow_clone()],
         };
-        // The sum's gradient with respect to the outputs is what was given.
-        let sum = weighted(&pending.boxes, &slopes[0])?.f_add(&weighted(&pending.classes, &slopes[1])?)?;
+        let (gradient, statistics) = (&self.gradient, &pending.pass.statistics);
         // Where it may have to be done again, the graph stays.
-        let found = Tensor::f_run_backward(&[&sum], &[&pending.params], scale.is_some(), false)?;
-        let mut found = found.into_iter().next().ok_or(Error::NoForward)?;
-        if let Some(scale) = scale {
-            found = found.f_div(scale)?;
-        }
-        let params = pending.params.f_detach()?;
-        if let Some(l1) = &self.penalties[0] {
-            found = found.f_add(&params.f_sign()?.f_mul(l1)?)?;
-        }
-        if let Some(l2) = &self.penalties[1] {
-            found = found.f_add(&params.f_mul(l2)?)?;
-        }
-        let found = found.f_detach()?;
-        let at = |start: usize, len: usize| found.f_narrow(0, start as i64, len as i64);
-        for layer in &self.plan.layers {
-            // Without batch statistics the moving ones stay as they are.
-            if let Some(norm) = layer.norm.filter(|norm| !norm.train) {
-                let _ = at(norm.mean, layer.outputs)?.f_zero_()?;
-                let _ = at(norm.variance, layer.outputs)?.f_zero_()?;
-            }
-        }
-        for Statistics { norm, mean, variance } in &pending.statistics {
-            for (start, values) in [(norm.mean, mean), (norm.variance, variance)] {
-                at(start, values.numel())?.f_copy_(values)?;
-            }
-        }
-        Ok(found)
+        pending
+            .pass
+            .backward(&self.segments, &slopes, scale.is_some(), sum, &mut |segment, gradients| {
+                tch::no_grad(|| {
+                    for elements in gradient.write(segment, gradients, statistics, &pending.params, scale)? {
+                        if let Some(resident) = self.resident.as_ref().filter(|_| pending.resident) {
+                            resident.multiply_biases(&gradient.flat, &elements)?;
+                        }
+                        written(elements)?;
+                    }
+                    Ok(())
+                })
+            })
     }
 
-    /// Waits for the step. Fills `grads`, and `sums` after [`Session::train`].
-    pub(crate) fn collect(&mut self, grads: &mut [f32], sums: &mut [f32]) -> Result<Scaling, Error> {
+    /// Waits for the step. Fills `grads` unless they stay on the device, `sums` after [`Session::train`], and `penalty`, the regularisers',
+    /// where variables are there.
+    pub(crate) fn collect(
+        &mut self,
+        grads: &mut [f32],
+        sums: &mut [f32],
+        penalty: Option<&mut f32>,
+    ) -> Result<Scaling, Error> {
         let mut leaving = self.leaving.take().ok_or(Error::NoForward)?;
         let mut scaling = Scaling { scale: 1.0, repeats: 0 };
-        transfer::wait(self.device);
         while let Some(again) = leaving.again.take() {
             let mut verdict = [0.0; 2];
+            transfer::wait(self.device)?;
             transfer::read("verdict", &again.verdict, &mut verdict)?;
             scaling.scale = verdict[1];
             if verdict[0] == 1.0 || scaling.repeats == scaling::MOST_REPEATS {
+                if let Some(resident) = self.resident.as_ref().filter(|_| again.pending.resident) {
+                    resident.clip(&self.gradient.flat)?;
+                }
                 break;
             }
             scaling.repeats += 1;
             let scale = scaling::smaller(&again.scale)?;
             leaving = self.scaled(again.pending, again.slopes, scale, leaving.sums)?;
-            transfer::wait(self.device);
         }
+        if leaving.gradients.is_some() {
+            transfer::wait(self.device)?;
+        }
+        let found = match &leaving.sums {
+            Some(sums) => sums.shallow_clone(),
+            None => Tensor::f_empty([0], (Kind::Float, self.device))?,
+        };
+        let own = match (&self.resident, &penalty) {
+            (Some(resident), Some(_)) => self.gradient.penalty(&resident.params)?.f_view([1])?,
+            _ => Tensor::f_empty([0], (Kind::Float, self.device))?,
+        };
+        // This waits for all that was given to the device before, and not for sums over ranks, which are on their way in a stream of their own.
+        let all = Tensor::f_cat(&[&found, &own], 0)?.f_to_device(Device::Cpu)?;
         self.busy = false;
-        if !sums.is_empty() || leaving.sums.numel() > 0 {
-            transfer::read("sums", &leaving.sums, sums)?;
+        if let (Some(penalty), true) = (penalty, own.numel() == 1) {
+            *penalty = all.f_double_value(&[found.numel() as i64])? as f32;
         }
-        transfer::read("grads", &leaving.gradients, grads).map(|()| scaling)
+        if !sums.is_empty() || found.numel() > 0 {
+            transfer::read("sums", &all.f_narrow(0, 0, found.numel() as i64)?, sums)?;
+        }
+        if let Some(gradients) = &leaving.gradients {
+            transfer::read("grads", gradients, grads)?;
+        }
+        Ok(scaling)
     }
 
-    fn outputs(
-        &self,
-        params: &Tensor,
-        images: &Tensor,
-        training: bool,
-        kind: Kind,
-    ) -> Result<(Tensor, Tensor, Vec<Statistics>), Error> {
-        // One cut into pieces: its gradient is one concatenation.
-        let pieces = params.f_split_with_sizes(&self.sizes[..], 0)?;
-        let values = pieces.iter().zip(&self.plan.variables);
-        let variables = Variables {
-            starts: &self.starts,
-            values: values
-                .map(|(piece, spec)| piece.f_view(&spec.shape[..]))
-                .collect::<Result<_, _>>()?,
-            kind,
-        };
-        let batch = images.size()[0];
-        let (mut boxes, mut classes, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
-        let mut features: Vec<Option<Tensor>> = Vec::new();
-        for (index, layer) in self.plan.layers.iter().enumerate() {
-            let x = match layer.source {
-                Source::Image => images,
-                Source::Layer(source) => features
-                    .get(source)
-                    .and_then(Option::as_ref)
-                    .ok_or(Error::NoVariable(source))?,
-            };
-            if layer.head.is_some() {
-                let parts = layer.head.map_or(&[][..], |head| head.parts);
-                for (weights, part) in layer.weights.iter().zip(parts) {
-                    let (to, width) = match part {
-                        Part::Boxes => (&mut boxes, 4),
-                        Part::Classes => (&mut classes, self.columns),
-                    };
-                    let y = convolution(layer, weights, &variables, x)?;
-                    let y = y.f_permute([0, 2, 3, 1])?.f_reshape([batch, -1, width])?;
-                    to.push(y.f_to_kind(Kind::Float)?);
-                }
-                features.push(None);
-                continue;
-            }
-            let Some(weights) = layer.weights.first() else {
-                let others = layer.others.iter().map(|&other| {
-                    let found = features.get(other).and_then(Option::as_ref);
-                    found.ok_or(Error::NoVariable(other))
-                });
-                let mut y = match layer.operation {
-                    Operation::Dropout { keep } if training => x.f_mul(&mask::of(self.key, index, keep, x)?)?,
-                    _ => junction(layer, x, &others.collect::<Result<Vec<_>, _>>()?)?,
-                };
-                if let Some(Affine { gamma, beta }) = layer.affine {
-                    let (gamma, beta) = (variables.at(gamma)?, variables.at(beta)?);
-                    let channels = [1, -1, 1, 1];
-                    y = y.f_mul(&gamma.f_view(channels)?)?.f_add(&beta.f_view(channels)?)?;
-                }
-                features.push(Some(activated(layer.activation, y)?));
-                continue;
-            };
-            let mut y = convolution(layer, weights, &variables, x)?;
-            if let Some(norm) = layer.norm {
-                y = normalised(layer, norm, &variables, &y, training, &mut statistics)?;
-            }
-            features.push(Some(activated(layer.activation, y)?));
-        }
-        let mut boxes = Tensor::f_cat(&boxes, 1)?;
-        if let Some((lo, hi)) = self.plan.clip {
-            boxes = boxes.f_clamp(f64::from(lo), f64::from(hi))?;
-        }
-        Ok((boxes, Tensor::f_cat(&classes, 1)?, statistics))
+    /// The address of the sums' first element on the device, once variables are there.
+    pub(crate) fn sums_address(&self) -> usize {
+        let sums = self.resident.as_ref().and_then(|resident| resident.sums.as_ref());
+        sums.map_or(0, |sums| sums.data_ptr() as usize)
     }
-}
-
-fn convolution(layer: &Layer, weights: &Weights, variables: &Variables, x: &Tensor) -> Result<Tensor, Error> {
-    let window = layer.window;
-    let depthwise = layer.operation == Operation::Depthwise;
-    // [height, width, in, out] to [out, in / groups, height, width].
-    let order: [i64; 4] = if depthwise { [2, 3, 0, 1] } else { [3, 2, 0, 1] };
-    let groups = if depthwise { layer.inputs as i64 } else { 1 };
-    let mut kernel = variables.at(weights.offset)?.f_permute(order)?;
-    if depthwise {
-        let size = kernel.size();
-        kernel = kernel.f_reshape([-1, 1, size[2], size[3]])?;
-    }
-    let kind = variables.kind;
-    let kernel = kernel.f_to_kind(kind)?;
-    let bias = variables.optional(weights.bias)?;
-    let bias = bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
-    let x = &x.f_to_kind(kind)?;
-    let ((top, left), (bottom, right)) = (window.before, window.after());
-    let stride = window.stride as i64;
-    let even = (top, left) == (bottom, right);
-    let pad = if even { [top as i64, left as i64] } else { [0, 0] };
-    let padded;
-    let x = if even {
-        x
-    } else {
-        padded = x.f_constant_pad_nd([left as i64, right as i64, top as i64, bottom as i64])?;
-        &padded
-    };
-    Ok(x.f_conv2d(&kernel, bias.as_ref(), [stride, stride], pad, [1, 1], groups)?)
-}
-
-/// A layer without weights.
-fn junction(layer: &Layer, x: &Tensor, others: &[&Tensor]) -> Result<Tensor, Error> {
-    let window = layer.window;
-    let kernel = [window.kernel.0 as i64, window.kernel.1 as i64];
-    let stride = [window.stride as i64, window.stride as i64];
-    let ((top, left), (bottom, right)) = (window.before, window.after());
-    let pad = [left as i64, right as i64, top as i64, bottom as i64];
-    Ok(match layer.operation {
-        Operation::Add => {
-            let mut sum = x.shallow_clone();
-            for other in others {
-                sum = sum.f_add(&enlarged(other, &x.size())?)?;
-            }
-            sum
-        }
-        Operation::Concat => {
-            let mut all = vec![x.shallow_clone()];
-            all.extend(others.iter().map(|other| other.shallow_clone()));
-            Tensor::f_cat(&all, 1)?
-        }
-        Operation::Gate => match others {
-            [gate, ..] => x.f_mul(gate)?,
-            [] => x.shallow_clone(),
-        },
-        Operation::Dropout { .. } => x.shallow_clone(),
-        Operation::GroupNorm { groups, epsilon } => {
-            let nothing = None::<&Tensor>;
-            x.f_group_norm(groups as i64, nothing, nothing, f64::from(epsilon), false)?
-        }
-        Operation::MaxPool => {
-            // About the least number of the kind.
-            let outside = match x.kind() {
-                Kind::Half => -65504.0,
-                Kind::BFloat16 => -3.38e38,
-                _ => f64::from(f32::MIN),
-            };
-            let padded = x.f_pad(pad, "constant", Some(outside))?;
-            padded.f_max_pool2d(kernel, stride, [0, 0], [1, 1], false)?
-        }
-        _ => {
-            let mean = |x: &Tensor| -> Result<Tensor, Error> {
-                let padded = x.f_constant_pad_nd(pad)?;
-                Ok(padded.f_avg_pool2d(kernel, stride, [0, 0], false, true, None)?)
-            };
-            // What lies outside does not count.
-            mean(x)?.f_div(&mean(&x.f_ones_like()?.f_detach()?)?)?
-        }
-    })
-}
-
-/// Each pixel repeated along sides that are smaller than `size`.
-fn enlarged(x: &Tensor, size: &[i64]) -> Result<Tensor, Error> {
-    let mut x = x.shallow_clone();
-    for dim in [2, 3] {
-        if x.size()[dim] != size[dim] {
-            let doubled = x.f_repeat_interleave_self_int(2, dim as i64, None)?;
-            x = doubled.f_narrow(dim as i64, 0, size[dim])?;
-        }
-    }
-    Ok(x)
-}
-
-fn normalised(
-    layer: &Layer,
-    norm: Norm,
-    variables: &Variables,
-    y: &Tensor,
-    training: bool,
-    statistics: &mut Vec<Statistics>,
-) -> Result<Tensor, Error> {
-    let (gamma, beta) = (variables.optional(norm.gamma)?, variables.optional(norm.beta)?);
-    let epsilon = f64::from(norm.epsilon);
-    if !(training && norm.train) {
-        let mean = variables.at(norm.mean)?.f_detach()?;
-        let variance = variables.at(norm.variance)?.f_detach()?;
-        return Ok(y.f_batch_norm(gamma, beta, Some(&mean), Some(&variance), false, 0.0, epsilon, true)?);
-    }
-    // With a momentum of 1 the moving statistics become the batch's own.
-    let channels = layer.outputs as i64;
-    let mean = Tensor::f_zeros([channels], (Kind::Float, y.device()))?;
-    let variance = mean.f_zeros_like()?;
-    let normal = y.f_batch_norm(gamma, beta, Some(&mean), Some(&variance), true, 1.0, epsilon, true)?;
-    let (mean, mut variance) = (mean.f_detach()?, variance.f_detach()?);
-    if y.numel() == layer.outputs {
-        // A single sample has no unbiased variance; the reference counts it as 0.
-        variance = variance.f_zeros_like()?;
-    }
-    statistics.push(Statistics { norm, mean, variance });
-    Ok(normal)
-}
-
-fn activated(activation: Activation, y: Tensor) -> Result<Tensor, Error> {
-    let raised = |y: &Tensor| y.f_add_scalar(3.0)?.f_relu6();
-    Ok(match activation {
-        Activation::None => y,
-        Activation::Relu => y.f_relu()?,
-        Activation::Relu6 => y.f_relu6()?,
-        Activation::Swish => y.f_silu()?,
-        Activation::HardSwish => y.f_mul(&raised(&y)?)?.f_mul_scalar(1.0 / 6.0)?,
-        Activation::HardSigmoid => raised(&y)?.f_mul_scalar(0.16667)?,
-    })
-}
-
-/// The factors of `sign(w)` and of `w` in the regularisers' gradient.
-fn penalties(plan: &Plan, starts: &[usize], sizes: &[i64], device: Device) -> Result<[Option<Tensor>; 2], Error> {
-    let mut factors = [None, None];
-    for weights in plan.layers.iter().flat_map(|layer| &layer.weights) {
-        let (which, factor) = match weights.regularizer {
-            Regularizer::None => continue,
-            Regularizer::L1 { weight } => (0, weight),
-            Regularizer::L2 { weight } => (1, weight),
-        };
-        let index = starts.binary_search(&weights.offset);
-        let index = index.map_err(|_| Error::NoVariable(weights.offset))?;
-        let all = factors[which].get_or_insert_with(|| vec![0.0_f32; plan.elements]);
-        all[weights.offset..weights.offset + sizes[index] as usize].fill(factor);
-    }
-    let [l1, l2] = factors.map(|all| {
-        all.map(|all| Tensor::f_from_slice(&all)?.f_to_device(device))
-            .transpose()
-    });
-    Ok([l1?, l2?])
 }

@@ -1,7 +1,7 @@
 //! To the device and back. On a GPU nothing here waits but [`wait`]: copies start from and end in page-locked memory, which the device
 //! reads and writes by itself, in the order in which it computes. On the CPU there is nothing to wait for.
 
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
 
@@ -35,7 +35,7 @@ impl Upload {
 fn page_locked(size: &[i64], device: Device) -> Result<Tensor, Error> {
     let there = Tensor::f_empty(size, (Kind::Float, device))?;
     let locked = there.f_to_device_(Device::Cpu, Kind::Float, true, true)?;
-    wait(device);
+    wait(device)?;
     Ok(locked)
 }
 
@@ -45,11 +45,14 @@ pub(crate) fn fetch(from: &Tensor) -> Result<Tensor, Error> {
     Ok(from.f_to_device_(Device::Cpu, Kind::Float, true, false)?)
 }
 
-/// Waits for all that the device was given to do. What went wrong there meanwhile ends in a panic of the bindings.
-pub(crate) fn wait(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
+/// Waits for all that was given to libtorch's stream of the device. What is under way in other streams is not waited for: sums over ranks
+/// are, and of a rank that is gone only their watchdog knows.
+pub(crate) fn wait(device: Device) -> Result<(), Error> {
+    if device != Device::Cpu {
+        // A copy to memory that is not page-locked comes back when the stream is empty.
+        let _ = Tensor::f_zeros([1], (Kind::Float, device))?.f_to_device(Device::Cpu)?;
     }
+    Ok(())
 }
 
 /// Copies what [`fetch`] brought to `to`.

@@ -43,7 +43,7 @@ fn pipeline(classes: &str, miner: &str) -> PipelineConfig {
     PipelineConfig::parse(&text, "pipeline.config").unwrap()
 }
 
-fn ssd(classes: &str, miner: &str, device: Device) -> Ssd {
+pub(super) fn ssd(classes: &str, miner: &str, device: Device) -> Ssd {
     let options = Options {
         threads: Some(2),
         device,
@@ -57,7 +57,7 @@ fn loss_config() -> LossConfig {
     config::loss(config::ssd(pipeline.model().unwrap()).unwrap()).unwrap()
 }
 
-fn groundtruth() -> Vec<Groundtruth> {
+pub(super) fn groundtruth() -> Vec<Groundtruth> {
     let image = |boxes: &[Corners], classes: &[i64], weights: &[f32]| Groundtruth {
         source_id: "one".to_owned(),
         boxes: boxes.to_vec(),
@@ -138,7 +138,7 @@ fn the_device_s_losses_and_gradients_are_the_host_s() {
 
             torch.start(&params, &images).unwrap();
             let targets = BatchTargets::assign(&anchors, &groundtruth(), 3, &config).unwrap();
-            torch.train(&targets).unwrap();
+            torch.train(&targets, &mut |_| {}).unwrap();
             let mut by_device = vec![f32::NAN; params.len()];
             let sums = torch.collect(&mut by_device).unwrap();
             let (classes, boxes) = combine(&sums, &targets).unwrap();

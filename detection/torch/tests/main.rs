@@ -10,7 +10,9 @@
 mod losses;
 mod memory;
 mod precision;
+mod resident;
 mod sizes;
+mod together;
 
 use std::path::{Path, PathBuf};
 

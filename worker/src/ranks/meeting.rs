@@ -1,7 +1,7 @@
 //! How ranks come together: which transport joins them, and how everybody gets the same variables.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ impl Ranks {
             Purpose::Gradients => "gradients",
             Purpose::Statistics => "statistics",
         };
-        let memory = std::path::Path::new(MEMORY);
+        let memory = Path::new(MEMORY);
         let folder = if memory.is_dir() {
             memory.to_owned()
         } else {
@@ -124,13 +124,37 @@ fn say(text: &str) {
     tracing::warn!("{text}");
 }
 
-/// Where the network computes on a GPU, so do the sums: over NCCL, with `host` beside it.
-pub(super) fn on_device(host: Box<dyn Communicator>, device: Device) -> Result<Box<dyn Communicator>, Error> {
-    let Device::Cuda(index) = device else {
-        return Ok(host);
+/// Ranks that have met, and where their gradients are summed.
+pub(super) enum Joined {
+    Host(Box<dyn Communicator>),
+    /// Over NCCL, with a communicator of hosts beside it.
+    Gpus(Gpus),
+}
+
+impl Joined {
+    /// As a communicator of values on the host.
+    pub(super) fn boxed(self) -> Box<dyn Communicator> {
+        match self {
+            Self::Host(host) => host,
+            Self::Gpus(gpus) => Box::new(gpus),
+        }
+    }
+}
+
+/// Makes `Device::TorchCpu` a GPU whose CUDA and NCCL are the libraries of this folder: how tests see all but NVIDIA's own.
+const STAND_IN: &str = "COATI_TEST_GPU_LIBRARIES";
+
+/// Where the network computes on a GPU, so do the sums.
+pub(super) fn on_device(host: Box<dyn Communicator>, device: Device) -> Result<Joined, Error> {
+    let stand_in = std::env::var_os(STAND_IN).map(PathBuf::from);
+    let (folder, index) = match (device, stand_in) {
+        (Device::Cuda(index), _) => (None, index),
+        (Device::TorchCpu, Some(folder)) => (Some(folder), host.rank()),
+        _ => return Ok(Joined::Host(host)),
     };
-    let libraries = Arc::new(Libraries::open(&[])?);
-    Ok(Box::new(Gpus::start(libraries, host, index as i32, OPERATION)?))
+    let folders: Vec<&Path> = folder.iter().map(PathBuf::as_path).collect();
+    let libraries = Arc::new(Libraries::open(&folders)?);
+    Ok(Joined::Gpus(Gpus::start(libraries, host, index as i32, OPERATION)?))
 }
 
 /// Brings what `source` holds to everybody. Only there is `held` looked at.

@@ -6,6 +6,7 @@
 //! does the job go back to its checkpoint.
 
 mod buckets;
+mod device;
 mod hosts;
 mod meeting;
 mod notes;
@@ -19,10 +20,11 @@ pub(crate) mod testing;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use coati_collective::{Error as Trouble, Member, Wire};
+use coati_collective::{Communicator as _, Error as Trouble, Member, Wire};
 use coati_common::cluster::{ClusterSpec, TaskId, Transport};
 use coati_coordinator::launcher::control::{self, Request};
 use coati_coordinator::run::Limits;
+use coati_detection::accelerator::resident::Summing;
 use coati_proto::coati::v1::JobRef;
 use sha2::{Digest as _, Sha256};
 
@@ -35,7 +37,7 @@ use crate::session::{Checkpoint, Session};
 use crate::stop::{STOPPED, StopFlag};
 use crate::train::{Error, Options, Outcome, Setup, already_done, open_job, resume_point};
 pub(crate) use hosts::Grouped;
-use meeting::{OPERATION, Purpose};
+use meeting::{Joined, OPERATION, Purpose};
 use notes::{Hello, Plan};
 pub(crate) use reduce::AllReduce;
 use statistics::{Statistics, Watcher};
@@ -137,7 +139,7 @@ impl Ranks {
         );
         let device = setup.trainer.ssd().device();
         let host = self.meet(Purpose::Gradients, Sha256::digest(text).into(), limit, stop)?;
-        let communicator = meeting::on_device(host, device)?;
+        let communicator = meeting::on_device(host, device)?.boxed();
         let timeout = OPERATION + Duration::from_secs(60);
         Grouped::of_host(
             lead,
@@ -355,7 +357,7 @@ impl Ranks {
             data: plan.data.clone(),
             store,
         };
-        let communicator = meeting::on_device(host, device)?;
+        let joined = meeting::on_device(host, device)?;
         let watcher = self.synchronise(setup, digest, limit, &options.stop)?;
         let job = JobRef {
             job_id: plan.job_id.clone(),
@@ -365,11 +367,29 @@ impl Ranks {
             setup.book_options(options, job, self.world() as u32),
             Start::State(state),
         );
-        let book = book.map_err(|error| Trouble::Refused(error.to_string()))?;
+        let mut book = book.map_err(|error| Trouble::Refused(error.to_string()))?;
         held.job_id = Some(plan.job_id.clone());
-        // Longer than the communicator's own wait, which knows who is missing.
-        let timeout = OPERATION + Duration::from_secs(60);
-        let exchange = AllReduce::new(book, communicator, self.form(), timeout, options.stop.clone())?;
+        let stop = options.stop.clone();
+        let exchange = match joined {
+            Joined::Host(communicator) => {
+                // Longer than the communicator's own wait, which knows who is missing.
+                let timeout = OPERATION + Duration::from_secs(60);
+                AllReduce::new(book, communicator, self.form(), timeout, stop)?
+            }
+            Joined::Gpus(mut gpus) => {
+                let summing = Summing {
+                    bucket_bytes: self.bucket_bytes,
+                    bf16: self.wire == Wire::Bf16,
+                };
+                let there = setup.trainer.reside(&mut book, Some(summing));
+                let there = there.and_then(|there| there.ok_or_else(|| exchange::Error::new("no accelerator")));
+                let resident = there.map_err(|error| {
+                    gpus.abort(&Trouble::final_reason(&error.to_string()));
+                    Trouble::Gpu(error.to_string())
+                })?;
+                AllReduce::on_device(book, gpus, resident, stop)?
+            }
+        };
         Ok((plan, Some(Met { exchange, watcher })))
     }
 
@@ -390,8 +410,8 @@ impl Ranks {
             return Ok(Some(watcher));
         }
         Err(Trouble::Setting {
-            what: "sync_batch_norm on a GPU is not built".to_owned(),
-            hint: "write batch_norm, or train on --devices cpu:N",
+            what: "sync_batch_norm does not go with precision fp16".to_owned(),
+            hint: "choose --precision bf16 or float32, or write batch_norm",
         })
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Note {
     pub compute: f64,
     /// Somebody asked this process to stop.
     pub stop: bool,
+    /// The losses are not finite: whatever its gradient is, it is not to be part of a step.
+    pub broken: bool,
 }
 
 impl Note {
@@ -46,6 +48,7 @@ impl Note {
             input: contribution.phases.input.as_secs_f64(),
             compute: contribution.phases.compute.as_secs_f64(),
             stop,
+            broken: contribution.finite().is_err(),
         }
     }
 }

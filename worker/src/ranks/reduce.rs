@@ -4,17 +4,20 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
+use coati_collective::nccl::Gpus;
 use coati_collective::{Communicator, Error as Trouble, Member};
 use coati_common::cluster::OnNan;
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_coordinator::launcher::progress::Progress;
 use coati_coordinator::timing;
+use coati_detection::accelerator::resident::Resident;
 use tokio::time::Instant;
 
 use super::notes::{self, Note};
 use super::sums::{Counts, Form, Sums, divisor, weight};
 use crate::book::{Book, Event, MOST_SKIPPED, Made, State};
 use crate::exchange::{Contribution, Error, Exchange, Fate, Lease};
+use crate::residence::Residence;
 use crate::stop::StopFlag;
 
 /// See the module.
@@ -38,14 +41,23 @@ impl AllReduce {
         stop: StopFlag,
     ) -> Result<Self, Trouble> {
         let sums = Sums::new(communicator, &book.options().variables, form, timeout)?;
-        Ok(Self {
+        Ok(Self::of(book, sums, stop))
+    }
+
+    /// The same with variables that were brought to GPUs.
+    pub(super) fn on_device(book: Book, gpus: Gpus, resident: Resident, stop: StopFlag) -> Result<Self, Trouble> {
+        Ok(Self::of(book, Sums::on_device(gpus, resident)?, stop))
+    }
+
+    fn of(book: Book, sums: Sums, stop: StopFlag) -> Self {
+        Self {
             writes: sums.rank == 0,
             book,
             sums,
             planned: VecDeque::new(),
             stop,
             skipped: 0,
-        })
+        }
     }
 
     /// Whether this is the rank that writes checkpoints.
@@ -82,7 +94,11 @@ impl AllReduce {
     /// What it holds, for the next meeting, and who was waited for in vain.
     pub(super) fn into_state(self) -> Result<(State, Vec<Member>), Error> {
         self.sums.abort("this rank meets the others again");
-        Ok((self.book.state()?, self.sums.hanging))
+        let Self { book, mut sums, .. } = self;
+        let hanging = std::mem::take(&mut sums.hanging);
+        // On GPUs nothing waits for other ranks after this.
+        drop(sums);
+        Ok((book.state()?, hanging))
     }
 
     /// Leaves together with all others.
@@ -103,16 +119,22 @@ impl AllReduce {
             .collect()
     }
 
-    /// Hands the mean over the samples of these ranks to the store.
+    /// Hands the mean over the samples of these ranks to the store. What lies on a GPU is looked at there.
     fn push(&mut self, version: u64, counts: &[Option<u32>]) -> Result<(), ServiceError> {
+        if self.book.residence().is_some() {
+            return self.book.check();
+        }
         let (by, sums) = (divisor(counts), &self.sums);
         self.book.push(version, |flat, values| sums.mean(&flat, by, values))
     }
 
     /// The sum is not finite, as everybody sees: who made it so? Returns the ranks that did not.
     fn blame(&mut self, contribution: &Contribution<'_>) -> Result<(Vec<bool>, String), Error> {
-        let broken = contribution.gradients.iter().position(|value| !value.is_finite());
-        let said = broken.map_or(String::new(), |at| {
+        let on_device = self.book.residence().map(Residence::gradient).transpose()?;
+        let gradients = on_device.as_deref().unwrap_or(contribution.gradients);
+        let broken = gradients.iter().position(|value| !value.is_finite());
+        let lost = contribution.finite().err().map(|error| error.message);
+        let said = broken.map_or(lost.unwrap_or_default(), |at| {
             let mut end = 0;
             let variables = &self.book.options().variables;
             let own = variables.iter().find(|spec| {
@@ -120,7 +142,7 @@ impl AllReduce {
                 at < end
             });
             let name = own.map_or("?", |spec| spec.name.as_str());
-            format!("{} in `{name}`", contribution.gradients[at])
+            format!("{} in `{name}`", gradients[at])
         });
         let all: Vec<String> = self
             .sums
@@ -243,7 +265,15 @@ impl Exchange for AllReduce {
         let all = self.sums.sum(contribution.gradients, own, notes::encode(&note))?;
         let notes: Vec<Note> = notes::decode(&all).map_err(|error| self.trouble(&error))?;
         let mut contributed = vec![true; notes.len()];
-        match self.push(contribution.version, &counts) {
+        let pushed = if notes.iter().any(|note| note.broken) {
+            contribution.finite().and_then(|()| {
+                let message = "the losses of another rank are not finite";
+                Err(ServiceError::new(ErrorCode::NonFiniteGradient, message))
+            })
+        } else {
+            self.push(contribution.version, &counts)
+        };
+        match pushed {
             Ok(()) => self.skipped = 0,
             Err(error) if error.code != ErrorCode::NonFiniteGradient => return Err(Error::new(error)),
             Err(_) => {
@@ -261,6 +291,7 @@ impl Exchange for AllReduce {
             }
         }
         let pushed = Instant::now();
+        let divisor = divisor(&self.counts(|rank| contributed.get(rank).copied().unwrap_or(false)));
         let leases = self.planned.pop_front().ok_or_else(unplanned)?;
         let of = |wanted: bool| -> Vec<u64> {
             let these = leases.iter().zip(&contributed).filter(|&(_, &yes)| yes == wanted);
@@ -273,7 +304,10 @@ impl Exchange for AllReduce {
             .filter(|&(_, &yes)| yes)
             .map(|(&n, _)| n)
             .sum();
-        let committed = self.book.commit(contribution.version, total, &of(true), &of(false))?;
+        let (used, returned) = (of(true), of(false));
+        let committed = self
+            .book
+            .commit(contribution.version, total, divisor, &used, &returned)?;
         if self.writes {
             let span = |note: &Note| timing::Spans {
                 arrived: pushed,

@@ -4,10 +4,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 use coati_collective::buckets::Reducer;
+use coati_collective::nccl::Gpus;
 use coati_collective::{Aborter, Communicator, Error as Trouble, Member, Part, Wire};
 use coati_common::variables::VariableSpec;
+use coati_detection::accelerator::resident::Resident;
 
 use super::buckets::{Buckets, Weight};
+use super::device::OnDevice;
 use crate::exchange::Error;
 
 /// How gradients travel.
@@ -49,6 +52,18 @@ pub(super) struct Sums {
     pub(super) rank: usize,
     pub(super) members: Vec<Member>,
     aborter: Aborter,
+    way: Way,
+    /// Who was waited for in vain although its process is there.
+    pub(super) hanging: Vec<Member>,
+}
+
+/// Where the gradients are.
+enum Way {
+    Host(OnHost),
+    Device(Box<OnDevice>),
+}
+
+struct OnHost {
     /// None once it is closed.
     reducer: Option<Reducer>,
     buckets: Buckets,
@@ -56,8 +71,6 @@ pub(super) struct Sums {
     begun: bool,
     /// Next number of the reducer.
     next: u64,
-    /// Who was waited for in vain although its process is there.
-    pub(super) hanging: Vec<Member>,
 }
 
 impl Sums {
@@ -73,10 +86,23 @@ impl Sums {
             rank: communicator.rank(),
             members: communicator.members().to_vec(),
             aborter: communicator.aborter(),
-            reducer: Some(Reducer::start(communicator, timeout)?),
-            buckets,
-            begun: false,
-            next: 0,
+            way: Way::Host(OnHost {
+                reducer: Some(Reducer::start(communicator, timeout)?),
+                buckets,
+                begun: false,
+                next: 0,
+            }),
+            hanging: Vec::new(),
+        })
+    }
+
+    /// Of gradients that lie on the ranks' GPUs.
+    pub(super) fn on_device(gpus: Gpus, resident: Resident) -> Result<Self, Trouble> {
+        Ok(Self {
+            rank: gpus.rank(),
+            members: gpus.members().to_vec(),
+            aborter: gpus.aborter(),
+            way: Way::Device(Box::new(OnDevice::new(gpus, resident)?)),
             hanging: Vec::new(),
         })
     }
@@ -101,32 +127,30 @@ impl Sums {
         }
     }
 
-    /// Takes elements of the own gradient.
+    /// Takes elements of the own gradient; no values where they lie on the GPU.
     pub(super) fn put(&mut self, elements: &Range<usize>, values: &[f32], weight: Weight) {
-        if !self.begun {
-            self.begun = true;
-            self.buckets.begin(self.next);
-        }
-        if let Some(reducer) = &mut self.reducer {
-            self.buckets.put(elements, values, weight, reducer);
+        match &mut self.way {
+            Way::Host(host) => host.put(elements, values, weight),
+            Way::Device(device) => device.put(elements, weight),
         }
     }
 
     /// Sums what is left of the gradient, gathers `said` behind it, and waits for both.
     pub(super) fn sum(&mut self, gradients: &[f32], weight: Weight, said: Vec<u8>) -> Result<Vec<Vec<u8>>, Error> {
-        self.put(&(0..gradients.len()), gradients, weight);
-        let gathered = self.reducer()?.gather_next(said);
-        self.next += self.buckets.count() as u64 + 1;
-        self.begun = false;
-        let summed = self.buckets.wait();
-        summed
-            .and_then(|()| gathered.wait())
-            .map_err(|error| self.trouble(&error))
+        let summed = match &mut self.way {
+            Way::Host(host) => host.sum(gradients, weight, said)?,
+            Way::Device(device) => device.sum(weight, &said),
+        };
+        summed.map_err(|error| self.trouble(&error))
     }
 
-    /// The sums of these elements, in pieces: where a piece begins in `elements`, and its values.
+    /// The sums of these elements, in pieces: where a piece begins in `elements`, and its values. None where they lie on the GPU.
     pub(super) fn sums(&self, elements: &Range<usize>) -> impl Iterator<Item = (usize, &[f32])> {
-        self.buckets.sums(elements)
+        let sums = match &self.way {
+            Way::Host(host) => Some(host.buckets.sums(elements)),
+            Way::Device(_) => None,
+        };
+        sums.into_iter().flatten()
     }
 
     /// Writes the mean of these elements to `values`, which are as many.
@@ -143,30 +167,74 @@ impl Sums {
 
     /// Everybody's words, in rank order.
     pub(super) fn gather(&mut self, said: Vec<u8>) -> Result<Vec<Vec<u8>>, Error> {
-        let gathered = self.reducer()?.gather_next(said);
-        self.next += 1;
-        gathered.wait().map_err(|error| self.trouble(&error))
+        let gathered = match &mut self.way {
+            Way::Host(host) => host.gather(said)?,
+            Way::Device(device) => device.gather(&said),
+        };
+        gathered.map_err(|error| self.trouble(&error))
     }
 
     /// Replaces `part` by that of rank 0.
     pub(super) fn broadcast(&mut self, part: Part) -> Result<Part, Error> {
+        let told = match &mut self.way {
+            Way::Host(host) => host.broadcast(part)?,
+            Way::Device(_) => return Err(Error::Failed("variables on GPUs are not handed on".to_owned())),
+        };
+        told.map_err(|error| self.trouble(&error))
+    }
+
+    /// Leaves together with all others.
+    pub(super) fn close(&mut self) -> Result<(), Error> {
+        let closed = match &mut self.way {
+            Way::Host(host) => match host.reducer.take().and_then(Reducer::finish) {
+                Some(mut communicator) => communicator.close(),
+                None => Ok(()),
+            },
+            Way::Device(device) => device.close(),
+        };
+        closed.map_err(|error| self.trouble(&error))
+    }
+}
+
+impl OnHost {
+    fn put(&mut self, elements: &Range<usize>, values: &[f32], weight: Weight) {
+        if !self.begun {
+            self.begun = true;
+            self.buckets.begin(self.next);
+        }
+        if let Some(reducer) = &mut self.reducer {
+            self.buckets.put(elements, values, weight, reducer);
+        }
+    }
+
+    fn sum(
+        &mut self,
+        gradients: &[f32],
+        weight: Weight,
+        said: Vec<u8>,
+    ) -> Result<Result<Vec<Vec<u8>>, Trouble>, Error> {
+        self.put(&(0..gradients.len()), gradients, weight);
+        let gathered = self.reducer()?.gather_next(said);
+        self.next += self.buckets.count() as u64 + 1;
+        self.begun = false;
+        Ok(self.buckets.wait().and_then(|()| gathered.wait()))
+    }
+
+    fn gather(&mut self, said: Vec<u8>) -> Result<Result<Vec<Vec<u8>>, Trouble>, Error> {
+        let gathered = self.reducer()?.gather_next(said);
+        self.next += 1;
+        Ok(gathered.wait())
+    }
+
+    fn broadcast(&mut self, part: Part) -> Result<Result<Part, Trouble>, Error> {
         let told = self.reducer()?.broadcast_next(0, part);
         self.next += 1;
-        told.wait().map_err(|error| self.trouble(&error))
+        Ok(told.wait())
     }
 
     fn reducer(&mut self) -> Result<&mut Reducer, Error> {
         let closed = || Error::Failed("the communicator is closed".to_owned());
         self.reducer.as_mut().ok_or_else(closed)
-    }
-
-    /// Leaves together with all others.
-    pub(super) fn close(&mut self) -> Result<(), Error> {
-        let communicator = self.reducer.take().and_then(Reducer::finish);
-        match communicator {
-            Some(mut communicator) => communicator.close().map_err(|error| self.trouble(&error)),
-            None => Ok(()),
-        }
     }
 }
 

@@ -1,0 +1,178 @@
+//! Training with the variables on an accelerator. libtorch on the CPU stands for a GPU, and for NCCL and CUDA a library that keeps their rules on
+//! the host's memory (`collective/tests/fixtures/gpu_stand_in.c`).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use coati_tests::{Cluster, Coati, Finished, Job, tensors};
+use nix::sys::signal::{Signal, kill};
+
+use crate::faults::pid_of;
+use crate::recovery::records_seen;
+
+const TWO: &str = "--devices cpu:2";
+
+/// The folder of the stand-in, built once for all tests of this process.
+fn libraries() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libnccl.so.2");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../collective/tests/fixtures/gpu_stand_in.c");
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", source, "-o"]).arg(&library).status();
+        assert!(built.unwrap().success(), "{source} cannot be compiled");
+        std::os::unix::fs::symlink(&library, folder.path().join("libcudart.so.13")).unwrap();
+        folder
+    });
+    folder.path()
+}
+
+/// A job whose replicas compute by libtorch, and sum over the stand-in where they sum among themselves.
+struct Scene {
+    job: Job,
+    notes: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let job = Job::new();
+        let notes = job.path("notes");
+        std::fs::create_dir(&notes).unwrap();
+        Self { job, notes }
+    }
+
+    fn train(&self, model: &str, steps: u64) -> Coati {
+        let train = self.job.train(model, steps).env("COATI_DEVICE", "torch-cpu");
+        train
+            .env("COATI_THREADS", "1")
+            .env("COATI_TEST_GPU_LIBRARIES", libraries().to_str().unwrap())
+            .env("STAND_IN_FOLDER", self.notes.to_str().unwrap())
+    }
+
+    fn servers(&self, model: &str, steps: u64, replicas: u32) -> Finished {
+        let name = format!("{replicas}.yaml");
+        let cluster = self.job.cluster(&name, &Cluster::new().workers(replicas - 1).servers(1));
+        self.train(model, steps).cluster(cluster).run().exits(0)
+    }
+
+    /// What the processes called of the stand-in to end things.
+    fn calls(&self) -> Vec<String> {
+        let notes = std::fs::read_dir(&self.notes).unwrap().flatten();
+        let calls = notes.filter(|note| note.file_name().to_string_lossy().starts_with("calls-"));
+        calls.map(|note| std::fs::read_to_string(note.path()).unwrap()).collect()
+    }
+}
+
+/// Each tensor's distance, as a share of its size.
+#[track_caller]
+fn assert_near(job: &Job, one: &str, other: &str, step: u64, most: f64) {
+    let [first, second] = [one, other].map(|model| tensors::read(&job.path(model), step));
+    assert_eq!(first.keys().collect::<Vec<_>>(), second.keys().collect::<Vec<_>>());
+    for (name, apart) in tensors::apart(&first, &second) {
+        assert!(apart <= most, "{name} of {one} and {other}: {apart}");
+    }
+    assert_eq!(records_seen(job, one, step), records_seen(job, other, step));
+}
+
+#[test]
+fn one_process_makes_the_steps_of_parameter_servers_and_goes_on_from_their_checkpoints() {
+    let scene = Scene::new();
+    let _ = scene.servers("servers", 4, 1);
+    let _ = scene.servers("servers", 9, 1);
+    let _ = scene.train("there", 4).run().exits(0);
+    let _ = scene.train("there", 9).run().exits(0).says(&["resuming from step 4"]);
+    let [first, second] = ["servers", "there"].map(|model| tensors::read(&scene.job.path(model), 9));
+    tensors::assert_same_bits(&first, &second, "steps on the accelerator and on a server");
+    // What one of them wrote the other goes on from.
+    let _ = scene.servers("there", 12, 1).says(&["resuming from step 9"]);
+    let _ = scene.train("servers", 12).run().exits(0).says(&["resuming from step 9"]);
+    let [first, second] = ["servers", "there"].map(|model| tensors::read(&scene.job.path(model), 12));
+    tensors::assert_same_bits(&first, &second, "each with the other's checkpoint");
+}
+
+#[test]
+fn ranks_sum_on_their_gpus_while_the_backward_pass_goes_on() {
+    let scene = Scene::new();
+    let _ = scene.servers("servers", 8, 2);
+    let ranks = |model: &str, steps: u64, more: &str| scene.train(model, steps).with(TWO).with(more).run().exits(0);
+    let _ = ranks("there", 5, "--bucket_size 64KiB").says(&["2 replicas x batch 4, no parameter server"]);
+    let _ = ranks("there", 8, "--bucket_size 64KiB").says(&["resuming from step 5", "finished at step 8"]);
+    assert_near(&scene.job, "servers", "there", 8, 1e-5);
+    let calls = scene.calls();
+    assert_eq!(calls.len(), 4, "two ranks, twice: {calls:?}");
+    for call in &calls {
+        assert!(call.starts_with("ncclCommFinalize\nncclCommDestroy\n"), "{call}");
+    }
+    // Evaluation while it trains, curves and summary are as ever.
+    let flags = "train --pipeline_config_path pipeline.config --model_dir watched --num_train_steps 6 --save_checkpoints_steps 3";
+    let watched = scene.job.coati(flags.split(' ')).with(TWO).with("--reduce_precision bf16");
+    let watched = watched
+        .env("COATI_DEVICE", "torch-cpu")
+        .env("COATI_THREADS", "1")
+        .env("COATI_TEST_GPU_LIBRARIES", libraries().to_str().unwrap())
+        .env("STAND_IN_FOLDER", scene.notes.to_str().unwrap());
+    let _ = watched.run().exits(0).says(&[
+        "checkpoint watched/model.ckpt-3",
+        "evaluation at step 6: AP ",
+        "finished at step 6: ",
+    ]);
+    assert_near(&scene.job, "watched", "watched", 6, 0.0);
+}
+
+#[test]
+fn clipping_and_float16_sum_at_once() {
+    let scene = Scene::new();
+    scene.job.configure("clipped.config", &[("train_config {", "train_config { gradient_clipping_by_norm: 0.5")]);
+    let clipped = |train: Coati| train.with("--pipeline_config_path clipped.config").run().exits(0);
+    let cluster = scene.job.cluster("two.yaml", &Cluster::new().workers(1).servers(1));
+    let _ = clipped(scene.train("servers", 5).cluster(cluster));
+    let _ = clipped(scene.train("there", 5).with(TWO).with("--bucket_size 64KiB"));
+    assert_near(&scene.job, "servers", "there", 5, 1e-5);
+    let half = |train: Coati| train.with("--precision fp16").run().exits(0);
+    let _ = half(scene.train("half-servers", 3).cluster(cluster));
+    let _ = half(scene.train("half", 3).with(TWO));
+    assert_near(&scene.job, "half-servers", "half", 3, 1e-5);
+}
+
+#[test]
+fn a_rank_that_is_lost_is_replaced_and_the_others_hand_on_what_their_gpus_hold() {
+    for task in ["worker-0", "master"] {
+        let scene = Scene::new();
+        let train = |model: &str| {
+            scene
+                .train(model, 40)
+                .with(TWO)
+                .with("--save_checkpoints_steps 10 --keep_checkpoint_max 100 --bucket_size 64KiB")
+        };
+        let running = train("model").start();
+        running.wait_for("checkpoint model/model.ckpt-10");
+        kill(pid_of(&scene.job, task), Signal::SIGKILL).unwrap();
+        let _ = running.finish().exits(0).says(&[
+            &format!("{task} was killed by SIGKILL; started again (1 of 10)"),
+            "no step is lost",
+            "the job is done",
+        ]);
+        assert!(scene.calls().iter().any(|calls| calls.starts_with("ncclCommAbort\n")), "{task}");
+        let _ = train("calm").run().exits(0);
+        assert_near(&scene.job, "calm", "model", 40, 0.0);
+    }
+}
+
+#[test]
+fn what_is_not_finite_ends_the_job_or_is_skipped() {
+    let scene = Scene::new();
+    let hot = "warmup_learning_rate: 1e30 warmup_steps: 20";
+    scene.job.configure("hot.config", &[("warmup_learning_rate: 0.01 warmup_steps: 20", hot)]);
+    let ranks = |what: &str| Cluster::new().workers(1).servers(0).coati(&format!("on_nan: {what}"));
+    let [stop, skip] = [("stop.yaml", "stop"), ("skip.yaml", "skip")].map(|(name, what)| scene.job.cluster(name, &ranks(what)));
+    let train = |model: &str| scene.train(model, 9).with("--pipeline_config_path hot.config");
+    let _ = train("one").run().exits(1).says(&["step 1: ", "is not finite"]);
+    let _ = train("stop").cluster(stop).run().exits(1).says(&["step 1: "]);
+    // Nothing is left to go on with in the end; every record goes back meanwhile.
+    let _ = train("skip").cluster(skip).run().exits(1).says(&[
+        "no finite gradient is left to apply (100 skipped in a row)",
+        "the gradient of rank 0 (",
+        "the gradient of rank 1 (",
+    ]);
+}
