@@ -52,7 +52,9 @@ impl Scene {
 
     fn servers(&self, model: &str, steps: u64, replicas: u32) -> Finished {
         let name = format!("{replicas}.yaml");
-        let cluster = self.job.cluster(&name, &Cluster::new().workers(replicas - 1).servers(1));
+        // As many threads as the others have: the order of sums within libtorch depends on it.
+        let cluster = Cluster::new().workers(replicas - 1).servers(1).coati("threads_per_replica: 1");
+        let cluster = self.job.cluster(&name, &cluster);
         self.train(model, steps).cluster(cluster).run().exits(0)
     }
 
@@ -121,17 +123,40 @@ fn ranks_sum_on_their_gpus_while_the_backward_pass_goes_on() {
 }
 
 #[test]
+fn batch_norm_over_all_ranks_is_that_of_the_cpu_s_kernels() {
+    let scene = Scene::new();
+    scene.job.configure("sync.config", &[("batch_norm { train", "sync_batch_norm { train")]);
+    let train = |train: Coati| train.with(TWO).with("--pipeline_config_path sync.config").run().exits(0);
+    let _ = train(scene.train("there", 1).with("--bucket_size 64KiB"));
+    let _ = train(scene.job.train("cpu", 1));
+    let _ = scene.train("own", 1).with(TWO).run().exits(0);
+    let [cpu, there, own] = ["cpu", "there", "own"].map(|model| {
+        let mut tensors = tensors::read(&scene.job.path(model), 1);
+        tensors.retain(|name, _| name.contains("/BatchNorm/moving_"));
+        tensors
+    });
+    assert!(there.len() > 40, "{}", there.len());
+    for (name, apart) in tensors::apart(&there, &cpu) {
+        assert!(apart < 1e-3, "{name}: {apart}");
+    }
+    // Everybody's variance is larger than the mean of each one's.
+    let others = tensors::apart(&there, &own).into_iter().filter(|(_, apart)| *apart > 1e-3);
+    assert!(others.count() > 10);
+}
+
+#[test]
 fn clipping_and_float16_sum_at_once() {
     let scene = Scene::new();
     scene.job.configure("clipped.config", &[("train_config {", "train_config { gradient_clipping_by_norm: 0.5")]);
     let clipped = |train: Coati| train.with("--pipeline_config_path clipped.config").run().exits(0);
-    let cluster = scene.job.cluster("two.yaml", &Cluster::new().workers(1).servers(1));
-    let _ = clipped(scene.train("servers", 5).cluster(cluster));
-    let _ = clipped(scene.train("there", 5).with(TWO).with("--bucket_size 64KiB"));
+    let of = |servers| Cluster::new().workers(1).servers(servers).coati("threads_per_replica: 1").coati("bucket_size: 64KiB");
+    let [servers, ranks] = [("servers.yaml", 1), ("ranks.yaml", 0)].map(|(name, servers)| scene.job.cluster(name, &of(servers)));
+    let _ = clipped(scene.train("servers", 5).cluster(servers));
+    let _ = clipped(scene.train("there", 5).cluster(ranks));
     assert_near(&scene.job, "servers", "there", 5, 1e-5);
     let half = |train: Coati| train.with("--precision fp16").run().exits(0);
-    let _ = half(scene.train("half-servers", 3).cluster(cluster));
-    let _ = half(scene.train("half", 3).with(TWO));
+    let _ = half(scene.train("half-servers", 3).cluster(servers));
+    let _ = half(scene.train("half", 3).cluster(ranks));
     assert_near(&scene.job, "half-servers", "half", 3, 1e-5);
 }
 
@@ -162,8 +187,8 @@ fn a_rank_that_is_lost_is_replaced_and_the_others_hand_on_what_their_gpus_hold()
 #[test]
 fn what_is_not_finite_ends_the_job_or_is_skipped() {
     let scene = Scene::new();
-    let hot = "warmup_learning_rate: 1e30 warmup_steps: 20";
-    scene.job.configure("hot.config", &[("warmup_learning_rate: 0.01 warmup_steps: 20", hot)]);
+    let hot = "learning_rate_base: 1e30 total_steps: 100 warmup_learning_rate: 1e30 warmup_steps: 20";
+    scene.job.configure("hot.config", &[("learning_rate_base: 0.04 total_steps: 100 warmup_learning_rate: 0.01 warmup_steps: 20", hot)]);
     let ranks = |what: &str| Cluster::new().workers(1).servers(0).coati(&format!("on_nan: {what}"));
     let [stop, skip] = [("stop.yaml", "stop"), ("skip.yaml", "skip")].map(|(name, what)| scene.job.cluster(name, &ranks(what)));
     let train = |model: &str| scene.train(model, 9).with("--pipeline_config_path hot.config");

@@ -1,7 +1,8 @@
 //! Variables that live on the device with their slots: steps are made there, and neither they nor gradients travel.
 //!
 //! All vectors have the flat vector's order and length, also where a variable has no slots: gradients of such elements are 0, with which no rule
-//! changes a variable (where one would divide by 0, they are left out). The order of float32 operations is that of `coati_param_server::optimizer::update`, so on a CPU the bits are the same.
+//! changes a variable (where one would divide by 0, they are left out). The order of float32 operations is that of `coati_param_server::optimizer::update`, so on a CPU the bits are the same but for
+//! roots, which libtorch rounds in its own way.
 
 use std::ops::Range;
 

@@ -43,8 +43,10 @@ impl Note {
     /// Of a contribution.
     pub(super) fn of(contribution: &Contribution<'_>, stop: bool) -> Self {
         let losses = contribution.losses.iter();
+        // What JSON cannot say is told apart.
+        let finite = |value: f64| if value.is_finite() { value } else { 0.0 };
         Self {
-            losses: losses.map(|&(name, value)| (name.to_owned(), value)).collect(),
+            losses: losses.map(|&(name, value)| (name.to_owned(), finite(value))).collect(),
             input: contribution.phases.input.as_secs_f64(),
             compute: contribution.phases.compute.as_secs_f64(),
             stop,
