@@ -345,11 +345,22 @@ impl Ssd {
         progress: Progress<'_>,
     ) -> Result<StepLosses, Error> {
         let outputs = self.forward(params, images, groundtruth.len(), Mode::Train)?;
-        let mut found = self
+        let found = self
             .loss_of(&outputs, groundtruth)
-            .map_err(|error| self.explained(error, params, groundtruth))?;
+            .and_then(|found| Ok((self.step_losses(params, &found)?, found)));
+        let (losses, mut found) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                let error = self.explained(error, params, groundtruth);
+                if error.is_not_finite() && self.network.is_together() {
+                    // Other replicas' backward passes wait for this one's part of batch norm's sums.
+                    let (boxes, classes) = outputs.without_slopes();
+                    self.network.backward(params, &boxes, &classes, gradients)?;
+                }
+                return Err(error);
+            }
+        };
         self.squash.back(&outputs.class_logits, &mut found.d_class_logits);
-        let losses = self.step_losses(params, &found)?;
         let (d_box, d_class) = (&found.d_box_encodings, &found.d_class_logits);
         self.network
             .backward_with(params, d_box, d_class, gradients, progress)?;
@@ -369,6 +380,7 @@ impl Ssd {
             return Err(network::Error::NoForward.into());
         };
         accelerator.start(params, images)?;
+        let mut told = false;
         if accelerator.computes_losses() && !self.squash.applies(Mode::Train) {
             let targets = BatchTargets::assign(&self.anchors, groundtruth, self.head.num_classes, &self.loss)?;
             accelerator.train(&targets, &mut |_| {})?;
@@ -383,12 +395,22 @@ impl Ssd {
             let started = accelerator.start(params, images);
             accelerator.go_on_together(apart);
             started?;
+            told = true;
         }
         let mut outputs = accelerator.predictions()?;
         self.squash.apply(Mode::Train, &mut outputs.class_logits);
-        let mut found = self
-            .loss_of(&outputs, groundtruth)
-            .map_err(|error| self.explained(error, params, groundtruth))?;
+        let mut found = match self.loss_of(&outputs, groundtruth) {
+            Ok(found) => found,
+            Err(error) => {
+                let together = self.accelerator.as_mut().filter(|accelerator| accelerator.is_together());
+                if let (Some(accelerator), true, false) = (together, error.is_not_finite(), told) {
+                    // As on the CPU.
+                    let (boxes, classes) = outputs.without_slopes();
+                    accelerator.backward(&boxes, &classes, gradients)?;
+                }
+                return Err(self.explained(error, params, groundtruth));
+            }
+        };
         self.squash.back(&outputs.class_logits, &mut found.d_class_logits);
         let losses = self.step_losses(params, &found)?;
         if let Some(accelerator) = &mut self.accelerator {

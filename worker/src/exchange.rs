@@ -110,7 +110,8 @@ pub trait Exchange {
     fn pull(&mut self, min_version: u64, variables: &mut [f32]) -> Result<u64, Error>;
 
     /// Elements of the next contribution's gradients, computed from `version`, that are complete while others are not: they may
-    /// leave. The contribution has the same values. No values: they lie on the accelerator, where they are summed. Does not wait.
+    /// leave. The contribution has the same values. Does not wait. No values: they lie on the
+    /// accelerator, where they are summed; to begin that may take until all ranks have begun theirs.
     fn ready(&mut self, version: u64, elements: Range<usize>, values: &[f32]) {
         let _ = (version, elements, values);
     }

@@ -101,7 +101,7 @@ pub fn train<M: Model, E: Exchange + Send>(
         if let Some(reason) = exchange.asked_to_leave()? {
             return Ok(End::Left(reason));
         }
-        exhausted = top_up(loader, exchange, exhausted)?;
+        exhausted = top_up(loader, exchange, ahead.is_some(), exhausted)?;
         if loader.pending() == 0 && ahead.is_none() {
             return Ok(End::Finished);
         }
@@ -178,8 +178,15 @@ pub fn train<M: Model, E: Exchange + Send>(
     }
 }
 
-fn top_up<E: Exchange>(loader: &Loader, exchange: &mut E, exhausted: bool) -> Result<bool, exchange::Error> {
-    let wanted = AHEAD.saturating_sub(loader.pending());
+/// How many batches are leased depends on the step alone, not on what is decoded by now (`ahead`: one of them is and was taken): all ranks of a
+/// job keep the same book of them.
+fn top_up<E: Exchange>(
+    loader: &Loader,
+    exchange: &mut E,
+    ahead: bool,
+    exhausted: bool,
+) -> Result<bool, exchange::Error> {
+    let wanted = AHEAD.saturating_sub(loader.pending() + usize::from(ahead));
     if exhausted || wanted == 0 {
         return Ok(exhausted);
     }

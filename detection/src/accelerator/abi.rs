@@ -118,7 +118,8 @@ impl From<&BatchTargets> for Targets {
     }
 }
 
-/// What the library calls while a step is computed, in the thread of the call and before that returns.
+/// What the library calls while a step is computed, in the thread of the call and before that returns. Calls that "do not wait" wait for these,
+/// and before `sum` for the device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Calls {
@@ -234,7 +235,7 @@ pub struct Api {
     pub reside: unsafe extern "C" fn(*mut c_void, Text, Floats, Floats, Floats, *mut Message) -> bool,
     /// The address on the device of what is summed over ranks; 0 where nothing is.
     pub sums: unsafe extern "C" fn(*mut c_void) -> usize,
-    /// Sends the images of the next step, while the device computes this one. Does not wait.
+    /// Brings the images of the next step to page-locked memory, from which the device takes them behind this step. Does not wait.
     pub stage: unsafe extern "C" fn(*mut c_void, Floats, *mut Message) -> bool,
     /// Brings the own gradient, times a weight, to where it is summed. Does not wait.
     pub fill: unsafe extern "C" fn(*mut c_void, f32, *mut Message) -> bool,

@@ -5,8 +5,10 @@
 //! gradients cross the border ([`abi`]). Losses are computed on the device where it can ([`loss`]); otherwise raw predictions come out, and
 //! their gradients go in.
 //!
-//! A step is begun, fed and collected by separate calls, of which only the last one waits: while the device computes, the host finds the
-//! targets and the weights' penalty.
+//! A step is begun, fed and collected by separate calls, of which only the last one waits for the device: while that computes, the host finds the
+//! targets and the weights' penalty. Batch norm with everybody's statistics waits in each, for the device and for all other replicas.
+//!
+//! Where variables [reside](resident) on the device, neither they nor gradients cross the border.
 
 pub mod abi;
 mod device;
@@ -278,6 +280,11 @@ impl Accelerator {
         self.hook = Hook::new(together);
     }
 
+    /// Whether other replicas' batches count in this one's statistics, and its in theirs.
+    pub(crate) fn is_together(&self) -> bool {
+        self.hook.is_set()
+    }
+
     /// Steps until [`Accelerator::go_on_together`] have statistics of their own, as if no other replicas were there: to try or explain something
     /// that the others do not take part in.
     pub(crate) fn alone(&mut self) -> Apart {
@@ -361,7 +368,7 @@ impl Accelerator {
         Ok(())
     }
 
-    /// Sends the images of the next step, while the device computes this one: after [`Accelerator::train`] or [`Accelerator::backward_resident`].
+    /// Brings the images of the next step to page-locked memory, from which the device takes them behind this step: after [`Accelerator::train`] or [`Accelerator::backward_resident`].
     pub fn stage(&mut self, images: &[f32]) -> Result<(), network::Error> {
         let batch = self.batch_of(images)?;
         self.training(batch, true, |api, session, message| {

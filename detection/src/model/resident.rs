@@ -17,7 +17,8 @@ pub struct ResidentStep<'a> {
     pub staged: bool,
     /// One entry an image.
     pub groundtruth: &'a [Groundtruth],
-    /// Images of the next step, if they are known: they are sent while this step is computed.
+    /// Images of the next step, if they are known: the host brings them to page-locked memory while this step is computed, and the device
+    /// takes them behind it.
     pub next: Option<&'a [f32]>,
 }
 
@@ -113,6 +114,12 @@ impl Ssd {
         let mut found = match self.loss_of(&outputs, groundtruth) {
             Ok(found) => found,
             Err(error) if error.is_not_finite() => {
+                if let (Some(accelerator), false) = (&mut self.accelerator, told) {
+                    // Other ranks sum theirs; what this one adds is left out afterwards.
+                    let (boxes, classes) = outputs.without_slopes();
+                    accelerator.backward_resident(&boxes, &classes, progress)?;
+                    accelerator.collect_resident(false)?;
+                }
                 let params = resident.read()?.params;
                 return Err(self.explained(error, &params, groundtruth));
             }

@@ -67,6 +67,13 @@ pub struct Outputs {
     pub class_logits: Vec<f32>,
 }
 
+impl Outputs {
+    /// Slopes of 0 by boxes and classes, for a backward pass that only others have a use for.
+    pub(crate) fn without_slopes(&self) -> (Vec<f32>, Vec<f32>) {
+        (vec![0.0; self.box_encodings.len()], vec![0.0; self.class_logits.len()])
+    }
+}
+
 /// Seconds that a layer took in the last forward and backward pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerTime {
@@ -142,6 +149,11 @@ impl Network {
             .layers
             .iter()
             .any(|layer| layer.norm.is_some_and(|norm| norm.sync))
+    }
+
+    /// Whether other replicas' batches count in this one's statistics, and its in theirs.
+    pub fn is_together(&self) -> bool {
+        self.is_synchronised() && self.hook.is_set()
     }
 
     /// The other replicas, whose batches count in the statistics of layers with `sync_batch_norm`; without any each replica's are its own.

@@ -165,7 +165,11 @@ fn together(
 ) -> Result<(Tensor, Statistics), Error> {
     let output = y.f_detach()?;
     let whole = output.f_to_kind(Kind::Float)?;
-    let over = |values: &Tensor| values.f_sum_dim_intlist(&[0_i64, 2, 3][..], false, Kind::Double);
+    // Of each image in float32, since a sum in float64 would make a copy of everything in float64 first.
+    let over = |values: &Tensor| -> Result<Tensor, Error> {
+        let each = values.f_sum_dim_intlist(&[2_i64, 3][..], false, Kind::Float)?;
+        Ok(each.f_sum_dim_intlist(0_i64, false, Kind::Double)?)
+    };
     let channels = whole.size()[1] as usize;
     let own = (whole.numel() / channels.max(1)) as f64;
     let all = summed(&over(&whole)?, &over(&whole.f_square()?)?, own, sum)?;

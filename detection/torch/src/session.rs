@@ -286,7 +286,7 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the images of the next step, while this one is computed.
+    /// Brings the images of the next step to page-locked memory; the device takes them behind this step.
     pub(crate) fn stage(&mut self, images: &[f32]) -> Result<(), Error> {
         self.staged = None;
         let batch = self.batch_of(images)?;

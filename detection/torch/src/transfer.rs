@@ -12,7 +12,8 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    /// Sends `values` to the device. The place must not be used again before the device has read it: a step ends with [`wait`].
+    /// Sends `values` to the device. The place must not be used again before the device has read it: a step ends with a wait for
+    /// the device.
     pub(crate) fn send(&mut self, values: &[f32], device: Device) -> Result<Tensor, Error> {
         if device == Device::Cpu {
             return Ok(Tensor::f_from_slice(values)?);

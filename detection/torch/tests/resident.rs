@@ -318,6 +318,34 @@ fn a_backward_pass_that_is_cut_computes_the_same_and_tells_of_each_part_once() {
 }
 
 #[test]
+fn a_step_whose_losses_are_not_finite_tells_of_as_much_as_others_do() {
+    // Whether the device computes the losses or the host: other ranks sum as many parts.
+    for (classes, miner) in [(FOCAL, ""), ("weighted_sigmoid { }", MINER)] {
+        let summing = Some(Summing {
+            bucket_bytes: 20_000,
+            bf16: false,
+        });
+        let mut told = [Vec::new(), Vec::new()];
+        for (broken, told) in [false, true].into_iter().zip(&mut told) {
+            let mut how = None;
+            let (mut ssd, there, _) = resident(classes, miner, |residence| {
+                residence.sums = summing;
+                how = Some(residence.clone());
+            });
+            let mut vectors = there.read().unwrap();
+            if broken {
+                *vectors.params.last_mut().unwrap() = f32::NAN;
+            }
+            let there = ssd.reside(&how.unwrap(), &vectors).unwrap().unwrap();
+            let step = ssd.train_resident(&step(&images(2), &groundtruth()), &there, &mut |elements| told.push(elements));
+            assert_eq!(step.is_err_and(|error| error.is_not_finite()), broken, "{classes}");
+        }
+        assert!(told[0].len() > 4, "{}", told[0].len());
+        assert_eq!(told[0], told[1], "{classes}");
+    }
+}
+
+#[test]
 fn a_rank_that_does_not_count_adds_nothing_and_one_that_does_counts_by_its_samples() {
     let summing = Some(Summing {
         bucket_bytes: 1 << 20,

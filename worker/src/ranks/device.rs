@@ -16,7 +16,13 @@ pub(super) struct OnDevice {
     /// Address of the first element on this rank's GPU.
     address: usize,
     wire: Wire,
-    /// Whether a part of this step's gradient is on its way.
+    bucket_bytes: usize,
+    /// Whether parts are summed before all are there. Not in the first step after a meeting: libtorch gets memory and loads kernels then, for
+    /// which CUDA may wait for all that is under way on the GPU, and nobody would look after ranks that are gone.
+    early: bool,
+    /// Elements that lie there and are not on their way, the last ones first.
+    waiting: Vec<Range<usize>>,
+    /// Whether a part of this step's gradient was put.
     begun: bool,
     /// What went wrong on the way, to be told when sums are waited for.
     failed: Option<Trouble>,
@@ -32,6 +38,9 @@ impl OnDevice {
             resident,
             address,
             wire: if how.bf16 { Wire::Bf16 } else { Wire::F32 },
+            bucket_bytes: how.bucket_bytes,
+            early: false,
+            waiting: Vec::new(),
             begun: false,
             failed: None,
         })
@@ -40,30 +49,41 @@ impl OnDevice {
     /// Elements of the own gradient lie where they are summed.
     pub(super) fn put(&mut self, elements: &Range<usize>, weight: Weight) {
         // Otherwise they are brought there again, all of them, as often as they count.
-        if weight == Weight::One && self.failed.is_none() {
-            self.failed = self.begin(elements).err();
+        if weight != Weight::One || !self.early || self.failed.is_some() {
+            return;
+        }
+        self.begun = true;
+        match self.waiting.last_mut() {
+            Some(last) if last.start == elements.end => last.start = elements.start,
+            Some(last) if last.end == elements.start => last.end = elements.end,
+            _ => self.waiting.push(elements.clone()),
+        }
+        let elements: usize = self.waiting.iter().map(ExactSizeIterator::len).sum();
+        if elements * size_of::<f32>() >= self.bucket_bytes {
+            self.failed = self.begin().err();
         }
     }
 
-    fn begin(&mut self, elements: &Range<usize>) -> Result<(), Trouble> {
-        self.begun = true;
+    /// Begins to sum what is waiting.
+    fn begin(&mut self) -> Result<(), Trouble> {
         let bytes = match self.wire {
             Wire::F32 => size_of::<f32>(),
             Wire::Bf16 => size_of::<u16>(),
         };
-        let bucket = DeviceBucket {
+        let bucket = |elements: Range<usize>| DeviceBucket {
             address: (self.address + elements.start * bytes) as *mut c_void,
             count: elements.len(),
             wire: self.wire,
         };
+        let buckets: Vec<DeviceBucket> = std::mem::take(&mut self.waiting).into_iter().map(bucket).collect();
         // libtorch computes in the default stream.
         let computing = std::ptr::null_mut();
         // SAFETY: the elements lie within what the library keeps there for as long as the variables are, and are written for the next step
         // only after this one's sums were waited for.
-        unsafe { self.gpus.begin(&[bucket], computing) }
+        unsafe { self.gpus.begin(&buckets, computing) }
     }
 
-    /// Sums the whole gradient, unless parts of it were put already, and waits. `said` is gathered meanwhile.
+    /// Sums what is left of the gradient, all of it unless parts were put, and waits. `said` is gathered meanwhile.
     pub(super) fn sum(&mut self, weight: Weight, said: &[u8]) -> Result<Vec<Vec<u8>>, Trouble> {
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -76,9 +96,12 @@ impl OnDevice {
             };
             let filled = self.resident.fill(weight);
             filled.map_err(|error| Trouble::Gpu(error.to_string()))?;
-            self.begin(&(0..self.resident.elements()))?;
+            self.waiting.push(0..self.resident.elements());
         }
-        self.begun = false;
+        if !self.waiting.is_empty() {
+            self.begin()?;
+        }
+        (self.begun, self.early) = (false, true);
         let gathered = self.gpus.all_gather(said)?;
         self.gpus.finish()?;
         Ok(gathered)

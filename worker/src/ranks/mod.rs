@@ -343,6 +343,7 @@ impl Ranks {
             incarnation: held.incarnation,
             ended: held.ended.clone(),
             device: device.to_string(),
+            precision: setup.trainer.ssd().arithmetic().precision().to_string(),
         };
         let hellos: Vec<Hello> = notes::decode(&host.all_gather(&notes::encode(&hello))?)?;
         let plan = notes::decide(&hellos)?;

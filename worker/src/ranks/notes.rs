@@ -22,6 +22,8 @@ pub(super) struct Hello {
     pub ended: Option<String>,
     /// `cpu`, `cuda:0`
     pub device: String,
+    /// What training computes with: what `auto` came to on this rank's device.
+    pub precision: String,
 }
 
 /// What a rank says of its part of a step.
@@ -101,6 +103,17 @@ pub(super) fn decide(hellos: &[Hello]) -> Result<Plan, Error> {
             hint: "all ranks need a device of one kind: see what their logs say of the GPU, or choose --devices cpu:N",
         });
     }
+    // Backward passes of two precisions are not cut alike, and two halves of a gradient would be rounded apart.
+    let other = hellos.iter().enumerate().find(|(_, hello)| hello.precision != first.precision);
+    if let Some((rank, other)) = other {
+        return Err(Error::Setting {
+            what: format!(
+                "rank {rank} on {} computes in {}, rank 0 on {} in {}",
+                other.device, other.precision, first.device, first.precision
+            ),
+            hint: "the ranks' GPUs are of different kinds: choose one precision that all of them have, as with --precision fp16",
+        });
+    }
     let holds = |hello: &&Hello| hello.job_id.as_ref() == Some(&job_id);
     let newest = hellos
         .iter()
@@ -169,6 +182,15 @@ mod tests {
             text.contains("rank 2 computes on cpu, rank 0 on cuda:0\nhint: "),
             "{text}"
         );
+    }
+
+    #[test]
+    fn precisions_that_differ_are_named() {
+        let mut hellos = [hello(Some("a"), 0), hello(None, 0)];
+        hellos[1].precision = "fp16".to_owned();
+        hellos[0].precision = "bf16".to_owned();
+        let text = decide(&hellos).unwrap_err().to_string();
+        assert!(text.contains("rank 1 on cpu computes in fp16, rank 0 on cpu in bf16\nhint: "), "{text}");
     }
 
     #[test]
