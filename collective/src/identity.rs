@@ -152,6 +152,8 @@ pub struct Options {
     pub timeout: Duration,
     /// What one looks after while one waits.
     pub watch: Watch,
+    /// Whether ranks that meet over TCP and find themselves on one host exchange elements through Unix sockets.
+    pub local_sockets: bool,
 }
 
 /// What one looks after while one waits for others.
@@ -246,6 +248,7 @@ impl Options {
             rendezvous_timeout: Duration::from_secs(120),
             timeout: Duration::from_secs(300),
             watch: Watch::default(),
+            local_sockets: true,
         };
         options.check()?;
         Ok(options)

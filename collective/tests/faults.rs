@@ -2,7 +2,7 @@
 
 use crate::ranks::Ranks;
 
-const TRANSPORTS: [&str; 2] = ["shm", "tcp"];
+const TRANSPORTS: [&str; 3] = ["shm", "tcp", "local"];
 
 #[test]
 fn a_killed_rank_is_named_to_all() {

@@ -52,6 +52,8 @@ fn options() -> Result<Options, Error> {
     options.rendezvous_timeout = Duration::from_millis(number("COME_MS", 120_000));
     options.timeout = Duration::from_millis(number("WAIT_MS", 120_000));
     options.watch.silence = Duration::from_millis(number("SILENCE_MS", 120_000));
+    // Connections are seen to by themselves.
+    options.local_sockets = setting("TRANSPORT").unwrap() == "local";
     Ok(options)
 }
 
@@ -65,7 +67,7 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
             number("SLICE", 64) as usize,
         )?));
     }
-    if setting("TRANSPORT").unwrap() == "tcp" {
+    if ["tcp", "local"].contains(&&setting("TRANSPORT").unwrap()[..]) {
         return Ok(Box::new(mesh(&options)?));
     }
     Ok(Box::new(gpus(options)?))

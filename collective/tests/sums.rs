@@ -24,6 +24,7 @@ fn shared_memory_gives_the_bits_of_the_sequential_sum() {
 fn tcp_gives_the_bits_of_the_sequential_sum() {
     for world in 1..=3 {
         all_well("tcp", "sums", world);
+        all_well("local", "sums", world);
     }
 }
 
@@ -31,6 +32,7 @@ fn tcp_gives_the_bits_of_the_sequential_sum() {
 fn buckets_are_reduced_in_one_order_however_they_come() {
     all_well("shm", "background", 3);
     all_well("tcp", "background", 2);
+    all_well("local", "background", 2);
 }
 
 #[test]

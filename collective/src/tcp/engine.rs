@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::control::{Control, Said};
+use super::line::Line;
 use crate::identity::Vigil;
 use crate::operation::{Operation, Standing};
 use crate::{Error, Member, Watch};
@@ -24,7 +25,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A peer's connections and how far it is.
 pub(super) struct Peer {
-    pub(super) data: TcpStream,
+    pub(super) data: Line,
     pub(super) control: Control,
     /// The newest operation that it has begun.
     pub(super) last: Operation,
@@ -41,7 +42,7 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(data: TcpStream, control: TcpStream) -> Self {
         Self {
-            data,
+            data: Line::new(data),
             control: Control::new(control),
             last: Operation::NONE,
             left: false,
@@ -51,6 +52,13 @@ impl Peer {
             heard: Operation::BYTES,
             low_water: 1,
         }
+    }
+
+    /// Goes on with a socket of this host in place of the connection: between two operations.
+    #[cfg(target_os = "linux")]
+    pub(super) fn move_to(&mut self, stream: std::os::unix::net::UnixStream) {
+        self.data.move_to(stream);
+        self.low_water = 1;
     }
 
     /// Before a sleep in which a piece of `lane` is waited for: nothing can be done with less than all of it, so that less wakes
@@ -244,7 +252,7 @@ impl Engine {
         for &(rank, ..) in waits {
             if self.peers[rank]
                 .as_ref()
-                .is_some_and(|peer| peer.left && ended(&peer.data))
+                .is_some_and(|peer| peer.left && peer.data.ended())
             {
                 return Err(self.lost(rank, "it left in order", call));
             }
@@ -337,16 +345,12 @@ impl Engine {
     }
 }
 
-fn request(stream: &TcpStream, events: libc::c_short) -> libc::pollfd {
+fn request(stream: &impl AsRawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd {
         fd: stream.as_raw_fd(),
         events,
         revents: 0,
     }
-}
-
-fn ended(stream: &TcpStream) -> bool {
-    matches!(stream.peek(&mut [0]), Ok(0))
 }
 
 fn write(peer: &mut Peer, lane: &mut Lane, memories: &[&mut [u8]], call: Operation) -> Moved {
@@ -383,7 +387,7 @@ fn write(peer: &mut Peer, lane: &mut Lane, memories: &[&mut [u8]], call: Operati
 }
 
 /// `SO_RCVLOWAT`; false where it cannot be set, which changes nothing but how often one wakes.
-fn set_low_water(socket: &TcpStream, bytes: usize) -> bool {
+fn set_low_water(socket: &Line, bytes: usize) -> bool {
     let value = bytes as libc::c_int;
     // SAFETY: a number and its size.
     let result = unsafe {

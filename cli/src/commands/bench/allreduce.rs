@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// Form in which elements travel.
     #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"])]
     pub wire: String,
+    /// Over TCP's connections although all ranks are on one host, which otherwise exchange through Unix sockets.
+    #[arg(long)]
+    pub connections: bool,
     /// Sums memory of the process's own, which shared memory needs copies for.
     #[arg(long)]
     pub copied: bool,
@@ -187,10 +190,11 @@ fn work(arguments: &Arguments, rank: usize, meet: &str) -> anyhow::Result<()> {
     let world = arguments.ranks as usize;
     let mut options = Options::new(Identity::here(rank, world, env!("CARGO_PKG_VERSION"), [0; 32]))?;
     (options.rendezvous_timeout, options.timeout) = (LIMIT, LIMIT);
+    options.local_sockets = !arguments.connections;
     let mut ranks: Box<dyn Communicator> = if arguments.transport == "shm" {
         Box::new(Shared::join(meet.as_ref(), &options, arguments.slice)?)
     } else {
-        // Between processes of one benchmark on loopback there is nothing to keep secret.
+        // Between processes of one benchmark on one host there is nothing to keep secret.
         Box::new(Mesh::join(meet.parse()?, None, &Secret::new([0; 32]), &options)?)
     };
     let ranks = ranks.as_mut();
@@ -229,7 +233,7 @@ fn work(arguments: &Arguments, rank: usize, meet: &str) -> anyhow::Result<()> {
         let per_round = |used: f32| f64::from(used) / rounds.len() as f64;
         report(&serde_json::to_string(&json!({
             "bench": "allreduce", "ranks": world, "transport": arguments.transport, "wire": arguments.wire,
-            "megabytes": count as f64 * 4.0 / 1e6, "rounds": rounds.len(), "slice": arguments.slice, "copied": arguments.copied,
+            "megabytes": count as f64 * 4.0 / 1e6, "rounds": rounds.len(), "slice": arguments.slice, "copied": arguments.copied, "connections": arguments.connections,
             "ring_mb_per_rank": moved as f64 / 1e6,
             "seconds": all(&|round| round.1.0),
             "plain_seconds": all(&|round| round.0.0),
