@@ -162,10 +162,18 @@ fn on_the_device(mut ranks: Gpus) -> Result<(), Error> {
         assert_eq!(ranks.all_gather(&[rank as u8])?.len(), world);
         ranks.finish()?;
         for (found, count) in whole.iter().zip(counts) {
-            assert!(same(found, &expected(world, count, step, Wire::F32)), "rank {rank} of {world}");
+            assert!(
+                same(found, &expected(world, count, step, Wire::F32)),
+                "rank {rank} of {world}"
+            );
         }
         let others = world * (world - 1) / 2;
-        assert!(halves.iter().zip(0..).all(|(&found, i)| found == half(world * i + others)));
+        assert!(
+            halves
+                .iter()
+                .zip(0..)
+                .all(|(&found, i)| found == half(world * i + others))
+        );
     }
     ranks.close()
 }

@@ -402,7 +402,10 @@ impl Ssd {
         let mut found = match self.loss_of(&outputs, groundtruth) {
             Ok(found) => found,
             Err(error) => {
-                let together = self.accelerator.as_mut().filter(|accelerator| accelerator.is_together());
+                let together = self
+                    .accelerator
+                    .as_mut()
+                    .filter(|accelerator| accelerator.is_together());
                 if let (Some(accelerator), true, false) = (together, error.is_not_finite(), told) {
                     // As on the CPU.
                     let (boxes, classes) = outputs.without_slopes();

@@ -19,8 +19,14 @@ fn libraries() -> &'static Path {
     let folder = FOLDER.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let library = folder.path().join("libnccl.so.2");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../collective/tests/fixtures/gpu_stand_in.c");
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", source, "-o"]).arg(&library).status();
+        let source = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../collective/tests/fixtures/gpu_stand_in.c"
+        );
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", source, "-o"])
+            .arg(&library)
+            .status();
         assert!(built.unwrap().success(), "{source} cannot be compiled");
         std::os::unix::fs::symlink(&library, folder.path().join("libcudart.so.13")).unwrap();
         folder
@@ -53,7 +59,10 @@ impl Scene {
     fn servers(&self, model: &str, steps: u64, replicas: u32) -> Finished {
         let name = format!("{replicas}.yaml");
         // As many threads as the others have: the order of sums within libtorch depends on it.
-        let cluster = Cluster::new().workers(replicas - 1).servers(1).coati("threads_per_replica: 1");
+        let cluster = Cluster::new()
+            .workers(replicas - 1)
+            .servers(1)
+            .coati("threads_per_replica: 1");
         let cluster = self.job.cluster(&name, &cluster);
         self.train(model, steps).cluster(cluster).run().exits(0)
     }
@@ -62,7 +71,9 @@ impl Scene {
     fn calls(&self) -> Vec<String> {
         let notes = std::fs::read_dir(&self.notes).unwrap().flatten();
         let calls = notes.filter(|note| note.file_name().to_string_lossy().starts_with("calls-"));
-        calls.map(|note| std::fs::read_to_string(note.path()).unwrap()).collect()
+        calls
+            .map(|note| std::fs::read_to_string(note.path()).unwrap())
+            .collect()
     }
 }
 
@@ -88,7 +99,11 @@ fn one_process_makes_the_steps_of_parameter_servers_and_goes_on_from_their_check
     tensors::assert_same_bits(&first, &second, "steps on the accelerator and on a server");
     // What one of them wrote the other goes on from.
     let _ = scene.servers("there", 12, 1).says(&["resuming from step 9"]);
-    let _ = scene.train("servers", 12).run().exits(0).says(&["resuming from step 9"]);
+    let _ = scene
+        .train("servers", 12)
+        .run()
+        .exits(0)
+        .says(&["resuming from step 9"]);
     let [first, second] = ["servers", "there"].map(|model| tensors::read(&scene.job.path(model), 12));
     tensors::assert_same_bits(&first, &second, "each with the other's checkpoint");
 }
@@ -108,7 +123,11 @@ fn ranks_sum_on_their_gpus_while_the_backward_pass_goes_on() {
     }
     // Evaluation while it trains, curves and summary are as ever.
     let flags = "train --pipeline_config_path pipeline.config --model_dir watched --num_train_steps 6 --save_checkpoints_steps 3";
-    let watched = scene.job.coati(flags.split(' ')).with(TWO).with("--reduce_precision bf16");
+    let watched = scene
+        .job
+        .coati(flags.split(' '))
+        .with(TWO)
+        .with("--reduce_precision bf16");
     let watched = watched
         .env("COATI_DEVICE", "torch-cpu")
         .env("COATI_THREADS", "1")
@@ -125,8 +144,16 @@ fn ranks_sum_on_their_gpus_while_the_backward_pass_goes_on() {
 #[test]
 fn batch_norm_over_all_ranks_is_that_of_the_cpu_s_kernels() {
     let scene = Scene::new();
-    scene.job.configure("sync.config", &[("batch_norm { train", "sync_batch_norm { train")]);
-    let train = |train: Coati| train.with(TWO).with("--pipeline_config_path sync.config").run().exits(0);
+    scene
+        .job
+        .configure("sync.config", &[("batch_norm { train", "sync_batch_norm { train")]);
+    let train = |train: Coati| {
+        train
+            .with(TWO)
+            .with("--pipeline_config_path sync.config")
+            .run()
+            .exits(0)
+    };
     let _ = train(scene.train("there", 1).with("--bucket_size 64KiB"));
     let _ = train(scene.job.train("cpu", 1));
     let _ = scene.train("own", 1).with(TWO).run().exits(0);
@@ -140,17 +167,29 @@ fn batch_norm_over_all_ranks_is_that_of_the_cpu_s_kernels() {
         assert!(apart < 1e-3, "{name}: {apart}");
     }
     // Everybody's variance is larger than the mean of each one's.
-    let others = tensors::apart(&there, &own).into_iter().filter(|(_, apart)| *apart > 1e-3);
+    let others = tensors::apart(&there, &own)
+        .into_iter()
+        .filter(|(_, apart)| *apart > 1e-3);
     assert!(others.count() > 10);
 }
 
 #[test]
 fn clipping_and_float16_sum_at_once() {
     let scene = Scene::new();
-    scene.job.configure("clipped.config", &[("train_config {", "train_config { gradient_clipping_by_norm: 0.5")]);
+    scene.job.configure(
+        "clipped.config",
+        &[("train_config {", "train_config { gradient_clipping_by_norm: 0.5")],
+    );
     let clipped = |train: Coati| train.with("--pipeline_config_path clipped.config").run().exits(0);
-    let of = |servers| Cluster::new().workers(1).servers(servers).coati("threads_per_replica: 1").coati("bucket_size: 64KiB");
-    let [servers, ranks] = [("servers.yaml", 1), ("ranks.yaml", 0)].map(|(name, servers)| scene.job.cluster(name, &of(servers)));
+    let of = |servers| {
+        Cluster::new()
+            .workers(1)
+            .servers(servers)
+            .coati("threads_per_replica: 1")
+            .coati("bucket_size: 64KiB")
+    };
+    let [servers, ranks] =
+        [("servers.yaml", 1), ("ranks.yaml", 0)].map(|(name, servers)| scene.job.cluster(name, &of(servers)));
     let _ = clipped(scene.train("servers", 5).cluster(servers));
     let _ = clipped(scene.train("there", 5).cluster(ranks));
     assert_near(&scene.job, "servers", "there", 5, 1e-5);
@@ -178,7 +217,10 @@ fn a_rank_that_is_lost_is_replaced_and_the_others_hand_on_what_their_gpus_hold()
             "no step is lost",
             "the job is done",
         ]);
-        assert!(scene.calls().iter().any(|calls| calls.starts_with("ncclCommAbort\n")), "{task}");
+        assert!(
+            scene.calls().iter().any(|calls| calls.starts_with("ncclCommAbort\n")),
+            "{task}"
+        );
         let _ = train("calm").run().exits(0);
         assert_near(&scene.job, "calm", "model", 40, 0.0);
     }
@@ -188,9 +230,16 @@ fn a_rank_that_is_lost_is_replaced_and_the_others_hand_on_what_their_gpus_hold()
 fn what_is_not_finite_ends_the_job_or_is_skipped() {
     let scene = Scene::new();
     let hot = "learning_rate_base: 1e30 total_steps: 100 warmup_learning_rate: 1e30 warmup_steps: 20";
-    scene.job.configure("hot.config", &[("learning_rate_base: 0.04 total_steps: 100 warmup_learning_rate: 0.01 warmup_steps: 20", hot)]);
+    scene.job.configure(
+        "hot.config",
+        &[(
+            "learning_rate_base: 0.04 total_steps: 100 warmup_learning_rate: 0.01 warmup_steps: 20",
+            hot,
+        )],
+    );
     let ranks = |what: &str| Cluster::new().workers(1).servers(0).coati(&format!("on_nan: {what}"));
-    let [stop, skip] = [("stop.yaml", "stop"), ("skip.yaml", "skip")].map(|(name, what)| scene.job.cluster(name, &ranks(what)));
+    let [stop, skip] =
+        [("stop.yaml", "stop"), ("skip.yaml", "skip")].map(|(name, what)| scene.job.cluster(name, &ranks(what)));
     let train = |model: &str| scene.train(model, 9).with("--pipeline_config_path hot.config");
     let _ = train("one").run().exits(1).says(&["step 1: ", "is not finite"]);
     let _ = train("stop").cluster(stop).run().exits(1).says(&["step 1: "]);

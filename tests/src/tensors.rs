@@ -63,7 +63,10 @@ pub fn differences(one: &Tensors, other: &Tensors) -> Vec<String> {
 pub fn apart(one: &Tensors, other: &Tensors) -> Vec<(String, f64)> {
     let values = |tensor: &Tensor| -> Vec<f64> {
         let (values, _) = tensor.bytes.as_chunks::<4>();
-        values.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+        values
+            .iter()
+            .map(|bytes| f64::from(f32::from_le_bytes(*bytes)))
+            .collect()
     };
     let length = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>().sqrt();
     one.iter()

@@ -16,8 +16,8 @@ use coati_detection::{Groundtruth, gradients};
 use coati_param_server::OptimizerConfig;
 
 use crate::book::Book;
-use crate::{exchange, input, residence};
 use crate::replica::{Model, Ready};
+use crate::{exchange, input, residence};
 
 /// Why there is no model.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +184,11 @@ impl Trainer {
 
     /// Brings the variables of a book to the accelerator, where they stay while this trains. Nothing without one. `sums` says how gradients are
     /// summed over ranks.
-    pub(crate) fn reside(&mut self, book: &mut Book, sums: Option<Summing>) -> Result<Option<Resident>, exchange::Error> {
+    pub(crate) fn reside(
+        &mut self,
+        book: &mut Book,
+        sums: Option<Summing>,
+    ) -> Result<Option<Resident>, exchange::Error> {
         let residence = self.residence(&book.options().optimizer, sums);
         book.reside(|vectors| self.bring(&residence, vectors))?;
         Ok(self.resident.clone())

@@ -183,7 +183,10 @@ mod tests {
             vectors: vec![vector(59, 1000.0), vector(52, 0.25), vector(52, 0.5), vector(52, 0.75)],
         };
         let vectors = vectors_of(&state, &layout, &optimizer);
-        assert_eq!((vectors.params.len(), vectors.slots.len(), vectors.averages.len()), (59, 118, 59));
+        assert_eq!(
+            (vectors.params.len(), vectors.slots.len(), vectors.averages.len()),
+            (59, 118, 59)
+        );
         let mut flat = vec![0.0; 59];
         layout.scatter(0, &state.vectors[0], &mut flat);
         assert_eq!(vectors.params, flat);
@@ -192,6 +195,9 @@ mod tests {
             beta2: 0.25,
         };
         let back = state_of(&vectors, &layout, 7, Some(powers));
-        assert_eq!((back.version, &back.powers, &back.vectors), (7, &state.powers, &state.vectors));
+        assert_eq!(
+            (back.version, &back.powers, &back.vectors),
+            (7, &state.powers, &state.vectors)
+        );
     }
 }

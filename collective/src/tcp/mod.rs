@@ -165,9 +165,14 @@ impl Mesh {
             return Ok(());
         };
         let found = door.admit(&expected, std::time::Instant::now() + self.engine.timeout);
-        if let Some((missing, _)) = expected.iter().find(|(other, _)| found.iter().all(|(came, _)| came != other)) {
+        if let Some((missing, _)) = expected
+            .iter()
+            .find(|(other, _)| found.iter().all(|(came, _)| came != other))
+        {
             let member = &self.engine.members[*missing];
-            return Err(Error::Refused(format!("{member} reached a socket of this host, and did not say who it is")));
+            return Err(Error::Refused(format!(
+                "{member} reached a socket of this host, and did not say who it is"
+            )));
         }
         for (other, line) in found {
             if let Some(peer) = &mut self.engine.peers[other] {

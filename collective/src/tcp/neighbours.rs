@@ -111,7 +111,9 @@ mod tests {
         let door = Door::open().unwrap();
         let (own, wrong) = (nonce(), nonce());
         let mut stranger = UnixStream::connect_addr(&address(&door.name).unwrap()).unwrap();
-        stranger.write_all(b"GET / HTTP/1.1\r\nHost: somewhere\r\nAccept: nothing").unwrap();
+        stranger
+            .write_all(b"GET / HTTP/1.1\r\nHost: somewhere\r\nAccept: nothing")
+            .unwrap();
         let _impostor = dial(&door.name, 3, &wrong).unwrap();
         let mut first = dial(&door.name, 3, &own).unwrap();
         let until = Instant::now() + Duration::from_secs(20);

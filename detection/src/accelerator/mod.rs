@@ -591,7 +591,12 @@ unsafe extern "C" fn ready(context: *mut c_void, start: usize, len: usize) {
 
 unsafe extern "C" fn sum(context: *mut c_void, values: *mut f64, len: usize) -> bool {
     // SAFETY: as above; the library has so many values there.
-    let (back, values) = unsafe { (&mut *context.cast::<Back<'_>>(), std::slice::from_raw_parts_mut(values, len)) };
+    let (back, values) = unsafe {
+        (
+            &mut *context.cast::<Back<'_>>(),
+            std::slice::from_raw_parts_mut(values, len),
+        )
+    };
     match back.hook.sum(values) {
         Ok(()) => true,
         Err(why) => {

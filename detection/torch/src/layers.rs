@@ -7,7 +7,12 @@ use tch::{Kind, Tensor};
 use crate::error::Error;
 use crate::pass::{Statistics, Variables};
 
-pub(crate) fn convolution(layer: &Layer, weights: &Weights, variables: &Variables, x: &Tensor) -> Result<Tensor, Error> {
+pub(crate) fn convolution(
+    layer: &Layer,
+    weights: &Weights,
+    variables: &Variables,
+    x: &Tensor,
+) -> Result<Tensor, Error> {
     let window = layer.window;
     let depthwise = layer.operation == Operation::Depthwise;
     // [height, width, in, out] to [out, in / groups, height, width].

@@ -202,12 +202,7 @@ unsafe fn sum(calls: Calls) -> Option<impl FnMut(&mut [f64]) -> bool> {
     Some(move |values: &mut [f64]| unsafe { call(calls.context, values.as_mut_ptr(), values.len()) })
 }
 
-unsafe extern "C" fn train(
-    session: *mut c_void,
-    targets: *const Targets,
-    calls: Calls,
-    message: *mut Message,
-) -> bool {
+unsafe extern "C" fn train(session: *mut c_void, targets: *const Targets, calls: Calls, message: *mut Message) -> bool {
     let work = |session: &mut Session| {
         let targets = unsafe { targets.as_ref() }.ok_or(Error::NoLoss)?;
         let slices = [

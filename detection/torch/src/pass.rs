@@ -143,7 +143,11 @@ fn summed(first: &Tensor, second: &Tensor, count: f64, sum: Sum<'_>) -> Result<V
     let both = Tensor::f_cat(&[first, second], 0)?.f_to_kind(Kind::Double)?;
     let mut values = Vec::<f64>::try_from(&both.f_to_device(tch::Device::Cpu)?)?;
     values.push(count);
-    if sum(&mut values) { Ok(values) } else { Err(Error::Together) }
+    if sum(&mut values) {
+        Ok(values)
+    } else {
+        Err(Error::Together)
+    }
 }
 
 /// Of each channel, to lie beside `[batch, channels, height, width]`.
@@ -394,7 +398,9 @@ impl Pass {
                 .filter(|&index| self.crossings[index].to == segment)
                 .collect();
             let inputs = variables.iter().map(|&variable| &self.leaves[variable]);
-            let shared = entering.iter().filter_map(|&index| self.crossings[index].shared.as_ref());
+            let shared = entering
+                .iter()
+                .filter_map(|&index| self.crossings[index].shared.as_ref());
             let inputs: Vec<&Tensor> = inputs
                 .chain(entering.iter().map(|&index| &self.crossings[index].input))
                 .chain(shared.flat_map(|shared| [&shared.mean, &shared.variance]))

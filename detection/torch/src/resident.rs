@@ -51,7 +51,8 @@ impl Resident {
         length("slots", brought.slots.len(), elements * residence.rule.slots())?;
         let averaged = usize::from(residence.moving_average_decay.is_some());
         length("averages", brought.averages.len(), elements * averaged)?;
-        let there = |values: &[f32]| -> Result<Tensor, Error> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
+        let there =
+            |values: &[f32]| -> Result<Tensor, Error> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
         let slots = brought.slots.chunks_exact(elements.max(1));
         let masked = residence.clip.is_some() || residence.rule.may_divide_by_zero();
         let (mut at, mut keep, mut biases, mut mask) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -75,11 +76,16 @@ impl Resident {
         } else {
             Some((Tensor::f_from_slice(&at)?.f_to_device(device)?, there(&keep)?))
         };
-        let sums = residence.sums.map(|sums| if sums.bf16 { Kind::BFloat16 } else { Kind::Float });
+        let sums = residence
+            .sums
+            .map(|sums| if sums.bf16 { Kind::BFloat16 } else { Kind::Float });
         Ok(Self {
             params: there(brought.params)?,
             slots: slots.map(there).collect::<Result<_, _>>()?,
-            averages: residence.moving_average_decay.map(|_| there(brought.averages)).transpose()?,
+            averages: residence
+                .moving_average_decay
+                .map(|_| there(brought.averages))
+                .transpose()?,
             sums: sums
                 .map(|kind| Tensor::f_zeros([elements as i64], (kind, device)))
                 .transpose()?,
@@ -117,7 +123,11 @@ impl Resident {
             return Ok(());
         };
         let zero = gradient.f_zeros_like()?;
-        let norm = gradient.f_where_self(mask, &zero)?.f_square()?.f_sum(Kind::Double)?.f_sqrt()?;
+        let norm = gradient
+            .f_where_self(mask, &zero)?
+            .f_square()?
+            .f_sum(Kind::Double)?
+            .f_sqrt()?;
         let norm = norm.f_to_kind(Kind::Float)?;
         let most = Tensor::f_full_like(&norm, f64::from(most))?;
         let scale = most.f_div(&norm)?;
@@ -227,7 +237,11 @@ impl Resident {
     pub(crate) fn read(&self, params: &mut [f32], slots: &mut [f32], averages: &mut [f32]) -> Result<(), Error> {
         read("params", &self.params, params)?;
         length("slots", slots.len(), self.slots.len() * self.params.numel())?;
-        for (slot, to) in self.slots.iter().zip(slots.chunks_exact_mut(self.params.numel().max(1))) {
+        for (slot, to) in self
+            .slots
+            .iter()
+            .zip(slots.chunks_exact_mut(self.params.numel().max(1)))
+        {
             read("slot", slot, to)?;
         }
         match &self.averages {

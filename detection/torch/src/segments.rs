@@ -118,7 +118,10 @@ struct Used {
 
 impl Used {
     fn of(layer: &Layer, starts: &[usize]) -> Result<Self, Error> {
-        let weights = layer.weights.iter().flat_map(|weights| [Some(weights.offset), weights.bias]);
+        let weights = layer
+            .weights
+            .iter()
+            .flat_map(|weights| [Some(weights.offset), weights.bias]);
         let norm = layer.norm.iter();
         let norm = norm.flat_map(|norm| [norm.gamma, norm.beta, Some(norm.mean), Some(norm.variance)]);
         let affine = layer.affine.iter();

@@ -510,9 +510,12 @@ impl Session {
         };
         let (gradient, statistics) = (&self.gradient, &pending.pass.statistics);
         // Where it may have to be done again, the graph stays.
-        pending
-            .pass
-            .backward(&self.segments, &slopes, scale.is_some(), sum, &mut |segment, gradients| {
+        pending.pass.backward(
+            &self.segments,
+            &slopes,
+            scale.is_some(),
+            sum,
+            &mut |segment, gradients| {
                 tch::no_grad(|| {
                     for elements in gradient.write(segment, gradients, statistics, &pending.params, scale)? {
                         if let Some(resident) = self.resident.as_ref().filter(|_| pending.resident) {
@@ -522,7 +525,8 @@ impl Session {
                     }
                     Ok(())
                 })
-            })
+            },
+        )
     }
 
     /// Waits for the step. Fills `grads` unless they stay on the device, `sums` after [`Session::train`], and `penalty`, the regularisers',

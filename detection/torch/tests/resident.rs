@@ -49,9 +49,7 @@ fn resident(classes: &str, miner: &str, change: impl FnOnce(&mut Residence)) -> 
             .iter()
             .flat_map(|&first| vec![first; params.len()])
             .collect(),
-        averages: residence
-            .moving_average_decay
-            .map_or_else(Vec::new, |_| params.clone()),
+        averages: residence.moving_average_decay.map_or_else(Vec::new, |_| params.clone()),
         params: params.clone(),
     };
     let resident = ssd.reside(&residence, &vectors).unwrap().unwrap();
@@ -101,8 +99,20 @@ fn on_the_host(
             VariableKind::Constant => {}
             VariableKind::MovingStatistic { decay } => optimizer::moving_average(decay, values, gradient),
             VariableKind::Trainable => {
-                let second = if second.is_empty() { &mut [] } else { &mut second[range.clone()] };
-                optimizer::update(&rule, update.rate, powers, gradient, values, &mut first[range.clone()], second);
+                let second = if second.is_empty() {
+                    &mut []
+                } else {
+                    &mut second[range.clone()]
+                };
+                optimizer::update(
+                    &rule,
+                    update.rate,
+                    powers,
+                    gradient,
+                    values,
+                    &mut first[range.clone()],
+                    second,
+                );
                 if let Some(decay) = residence.moving_average_decay {
                     optimizer::moving_average(decay, &mut vectors.averages[range], values);
                 }
@@ -256,7 +266,8 @@ fn clipping_is_that_of_the_host() {
     for most in [0.05, 1e9] {
         let (mut ssd, there, params) = resident(FOCAL, "", |residence| residence.clip = Some(most));
         let mut expected = vec![0.0; params.len()];
-        ssd.train_step(&params, &images(1), &groundtruth(), &mut expected).unwrap();
+        ssd.train_step(&params, &images(1), &groundtruth(), &mut expected)
+            .unwrap();
         let specs = ssd.variables().to_vec();
         let norm = gradients::clip_by_global_norm(&mut expected, &specs, most);
         assert!(norm > 0.05, "{norm}");
@@ -306,12 +317,18 @@ fn a_backward_pass_that_is_cut_computes_the_same_and_tells_of_each_part_once() {
                 covered[elements.clone()].iter_mut().for_each(|times| *times += 1);
                 assert_eq!(then[elements.clone()], last[elements.clone()], "{elements:?}");
             }
-            let frozen = expected.iter().zip(&covered).all(|(value, times)| *times == 1 || *value == 0.0);
+            let frozen = expected
+                .iter()
+                .zip(&covered)
+                .all(|(value, times)| *times == 1 || *value == 0.0);
             assert!(frozen && covered.iter().all(|times| *times <= 1), "{bucket_bytes}");
             if bucket_bytes == 20_000 {
                 assert!(told.len() > 4, "{}", told.len());
                 let first = &told[0].0;
-                assert!(first.end == params.len() && first.start > 0, "the end comes first: {first:?}");
+                assert!(
+                    first.end == params.len() && first.start > 0,
+                    "the end comes first: {first:?}"
+                );
             }
         }
     }
@@ -337,7 +354,9 @@ fn a_step_whose_losses_are_not_finite_tells_of_as_much_as_others_do() {
                 *vectors.params.last_mut().unwrap() = f32::NAN;
             }
             let there = ssd.reside(&how.unwrap(), &vectors).unwrap().unwrap();
-            let step = ssd.train_resident(&step(&images(2), &groundtruth()), &there, &mut |elements| told.push(elements));
+            let step = ssd.train_resident(&step(&images(2), &groundtruth()), &there, &mut |elements| {
+                told.push(elements)
+            });
             assert_eq!(step.is_err_and(|error| error.is_not_finite()), broken, "{classes}");
         }
         assert!(told[0].len() > 4, "{}", told[0].len());
@@ -359,7 +378,11 @@ fn a_rank_that_does_not_count_adds_nothing_and_one_that_does_counts_by_its_sampl
     let found = summed(&there);
     assert!(found.iter().zip(&own).all(|(found, own)| *found == own * 3.0));
     there.fill(0.0).unwrap();
-    assert!(summed(&there).iter().all(|value| value.to_bits() == (-0.0_f32).to_bits()));
+    assert!(
+        summed(&there)
+            .iter()
+            .all(|value| value.to_bits() == (-0.0_f32).to_bits())
+    );
 }
 
 #[test]
@@ -372,7 +395,8 @@ fn images_that_were_sent_ahead_are_those_of_the_next_step() {
         next: Some(next),
         ..step(images, &groundtruth)
     };
-    one.train_resident(&ahead(&first, &second), &there, &mut |_| {}).unwrap();
+    one.train_resident(&ahead(&first, &second), &there, &mut |_| {})
+        .unwrap();
     let staged = ResidentStep {
         staged: true,
         ..ahead(&second, &third)
@@ -383,7 +407,9 @@ fn images_that_were_sent_ahead_are_those_of_the_next_step() {
         .unwrap();
     assert_eq!(found, expected);
     // What was sent and is not used is forgotten.
-    let found = one.train_resident(&step(&first, &groundtruth), &there, &mut |_| {}).unwrap();
+    let found = one
+        .train_resident(&step(&first, &groundtruth), &there, &mut |_| {})
+        .unwrap();
     let expected = other
         .train_resident(&step(&first, &groundtruth), &elsewhere, &mut |_| {})
         .unwrap();

@@ -79,7 +79,10 @@ fn statistics_of_both_replicas_count_in_both_directions() {
     }
     let slopes = |batch: usize, rank: usize| {
         let anchors = batch * network.anchors();
-        (noise(anchors * 4, 11 + rank as u64), noise(anchors * 4, 21 + rank as u64))
+        (
+            noise(anchors * 4, 11 + rank as u64),
+            noise(anchors * 4, 21 + rank as u64),
+        )
     };
     // Not as many images here as there.
     let batch = |rank: usize| 2 + rank;
@@ -118,7 +121,10 @@ fn statistics_of_both_replicas_count_in_both_directions() {
         let error = apart(&found[rank].0, &expected[rank].0);
         assert!(error < 1e-4, "outputs of rank {rank}: {error}");
         let alone = on_torch(rank, None);
-        assert!(apart(&alone.0, &expected[rank].0) > 0.01, "its own statistics are others");
+        assert!(
+            apart(&alone.0, &expected[rank].0) > 0.01,
+            "its own statistics are others"
+        );
         let (whole, mut at) = (length(&expected[rank].1), 0);
         for spec in network.variables() {
             let range = at..at + spec.elements();
@@ -149,9 +155,6 @@ fn a_replica_that_is_lost_is_told_in_its_words() {
     drop(other);
     torch.set_together(Some(Box::new(own)));
     let params = network.init_values(3);
-    let error = torch
-        .start(&params, &images(&config, 1, 0))
-        .unwrap_err()
-        .to_string();
+    let error = torch.start(&params, &images(&config, 1, 0)).unwrap_err().to_string();
     assert!(error.contains("closed") || error.contains("alone"), "{error}");
 }

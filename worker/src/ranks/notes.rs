@@ -104,7 +104,10 @@ pub(super) fn decide(hellos: &[Hello]) -> Result<Plan, Error> {
         });
     }
     // Backward passes of two precisions are not cut alike, and two halves of a gradient would be rounded apart.
-    let other = hellos.iter().enumerate().find(|(_, hello)| hello.precision != first.precision);
+    let other = hellos
+        .iter()
+        .enumerate()
+        .find(|(_, hello)| hello.precision != first.precision);
     if let Some((rank, other)) = other {
         return Err(Error::Setting {
             what: format!(
@@ -190,7 +193,10 @@ mod tests {
         hellos[1].precision = "fp16".to_owned();
         hellos[0].precision = "bf16".to_owned();
         let text = decide(&hellos).unwrap_err().to_string();
-        assert!(text.contains("rank 1 on cpu computes in fp16, rank 0 on cpu in bf16\nhint: "), "{text}");
+        assert!(
+            text.contains("rank 1 on cpu computes in fp16, rank 0 on cpu in bf16\nhint: "),
+            "{text}"
+        );
     }
 
     #[test]
