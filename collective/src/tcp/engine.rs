@@ -68,7 +68,7 @@ impl Peer {
             Some(piece) if self.heard == Operation::BYTES => piece.bytes.len().clamp(1, MOST_LOW_WATER),
             _ => 1,
         };
-        if wanted != self.low_water && set_low_water(&self.data, wanted) {
+        if wanted != self.low_water && self.data.set_low_water(wanted) {
             self.low_water = wanted;
         }
     }
@@ -384,22 +384,6 @@ fn write(peer: &mut Peer, lane: &mut Lane, memories: &[&mut [u8]], call: Operati
             Err(error) => return Moved::Broken(error.to_string()),
         }
     }
-}
-
-/// `SO_RCVLOWAT`; false where it cannot be set, which changes nothing but how often one wakes.
-fn set_low_water(socket: &Line, bytes: usize) -> bool {
-    let value = bytes as libc::c_int;
-    // SAFETY: a number and its size.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            std::ptr::from_ref(&value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    result == 0
 }
 
 fn read(peer: &mut Peer, lane: &mut Lane, memories: &mut [&mut [u8]]) -> Moved {

@@ -25,12 +25,33 @@ impl Line {
         self.local = Some(stream);
     }
 
+    /// `SO_RCVLOWAT`; false where it cannot be set, which changes nothing but how often one wakes.
+    pub(super) fn set_low_water(&self, bytes: usize) -> bool {
+        set(self, libc::SO_RCVLOWAT, bytes)
+    }
+
     /// Whether the other end has hung up and nothing is left to read.
     pub(super) fn ended(&self) -> bool {
         let (mut byte, flags) = (0_u8, libc::MSG_PEEK | libc::MSG_DONTWAIT);
         // SAFETY: room for one byte.
         unsafe { libc::recv(self.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 0 }
     }
+}
+
+/// A number among a socket's options; false where it cannot be set.
+pub(super) fn set(socket: &impl AsRawFd, option: libc::c_int, value: usize) -> bool {
+    let value = value as libc::c_int;
+    // SAFETY: a number and its size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    result == 0
 }
 
 impl Read for Line {

@@ -151,30 +151,22 @@ impl Mesh {
         let names = self.all_gather(own)?;
         let names: Vec<Option<Name>> = names.iter().map(|name| Name::try_from(&name[..]).ok()).collect();
         let reach = |name: &Option<Name>| dial(name.as_ref()?, rank, &door.as_ref()?.name).ok();
-        let mut lines: Vec<_> = names[..rank].iter().map(reach).collect();
-        let reached: Vec<u8> = lines.iter().map(|line| u8::from(line.is_some())).collect();
+        let dialled: Vec<_> = names[..rank].iter().map(reach).collect();
+        let reached: Vec<u8> = dialled.iter().map(|line| u8::from(line.is_some())).collect();
         let all = self.all_gather(&reached)?;
-        for (other, line) in lines.iter_mut().enumerate() {
-            if let (Some(peer), Some(line)) = (&mut self.engine.peers[other], line.take()) {
-                peer.move_to(line);
-            }
-        }
         let came = (rank + 1..all.len()).filter(|&other| all[other].get(rank) == Some(&1));
         let expected: Vec<(usize, Name)> = came.filter_map(|other| Some((other, names[other]?))).collect();
-        let Some(door) = door.filter(|_| !expected.is_empty()) else {
-            return Ok(());
-        };
-        let found = door.admit(&expected, std::time::Instant::now() + self.engine.timeout);
-        if let Some((missing, _)) = expected
-            .iter()
-            .find(|(other, _)| found.iter().all(|(came, _)| came != other))
-        {
+        let until = std::time::Instant::now() + self.engine.timeout;
+        let admitted = door.map_or(Vec::new(), |door| door.admit(&expected, until));
+        let here = |wanted: usize| admitted.iter().any(|(other, _)| *other == wanted);
+        if let Some((missing, _)) = expected.iter().find(|(other, _)| !here(*other)) {
             let member = &self.engine.members[*missing];
             return Err(Error::Refused(format!(
                 "{member} reached a socket of this host, and did not say who it is"
             )));
         }
-        for (other, line) in found {
+        let dialled = (0..).zip(dialled).filter_map(|(other, line)| Some((other, line?)));
+        for (other, line) in dialled.chain(admitted) {
             if let Some(peer) = &mut self.engine.peers[other] {
                 peer.move_to(line);
             }

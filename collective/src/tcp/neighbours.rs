@@ -8,6 +8,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use super::line::set;
 use super::secret::{equal, nonce};
 
 /// Between two looks at who has come.
@@ -17,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Of bytes under way; the system grants what it allows.
-const BUFFER: libc::c_int = 1 << 20;
+const BUFFER: usize = 1 << 20;
 
 pub(super) type Name = [u8; 32];
 
@@ -36,19 +37,9 @@ fn address(name: &Name) -> std::io::Result<SocketAddr> {
 }
 
 fn ready(stream: UnixStream) -> std::io::Result<UnixStream> {
-    use std::os::fd::AsRawFd as _;
     stream.set_nonblocking(true)?;
-    let wanted = BUFFER;
-    // SAFETY: a number and its size. Where it cannot be set, the system's own stays.
-    unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUF,
-            (&raw const wanted).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
+    // Where it cannot be set, the system's own stays.
+    let _ = set(&stream, libc::SO_SNDBUF, BUFFER);
     Ok(stream)
 }
 
