@@ -391,10 +391,7 @@ impl Ssd {
                 return Ok(StepLosses::of(classification, localization, regularization));
             }
             // Which image and which prediction it was, the host can tell.
-            let apart = accelerator.alone();
-            let started = accelerator.start(params, images);
-            accelerator.go_on_together(apart);
-            started?;
+            accelerator.alone(|accelerator| accelerator.start(params, images))?;
             told = true;
         }
         let mut outputs = accelerator.predictions()?;
@@ -434,7 +431,7 @@ impl Ssd {
             return error;
         };
         let pixels = images.len() / groundtruth.len().max(1);
-        let apart = self.accelerator.as_mut().map(Accelerator::alone);
+        let apart = self.accelerator.as_mut().map(Accelerator::part);
         let largest = memory::largest(groundtruth.len(), |batch| {
             let step = step(self, &images[..batch * pixels], &groundtruth[..batch]);
             match step {
@@ -449,7 +446,7 @@ impl Ssd {
         });
         found.largest = largest.ok();
         if let (Some(accelerator), Some(apart)) = (&mut self.accelerator, apart) {
-            accelerator.go_on_together(apart);
+            accelerator.join(apart);
         }
         error
     }

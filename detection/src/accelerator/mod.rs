@@ -97,8 +97,6 @@ pub enum Error {
 pub struct Accelerator {
     session: Arc<Session>,
     device: Device,
-    /// Whether variables are on the device.
-    resident: bool,
     /// Whether the next step's images are.
     staged: bool,
     /// The other replicas, where batch norm has everybody's statistics.
@@ -199,7 +197,6 @@ impl Accelerator {
         Ok(Self {
             session: Arc::new(Session::new(api, session, device)),
             device,
-            resident: false,
             staged: false,
             hook: Hook::default(),
             arithmetic,
@@ -257,7 +254,6 @@ impl Accelerator {
                 )
             }
         })?;
-        self.resident = true;
         // SAFETY: as above.
         let sums = self.session.with(|api, session| unsafe { (api.sums)(session) });
         Ok(Resident {
@@ -270,11 +266,6 @@ impl Accelerator {
         })
     }
 
-    /// Whether variables are on the device.
-    pub fn is_resident(&self) -> bool {
-        self.resident
-    }
-
     /// As [`Network::set_together`].
     pub fn set_together(&mut self, together: Option<Box<dyn Together>>) {
         self.hook = Hook::new(together);
@@ -285,14 +276,21 @@ impl Accelerator {
         self.hook.is_set()
     }
 
-    /// Steps until [`Accelerator::go_on_together`] have statistics of their own, as if no other replicas were there: to try or explain something
-    /// that the others do not take part in.
-    pub(crate) fn alone(&mut self) -> Apart {
+    /// Begins a step with statistics of its own, as if no other replicas were there: to explain something that they do not take part in.
+    pub(crate) fn alone<T>(&mut self, begin: impl FnOnce(&mut Self) -> T) -> T {
+        let apart = self.part();
+        let done = begin(self);
+        self.join(apart);
+        done
+    }
+
+    /// Steps until [`Accelerator::join`] are made without the other replicas.
+    pub(crate) fn part(&mut self) -> Apart {
         Apart(std::mem::take(&mut self.hook))
     }
 
-    /// The end of [`Accelerator::alone`].
-    pub(crate) fn go_on_together(&mut self, apart: Apart) {
+    /// The end of [`Accelerator::part`].
+    pub(crate) fn join(&mut self, apart: Apart) {
         self.hook = apart.0;
     }
 

@@ -42,13 +42,6 @@ impl Ssd {
         Ok(Some(accelerator.reside(residence, vectors)?))
     }
 
-    /// Whether the variables are on the accelerator.
-    pub fn is_resident(&self) -> bool {
-        self.accelerator
-            .as_ref()
-            .is_some_and(crate::accelerator::Accelerator::is_resident)
-    }
-
     /// Forward and backward pass with the variables on the accelerator, where the gradient stays. Where it is summed over ranks, `progress` is
     /// told of parts that lie where that is done, from the predictors to the image; of none where they are not final before the last.
     pub fn train_resident(
@@ -103,10 +96,7 @@ impl Ssd {
                 return Ok(StepLosses::of(classification, localization, penalty));
             }
             // Which image and which prediction it was, the host can tell.
-            let apart = accelerator.alone();
-            let started = accelerator.start_resident(given);
-            accelerator.go_on_together(apart);
-            started?;
+            accelerator.alone(|accelerator| accelerator.start_resident(given))?;
             told = true;
         }
         let mut outputs = accelerator.predictions()?;
