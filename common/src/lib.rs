@@ -6,6 +6,7 @@ pub mod events;
 pub mod exit;
 pub mod invariants;
 pub mod label_map;
+pub mod optimizer;
 pub mod rpc;
 pub mod tfrecord;
 pub mod variables;

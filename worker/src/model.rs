@@ -17,7 +17,7 @@ use coati_param_server::OptimizerConfig;
 
 use crate::book::Book;
 use crate::replica::{Model, Ready};
-use crate::{exchange, input, residence};
+use crate::{exchange, input};
 
 /// Why there is no model.
 #[derive(Debug, thiserror::Error)]
@@ -213,7 +213,7 @@ impl Trainer {
 
     fn residence(&self, optimizer: &OptimizerConfig, sums: Option<Summing>) -> Residence {
         Residence {
-            rule: residence::rule(&optimizer.rule),
+            rule: optimizer.rule,
             moving_average_decay: optimizer.moving_average_decay,
             variables: self.ssd.roles(),
             bias_multiplier: self.bias_multiplier,

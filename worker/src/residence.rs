@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use coati_common::rpc::{ErrorCode, ServiceError};
 use coati_detection::accelerator::abi::Update;
-use coati_detection::accelerator::resident::{Resident, Rule, Vectors};
-use coati_param_server::optimizer::{self, AdamPowers};
+use coati_detection::accelerator::resident::{Resident, Vectors};
+use coati_param_server::optimizer::AdamPowers;
 use coati_param_server::store::{Committed, State};
 use coati_param_server::{Layout, OptimizerConfig, schedule};
 
@@ -19,23 +19,6 @@ pub(crate) struct Residence {
     powers: Option<AdamPowers>,
     /// What the store holds.
     archived: Cell<u64>,
-}
-
-/// As the accelerator's library has it.
-pub(crate) fn rule(rule: &optimizer::Rule) -> Rule {
-    match *rule {
-        optimizer::Rule::Momentum { momentum, nesterov } => Rule::Momentum { momentum, nesterov },
-        optimizer::Rule::RmsProp {
-            decay,
-            momentum,
-            epsilon,
-        } => Rule::RmsProp {
-            decay,
-            momentum,
-            epsilon,
-        },
-        optimizer::Rule::Adam { beta1, beta2, epsilon } => Rule::Adam { beta1, beta2, epsilon },
-    }
 }
 
 /// The vectors of a store's arena in the order of the flat vector. What has no slots has zeros there.
@@ -147,6 +130,7 @@ impl Residence {
 mod tests {
     use std::sync::Arc;
 
+    use coati_common::optimizer::Rule;
     use coati_common::variables::{VariableKind, VariableSpec};
     use coati_param_server::schedule::LearningRate;
     use coati_param_server::{Strategy, plan};
@@ -168,7 +152,7 @@ mod tests {
         ];
         let layout = Layout::new(&plan(&variables, 1, Strategy::Balanced).unwrap()).unwrap();
         let optimizer = OptimizerConfig {
-            rule: optimizer::Rule::Adam {
+            rule: Rule::Adam {
                 beta1: 0.9,
                 beta2: 0.999,
                 epsilon: 1e-8,

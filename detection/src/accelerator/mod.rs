@@ -259,7 +259,7 @@ impl Accelerator {
         Ok(Resident {
             session: Arc::clone(&self.session),
             elements: self.elements,
-            slots: residence.rule.slots(),
+            slots: residence.rule.slots().len(),
             averages: residence.moving_average_decay.is_some(),
             sums: (sums != 0).then_some(sums),
             summing: residence.sums,
@@ -366,7 +366,8 @@ impl Accelerator {
         Ok(())
     }
 
-    /// Brings the images of the next step to page-locked memory, from which the device takes them behind this step: after [`Accelerator::train`] or [`Accelerator::backward_resident`].
+    /// Sends the images of the next step, which the device takes while it computes this one: after [`Accelerator::train`] or
+    /// [`Accelerator::backward_resident`].
     pub fn stage(&mut self, images: &[f32]) -> Result<(), network::Error> {
         let batch = self.batch_of(images)?;
         self.training(batch, true, |api, session, message| {

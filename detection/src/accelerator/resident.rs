@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use coati_common::optimizer::Rule;
 use serde::{Deserialize, Serialize};
 
 use super::Session;
@@ -25,54 +26,6 @@ pub enum Role {
     },
     /// Never changes.
     Constant,
-}
-
-/// How a gradient changes a variable and its slots; as `coati_param_server`'s rule of the same name.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Rule {
-    /// One slot.
-    Momentum {
-        /// Decay of the accumulator.
-        momentum: f32,
-        /// Look ahead by one step.
-        nesterov: bool,
-    },
-    /// Two: the mean square, the momentum.
-    RmsProp {
-        /// Decay of the mean square.
-        decay: f32,
-        /// Decay of the step.
-        momentum: f32,
-        /// Added inside the root.
-        epsilon: f32,
-    },
-    /// Two: the moments.
-    Adam {
-        /// Decay of the first moment.
-        beta1: f32,
-        /// Decay of the second moment.
-        beta2: f32,
-        /// Added outside the bias correction.
-        epsilon: f32,
-    },
-}
-
-impl Rule {
-    /// How many slots each variable has.
-    pub fn slots(&self) -> usize {
-        match self {
-            Self::Momentum { .. } => 1,
-            Self::RmsProp { .. } | Self::Adam { .. } => 2,
-        }
-    }
-
-    /// Whether an element that never had a gradient has a step of 0 / 0.
-    pub fn may_divide_by_zero(&self) -> bool {
-        match *self {
-            Self::Momentum { .. } => false,
-            Self::RmsProp { epsilon, .. } | Self::Adam { epsilon, .. } => epsilon == 0.0,
-        }
-    }
 }
 
 /// How gradients are summed over ranks.

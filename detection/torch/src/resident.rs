@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
+use coati_common::optimizer::Rule;
 use coati_detection::accelerator::abi::Update;
-use coati_detection::accelerator::resident::{Residence, Role, Rule};
+use coati_detection::accelerator::resident::{Residence, Role};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
@@ -48,7 +49,7 @@ impl Resident {
         let elements: usize = lengths.iter().sum();
         length("roles", residence.variables.len(), lengths.len())?;
         length("params", brought.params.len(), elements)?;
-        length("slots", brought.slots.len(), elements * residence.rule.slots())?;
+        length("slots", brought.slots.len(), elements * residence.rule.slots().len())?;
         let averaged = usize::from(residence.moving_average_decay.is_some());
         length("averages", brought.averages.len(), elements * averaged)?;
         let there =
@@ -224,7 +225,7 @@ impl Resident {
                 let step = only(&self.mask, first.f_mul_scalar(alpha)?.f_div(&root)?)?;
                 let _ = params.f_sub_(&step)?;
             }
-            (rule, slots) => length("slots", slots.len(), rule.slots())?,
+            (rule, slots) => length("slots", slots.len(), rule.slots().len())?,
         }
         if let (Some(decay), Some(averages)) = (self.residence.moving_average_decay, &mut self.averages) {
             let change = averages.f_sub(params)?.f_mul_scalar(f64::from(1.0 - decay))?;

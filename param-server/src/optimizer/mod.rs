@@ -3,7 +3,8 @@
 mod config;
 mod rules;
 
-pub use config::{Error, OptimizerConfig, Rule, Slot};
+pub use coati_common::optimizer::{Rule, Slot};
+pub use config::{Error, OptimizerConfig};
 pub use rules::{AdamPowers, moving_average, update};
 
 /// Suffix of the exponential moving average that `use_moving_average` keeps of each trainable variable.
