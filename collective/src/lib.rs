@@ -1,10 +1,12 @@
 //! Sums over ranks: the processes of a job that all hold the same gradients' shapes.
 //!
 //! [`Communicator`] is what training sees. Behind it are shared memory ([`shm`]) for ranks of one host, TCP ([`tcp`]) between hosts,
-//! and NCCL ([`nccl`]) between GPUs. [`buckets`] reduces in the background while the caller goes on.
+//! and NCCL ([`nccl`]) between GPUs, which works beside what they compute in a stream of its own ([`cuda`]). [`buckets`] reduces in the background while the caller goes on.
 
 pub mod buckets;
 mod communicator;
+pub mod cuda;
+mod dynamic;
 mod error;
 mod identity;
 mod memory;

@@ -2,30 +2,11 @@
 //! (`fixtures/gpu_stand_in.c`). What it cannot show are NVIDIA's own libraries.
 
 use std::path::Path;
-use std::process::Command;
-use std::sync::OnceLock;
 
 use coati_collective::nccl::Libraries;
 
 use crate::ranks::Ranks;
-
-/// The folder of the stand-in, built once for all tests of this process.
-fn libraries() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libnccl.so.2");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gpu_stand_in.c");
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", source, "-o"])
-            .arg(&library)
-            .status();
-        assert!(built.unwrap().success(), "{source} cannot be compiled");
-        std::os::unix::fs::symlink(&library, folder.path().join("libcudart.so.13")).unwrap();
-        folder
-    });
-    folder.path()
-}
+use crate::stand_in::libraries;
 
 /// Ranks on the stand-in's GPUs, each on the one of its number unless `devices` says otherwise.
 struct Job {
@@ -213,7 +194,7 @@ fn sums_go_through_real_gpus_where_there_are_any() {
     let folders = folders();
     let seen = Libraries::open(&paths(&folders)).map_or(0, |libraries| {
         (0..64)
-            .take_while(|&index| libraries.check_device(index).is_ok())
+            .take_while(|&index| libraries.cuda().check_device(index).is_ok())
             .count()
     });
     println!("{seen} GPUs");
@@ -251,7 +232,7 @@ fn a_library_that_is_missing_names_what_to_install() {
     };
     println!("NCCL {}", libraries.version());
     // No machine has so many.
-    let text = libraries.check_device(1000).unwrap_err().to_string();
+    let text = libraries.cuda().check_device(1000).unwrap_err().to_string();
     assert!(text.contains("\nhint: "), "{text}");
     println!("{text}");
 }

@@ -6,6 +6,7 @@ mod faults;
 mod gpu;
 mod ranks;
 mod scenes;
+mod stand_in;
 mod sums;
 
 /// What a started process does; nothing in the run that starts them.

@@ -25,6 +25,8 @@ mod reproducible;
 mod residence;
 mod restarts;
 mod scale;
+#[path = "../../collective/tests/stand_in.rs"]
+mod stand_in;
 mod status;
 mod stopping;
 mod training;

@@ -1,38 +1,16 @@
 //! Training with the variables on an accelerator. libtorch on the CPU stands for a GPU, and for NCCL and CUDA a library that keeps their rules on
 //! the host's memory (`collective/tests/fixtures/gpu_stand_in.c`).
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::PathBuf;
 
 use coati_tests::{Cluster, Coati, Finished, Job, tensors};
 use nix::sys::signal::{Signal, kill};
 
 use crate::faults::pid_of;
 use crate::recovery::records_seen;
+use crate::stand_in::libraries;
 
 const TWO: &str = "--devices cpu:2";
-
-/// The folder of the stand-in, built once for all tests of this process.
-fn libraries() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libnccl.so.2");
-        let source = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../collective/tests/fixtures/gpu_stand_in.c"
-        );
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", source, "-o"])
-            .arg(&library)
-            .status();
-        assert!(built.unwrap().success(), "{source} cannot be compiled");
-        std::os::unix::fs::symlink(&library, folder.path().join("libcudart.so.13")).unwrap();
-        folder
-    });
-    folder.path()
-}
 
 /// A job whose replicas compute by libtorch, and sum over the stand-in where they sum among themselves.
 struct Scene {
@@ -97,6 +75,8 @@ fn one_process_makes_the_steps_of_parameter_servers_and_goes_on_from_their_check
     let _ = scene.train("there", 9).run().exits(0).says(&["resuming from step 4"]);
     let [first, second] = ["servers", "there"].map(|model| tensors::read(&scene.job.path(model), 9));
     tensors::assert_same_bits(&first, &second, "steps on the accelerator and on a server");
+    // Images came in a stream beside them, in which nothing was left.
+    assert_eq!(scene.calls(), ["cudaStreamDestroy\n"; 2]);
     // What one of them wrote the other goes on from.
     let _ = scene.servers("there", 12, 1).says(&["resuming from step 9"]);
     let _ = scene

@@ -1,38 +1,25 @@
-//! NCCL and the CUDA runtime, opened when they are needed: nothing links them, so one program serves machines with and without GPUs.
+//! NCCL, opened when it is needed.
 //!
-//! Signatures and constants are those of NCCL's `nccl.h` (2.18 and later) and of `cuda_runtime_api.h`.
+//! Signatures and constants are those of NCCL's `nccl.h` (2.18 and later).
 
-use std::error::Error as _;
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::sync::Arc;
 
 use crate::Error;
+use crate::cuda::{Runtime, Stream};
+use crate::dynamic::{functions, open, words};
 
 /// `ncclComm_t`.
 pub(super) type Comm = *mut c_void;
-/// `cudaStream_t`.
-pub type Stream = *mut c_void;
-/// `cudaEvent_t`.
-pub(super) type Event = *mut c_void;
-/// `ncclResult_t`, `cudaError_t`.
+/// `ncclResult_t`.
 pub(super) type Code = c_int;
 
 pub(super) const SUCCESS: Code = 0;
 /// `ncclInProgress`: of a communicator that does not block.
 pub(super) const IN_PROGRESS: Code = 7;
-/// `cudaErrorNotReady`.
-pub(super) const NOT_READY: Code = 600;
 pub(super) const FLOAT32: c_int = 7;
 pub(super) const BFLOAT16: c_int = 9;
 pub(super) const SUM: c_int = 0;
-/// `cudaStreamNonBlocking`: it does not wait for what others give to the default stream.
-pub(super) const NON_BLOCKING: c_uint = 1;
-/// `cudaEventDisableTiming`
-pub(super) const NO_TIMING: c_uint = 2;
-/// `cudaMemcpyDefault`: the addresses tell the direction.
-pub(super) const COPY_DEFAULT: c_int = 4;
-
 /// Bytes of a `ncclUniqueId`.
 pub const ID_BYTES: usize = 128;
 
@@ -76,28 +63,6 @@ impl Config {
     }
 }
 
-macro_rules! functions {
-    ($(#[$about:meta])* $name:ident { $($field:ident: $symbol:literal ($($argument:ty),*) -> $result:ty;)* }) => {
-        $(#[$about])*
-        pub(super) struct $name {
-            $(pub(super) $field: unsafe extern "C" fn($($argument),*) -> $result,)*
-        }
-
-        impl $name {
-            /// All of them, or the first that is missing.
-            unsafe fn find(library: &Library) -> Result<Self, String> {
-                Ok(Self {
-                    $($field: {
-                        // SAFETY: the caller opened the library that declares it with this type.
-                        let found = unsafe { library.get::<unsafe extern "C" fn($($argument),*) -> $result>($symbol.as_bytes()) };
-                        *found.map_err(|_| format!("it has no {}", $symbol))?
-                    },)*
-                })
-            }
-        }
-    };
-}
-
 functions! {
     /// What is called of NCCL.
     Nccl {
@@ -117,33 +82,10 @@ functions! {
     }
 }
 
-functions! {
-    /// What is called of the CUDA runtime.
-    Cuda {
-        driver_version: "cudaDriverGetVersion"(*mut c_int) -> Code;
-        runtime_version: "cudaRuntimeGetVersion"(*mut c_int) -> Code;
-        device_count: "cudaGetDeviceCount"(*mut c_int) -> Code;
-        set_device: "cudaSetDevice"(c_int) -> Code;
-        malloc: "cudaMalloc"(*mut *mut c_void, usize) -> Code;
-        free: "cudaFree"(*mut c_void) -> Code;
-        mem_info: "cudaMemGetInfo"(*mut usize, *mut usize) -> Code;
-        copy: "cudaMemcpyAsync"(*mut c_void, *const c_void, usize, c_int, Stream) -> Code;
-        stream_create: "cudaStreamCreateWithFlags"(*mut Stream, c_uint) -> Code;
-        stream_query: "cudaStreamQuery"(Stream) -> Code;
-        stream_synchronize: "cudaStreamSynchronize"(Stream) -> Code;
-        stream_destroy: "cudaStreamDestroy"(Stream) -> Code;
-        stream_wait: "cudaStreamWaitEvent"(Stream, Event, c_uint) -> Code;
-        event_create: "cudaEventCreateWithFlags"(*mut Event, c_uint) -> Code;
-        event_record: "cudaEventRecord"(Event, Stream) -> Code;
-        event_destroy: "cudaEventDestroy"(Event) -> Code;
-        error_string: "cudaGetErrorString"(Code) -> *const c_char;
-    }
-}
-
 /// Both libraries; they stay loaded until the process ends, since neither can be unloaded safely.
 pub struct Libraries {
     pub(super) nccl: Nccl,
-    pub(super) cuda: Cuda,
+    cuda: Arc<Runtime>,
     version: c_int,
 }
 
@@ -154,7 +96,6 @@ impl Libraries {
     /// What is missing or too old, and what to install.
     pub fn open(folders: &[&std::path::Path]) -> Result<Self, Error> {
         const NCCL: &str = "install NCCL 2.18 or later (Debian, Ubuntu: libnccl2; PyPI: nvidia-nccl-cu13 or -cu12) and put the folder of libnccl.so.2 into LD_LIBRARY_PATH";
-        const CUDA: &str = "install the CUDA runtime of NCCL's CUDA version (PyPI: nvidia-cuda-runtime) and put its folder into LD_LIBRARY_PATH";
         let library = open(folders, &["libnccl.so.2"], NCCL)?;
         // SAFETY: the library is NCCL.
         let nccl = unsafe { Nccl::find(&library) };
@@ -169,11 +110,7 @@ impl Libraries {
                 "libnccl.so.2 is NCCL {found}; 2.18.0 is the oldest that will do\nhint: {NCCL}"
             )));
         }
-        let library = open(folders, &["libcudart.so.13", "libcudart.so.12", "libcudart.so"], CUDA)?;
-        // SAFETY: the library is the CUDA runtime.
-        let cuda = unsafe { Cuda::find(&library) };
-        std::mem::forget(library);
-        let cuda = cuda.map_err(|why| Error::Gpu(format!("libcudart cannot be used: {why}\nhint: {CUDA}")))?;
+        let cuda = Arc::new(Runtime::open(folders)?);
         Ok(Self { nccl, cuda, version })
     }
 
@@ -182,52 +119,9 @@ impl Libraries {
         shown(self.version)
     }
 
-    /// Sees that the driver is there, is as new as the runtime, and shows GPU `index`.
-    ///
-    /// # Errors
-    /// What is not so.
-    pub fn check_device(&self, index: i32) -> Result<(), Error> {
-        let (mut driver, mut runtime, mut count) = (0, 0, 0);
-        // SAFETY: each writes one number.
-        let codes = unsafe {
-            [
-                (self.cuda.driver_version)(&raw mut driver),
-                (self.cuda.runtime_version)(&raw mut runtime),
-                (self.cuda.device_count)(&raw mut count),
-            ]
-        };
-        let release = |version: c_int| format!("{}.{}", version / 1000, version % 1000 / 10);
-        if driver == 0 {
-            return Err(Error::Gpu(
-                "there is no NVIDIA driver on this machine\nhint: install one, or reduce on CPUs".to_owned(),
-            ));
-        }
-        if driver / 1000 < runtime / 1000 {
-            return Err(Error::Gpu(format!(
-                "the driver knows CUDA {}, the runtime library is of CUDA {}\nhint: install a newer driver, or libraries of CUDA {}",
-                release(driver),
-                release(runtime),
-                driver / 1000
-            )));
-        }
-        let visible = std::env::var("CUDA_VISIBLE_DEVICES")
-            .map_or(String::new(), |list| format!(", CUDA_VISIBLE_DEVICES is \"{list}\""));
-        if codes[2] != SUCCESS || index < 0 || index >= count {
-            let why = if codes[2] == SUCCESS {
-                String::new()
-            } else {
-                format!(" ({})", self.cuda_words(codes[2]))
-            };
-            return Err(Error::Gpu(format!(
-                "GPU {index} was asked for; this process sees {count}{why}{visible}\nhint: GPUs are counted from 0 among those that are visible"
-            )));
-        }
-        Ok(())
-    }
-
-    pub(super) fn cuda_words(&self, code: Code) -> String {
-        // SAFETY: CUDA's own table of texts.
-        words(unsafe { (self.cuda.error_string)(code) })
+    /// The CUDA runtime.
+    pub fn cuda(&self) -> &Arc<Runtime> {
+        &self.cuda
     }
 
     pub(super) fn nccl_words(&self, code: Code, comm: Comm) -> String {
@@ -264,34 +158,6 @@ impl Libraries {
 
 fn shown(version: c_int) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
-}
-
-fn words(text: *const c_char) -> String {
-    if text.is_null() {
-        return String::new();
-    }
-    // SAFETY: a text of the library's, which ends in zero.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
-
-fn open(folders: &[&std::path::Path], names: &[&str], hint: &str) -> Result<Library, Error> {
-    let places = folders
-        .iter()
-        .flat_map(|folder| names.iter().map(|name| folder.join(name)));
-    let mut why = Vec::new();
-    for place in places.chain(names.iter().map(Into::into)) {
-        // SAFETY: NVIDIA's libraries; their initialisers need nothing of ours.
-        match unsafe { Library::open(Some(&place), RTLD_NOW | RTLD_LOCAL) } {
-            Ok(library) => return Ok(library),
-            // The loader's own words are one level down.
-            Err(error) => why.push(error.source().map_or_else(|| error.to_string(), ToString::to_string)),
-        }
-    }
-    Err(Error::Gpu(format!(
-        "{} cannot be opened: {}\nhint: {hint}",
-        names[0],
-        why.join("; ")
-    )))
 }
 
 #[cfg(test)]

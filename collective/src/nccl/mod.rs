@@ -16,12 +16,10 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use library::{
-    BFLOAT16, COPY_DEFAULT, Code, Comm, Config, Event, FLOAT32, IN_PROGRESS, NO_TIMING, NON_BLOCKING, NOT_READY,
-    SUCCESS, SUM, UniqueId,
-};
-pub use library::{ID_BYTES, Libraries, Stream};
+use library::{BFLOAT16, Code, Comm, Config, FLOAT32, IN_PROGRESS, SUCCESS, SUM, UniqueId};
+pub use library::{ID_BYTES, Libraries};
 
+use crate::cuda::{Lane, Stream};
 use crate::{Aborter, Communicator, Error, Member, Wire, sums};
 
 /// How often one looks after the other ranks while the GPU works.
@@ -45,12 +43,9 @@ pub struct DeviceBucket {
 pub struct Gpus {
     libraries: Arc<Libraries>,
     host: Box<dyn Communicator>,
-    device: c_int,
     comm: Comm,
-    /// For sums: work given to another stream meanwhile goes on beside them.
-    stream: Stream,
-    /// Where `stream` waits for another.
-    reached: Event,
+    /// For sums.
+    lane: Lane,
     staging: *mut c_void,
     staging_bytes: usize,
     timeout: Duration,
@@ -73,16 +68,18 @@ impl Gpus {
         timeout: Duration,
     ) -> Result<Self, Error> {
         // Everybody's troubles travel with the id, so that nobody waits in NCCL for one that never gets there.
-        let ready = libraries.check_device(device).and_then(|()| {
-            if host.rank() == 0 {
-                libraries.unique_id().map(Vec::from)
+        let ready = libraries.cuda().check_device(device).and_then(|()| {
+            let lane = Lane::new(Arc::clone(libraries.cuda()), device)?;
+            let id = if host.rank() == 0 {
+                libraries.unique_id().map(Vec::from)?
             } else {
-                Ok(Vec::new())
-            }
+                Vec::new()
+            };
+            Ok((lane, id))
         });
         let mut told = vec![u8::from(ready.is_err())];
         match &ready {
-            Ok(id) => told.extend_from_slice(id),
+            Ok((_, id)) => told.extend_from_slice(id),
             Err(error) => told.extend_from_slice(error.to_string().as_bytes()),
         }
         let all = host.all_gather(&told)?;
@@ -90,7 +87,7 @@ impl Gpus {
             // Nobody leaves before everybody has read why, or some would only hear that another is gone. That this fails is no news.
             let _ = host.barrier();
         }
-        ready?;
+        let (lane, _) = ready?;
         for (member, told) in host.members().iter().zip(&all) {
             if let Some((1, why)) = told.split_first() {
                 return Err(Error::Aborted {
@@ -110,10 +107,8 @@ impl Gpus {
         let mut gpus = Self {
             libraries,
             host,
-            device,
             comm: std::ptr::null_mut(),
-            stream: std::ptr::null_mut(),
-            reached: std::ptr::null_mut(),
+            lane,
             staging: std::ptr::null_mut(),
             staging_bytes: 0,
             timeout,
@@ -121,18 +116,13 @@ impl Gpus {
             closed: false,
         };
         gpus.guarded("communicator", |this| {
-            this.choose()?;
+            this.lane.choose()?;
             let mut config = Config::non_blocking();
-            // SAFETY: places to write a handle to; the configuration is of the size that it says.
-            unsafe {
-                let code = (this.libraries.cuda.stream_create)(&raw mut this.stream, NON_BLOCKING);
-                this.cuda(code, "make a stream")?;
-                let code = (this.libraries.cuda.event_create)(&raw mut this.reached, NO_TIMING);
-                this.cuda(code, "make an event")?;
-                let code =
-                    (this.libraries.nccl.comm_init)(&raw mut this.comm, world, UniqueId(id), rank, &raw mut config);
-                this.nccl(code, "make a communicator")?;
-            }
+            // SAFETY: a place to write a handle to; the configuration is of the size that it says.
+            let code = unsafe {
+                (this.libraries.nccl.comm_init)(&raw mut this.comm, world, UniqueId(id), rank, &raw mut config)
+            };
+            this.nccl(code, "make a communicator")?;
             this.settle("make a communicator")
         })?;
         Ok(gpus)
@@ -149,13 +139,10 @@ impl Gpus {
     /// dropped; `computing` must be a stream of that GPU.
     pub unsafe fn begin(&mut self, buckets: &[DeviceBucket], computing: Stream) -> Result<(), Error> {
         self.guarded("all-reduce", |this| {
-            this.choose()?;
-            let cuda = &this.libraries.cuda;
-            // SAFETY: an event and a stream of ours; the caller's promise on the rest.
+            // SAFETY: the caller's promise.
             unsafe {
-                this.cuda((cuda.event_record)(this.reached, computing), "mark a place in a stream")?;
-                this.cuda((cuda.stream_wait)(this.stream, this.reached, 0), "wait for a stream")?;
-                this.enqueue(buckets, this.stream)
+                this.lane.follow(computing)?;
+                this.enqueue(buckets)
             }
         })
     }
@@ -166,8 +153,8 @@ impl Gpus {
     /// A rank that is gone, gave up or is late; CUDA's and NCCL's errors. NCCL's communicator is aborted, which frees the stream.
     pub fn finish(&mut self) -> Result<(), Error> {
         self.guarded("all-reduce", |this| {
-            this.choose()?;
-            this.drained(this.stream)
+            this.lane.choose()?;
+            this.drained()
         })
     }
 
@@ -205,25 +192,6 @@ impl Gpus {
         }
     }
 
-    fn choose(&self) -> Result<(), Error> {
-        // SAFETY: a call with a number. Threads choose their device one by one.
-        self.cuda(
-            unsafe { (self.libraries.cuda.set_device)(self.device) },
-            "choose the GPU",
-        )
-    }
-
-    fn cuda(&self, code: Code, what: &str) -> Result<(), Error> {
-        if code == SUCCESS {
-            return Ok(());
-        }
-        let words = self.libraries.cuda_words(code);
-        Err(Error::Gpu(format!(
-            "cannot {what} on GPU {}: {words}\nhint: `nvidia-smi` shows its state; CUDA_LAUNCH_BLOCKING=1 finds the call",
-            self.device
-        )))
-    }
-
     fn nccl(&self, code: Code, what: &str) -> Result<(), Error> {
         if code == SUCCESS || code == IN_PROGRESS {
             return Ok(());
@@ -231,7 +199,7 @@ impl Gpus {
         let words = self.libraries.nccl_words(code, self.comm);
         Err(Error::Gpu(format!(
             "NCCL cannot {what} on GPU {}: {words}\nhint: NCCL_DEBUG=WARN tells more",
-            self.device
+            self.lane.device()
         )))
     }
 
@@ -249,19 +217,14 @@ impl Gpus {
         })
     }
 
-    fn drained(&mut self, stream: Stream) -> Result<(), Error> {
+    fn drained(&mut self) -> Result<(), Error> {
         self.poll("sum", |this| {
             let mut state = SUCCESS;
-            // SAFETY: writes one number; then asks for a stream's state.
-            let code = unsafe {
-                this.nccl((this.libraries.nccl.async_error)(this.comm, &raw mut state), "sum")?;
-                this.nccl(state, "sum")?;
-                (this.libraries.cuda.stream_query)(stream)
-            };
-            if code == NOT_READY {
-                return Ok(false);
-            }
-            this.cuda(code, "sum").map(|()| true)
+            // SAFETY: writes one number.
+            let code = unsafe { (this.libraries.nccl.async_error)(this.comm, &raw mut state) };
+            this.nccl(code, "sum")?;
+            this.nccl(state, "sum")?;
+            this.lane.is_done("sum")
         })
     }
 
@@ -280,7 +243,7 @@ impl Gpus {
                 self.host.barrier()?;
                 return Err(Error::Gpu(format!(
                     "GPU {} did not {what} within {:.1} s, although all ranks are there\nhint: NCCL_DEBUG=INFO shows which link is used; NCCL_P2P_DISABLE=1 avoids peer access",
-                    self.device,
+                    self.lane.device(),
                     self.timeout.as_secs_f64()
                 )));
             }
@@ -293,9 +256,9 @@ impl Gpus {
         Ok(())
     }
 
-    unsafe fn enqueue(&mut self, buckets: &[DeviceBucket], stream: Stream) -> Result<(), Error> {
+    unsafe fn enqueue(&mut self, buckets: &[DeviceBucket]) -> Result<(), Error> {
         let nccl = &self.libraries.nccl;
-        // SAFETY: the caller's promise on addresses and the stream. A group that was begun is ended, whatever is in it.
+        // SAFETY: the caller's promise on addresses. A group that was begun is ended, whatever is in it.
         unsafe {
             self.nccl((nccl.group_start)(), "begin a group")?;
             let mut begun = Ok(());
@@ -308,7 +271,7 @@ impl Gpus {
                     kind,
                     SUM,
                     self.comm,
-                    stream,
+                    self.lane.stream(),
                 );
                 begun = begun.and_then(|()| self.nccl(code, "sum"));
             }
@@ -322,19 +285,7 @@ impl Gpus {
     fn staging(&mut self, bytes: usize) -> Result<*mut c_void, Error> {
         if bytes > self.staging_bytes {
             self.free_staging();
-            // SAFETY: writes an address.
-            let code = unsafe { (self.libraries.cuda.malloc)(&raw mut self.staging, bytes) };
-            if code != SUCCESS {
-                let (mut free, mut total) = (0, 0);
-                // SAFETY: writes two numbers.
-                unsafe { (self.libraries.cuda.mem_info)(&raw mut free, &raw mut total) };
-                self.staging = std::ptr::null_mut();
-                return Err(Error::Gpu(format!(
-                    "GPU {} has no {bytes} bytes for a bucket: {free} of {total} are free ({})\nhint: smaller buckets or a smaller batch",
-                    self.device,
-                    self.libraries.cuda_words(code)
-                )));
-            }
+            self.staging = self.lane.allocate(bytes)?;
             self.staging_bytes = bytes;
         }
         Ok(self.staging)
@@ -343,7 +294,7 @@ impl Gpus {
     fn free_staging(&mut self) {
         if !self.staging.is_null() {
             // SAFETY: memory of ours, which nothing uses.
-            unsafe { (self.libraries.cuda.free)(self.staging) };
+            unsafe { self.lane.free(self.staging) };
             self.staging = std::ptr::null_mut();
             self.staging_bytes = 0;
         }
@@ -358,27 +309,19 @@ impl Gpus {
         if values.is_empty() {
             return self.host.barrier();
         }
-        self.choose()?;
         let bytes = size_of_val(values);
-        let (there, stream) = (self.staging(bytes)?, self.stream);
-        let copy = self.libraries.cuda.copy;
+        let there = self.staging(bytes)?;
         // SAFETY: both places hold so many bytes, and stay until the stream is drained or NCCL aborted, which drains it.
-        self.cuda(
-            unsafe { copy(there, values.as_ptr().cast(), bytes, COPY_DEFAULT, stream) },
-            "copy a bucket",
-        )?;
+        unsafe { self.lane.copy(there, values.as_ptr().cast(), bytes)? };
         let called = call(self, there).and_then(|()| {
             // SAFETY: as above.
-            self.cuda(
-                unsafe { copy(values.as_mut_ptr().cast(), there, bytes, COPY_DEFAULT, stream) },
-                "copy a bucket",
-            )?;
-            self.drained(stream)
+            unsafe { self.lane.copy(values.as_mut_ptr().cast(), there, bytes)? };
+            self.drained()
         });
         if called.is_err() {
             self.abort_nccl();
-            // SAFETY: a stream of ours; without NCCL nothing in it waits for another rank.
-            unsafe { (self.libraries.cuda.stream_synchronize)(stream) };
+            // Without NCCL nothing in it waits for another rank.
+            self.lane.drain();
         }
         called
     }
@@ -402,9 +345,8 @@ impl Communicator for Gpus {
             let count = values.len();
             let sum = |this: &mut Self, address| {
                 let bucket = DeviceBucket { address, count, wire };
-                let stream = this.stream;
                 // SAFETY: `through` gives memory of that size, and waits for the stream.
-                unsafe { this.enqueue(&[bucket], stream) }
+                unsafe { this.enqueue(&[bucket]) }
             };
             if wire == Wire::F32 {
                 return this.through(values, sum);
@@ -422,9 +364,9 @@ impl Communicator for Gpus {
         self.guarded("broadcast", |this| {
             let count = values.len();
             this.through(values, |this, at| {
-                let nccl = &this.libraries.nccl;
+                let (nccl, stream) = (&this.libraries.nccl, this.lane.stream());
                 // SAFETY: as above.
-                let code = unsafe { (nccl.broadcast)(at, at, count, FLOAT32, root as c_int, this.comm, this.stream) };
+                let code = unsafe { (nccl.broadcast)(at, at, count, FLOAT32, root as c_int, this.comm, stream) };
                 this.nccl(code, "broadcast")?;
                 this.settle("broadcast")
             })
@@ -455,7 +397,7 @@ impl Communicator for Gpus {
 
     fn close(&mut self) -> Result<(), Error> {
         self.guarded("close", |this| {
-            this.choose()?;
+            this.lane.choose()?;
             this.host.barrier()?;
             // SAFETY: all ranks are here and none will use it again.
             this.nccl(unsafe { (this.libraries.nccl.comm_finalize)(this.comm) }, "end")?;
@@ -476,13 +418,5 @@ impl Drop for Gpus {
             self.end("it ended without closing");
         }
         self.free_staging();
-        if !self.reached.is_null() {
-            // SAFETY: an event of ours, used no more.
-            unsafe { (self.libraries.cuda.event_destroy)(self.reached) };
-        }
-        if !self.stream.is_null() {
-            // SAFETY: a stream of ours, used no more.
-            unsafe { (self.libraries.cuda.stream_destroy)(self.stream) };
-        }
     }
 }
