@@ -235,7 +235,7 @@ pub struct Api {
     pub reside: unsafe extern "C" fn(*mut c_void, Text, Floats, Floats, Floats, *mut Message) -> bool,
     /// The address on the device of what is summed over ranks; 0 where nothing is.
     pub sums: unsafe extern "C" fn(*mut c_void) -> usize,
-    /// Brings the images of the next step to page-locked memory, from which the device takes them behind this step. Does not wait.
+    /// Sends the images of the next step, beside this one where there is a way, else behind it. Does not wait.
     pub stage: unsafe extern "C" fn(*mut c_void, Floats, *mut Message) -> bool,
     /// Brings the own gradient, times a weight, to where it is summed. Does not wait.
     pub fill: unsafe extern "C" fn(*mut c_void, f32, *mut Message) -> bool,

@@ -17,8 +17,7 @@ pub struct ResidentStep<'a> {
     pub staged: bool,
     /// One entry an image.
     pub groundtruth: &'a [Groundtruth],
-    /// Images of the next step, if they are known: the host brings them to page-locked memory while this step is computed, and the device
-    /// takes them behind it.
+    /// Images of the next step, if they are known: the device takes them while it computes this step.
     pub next: Option<&'a [f32]>,
 }
 

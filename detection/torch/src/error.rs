@@ -34,6 +34,9 @@ pub(crate) enum Error {
     /// A step of variables that were not brought to the device.
     #[error("the variables are not on the device")]
     NotResident,
+    /// CUDA, by way of its runtime: with a hint.
+    #[error(transparent)]
+    Cuda(#[from] coati_collective::Error),
     /// The caller knows more.
     #[error("the replicas' statistics could not be summed")]
     Together,

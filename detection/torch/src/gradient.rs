@@ -11,6 +11,16 @@ use crate::error::Error;
 use crate::pass::Statistics;
 use crate::segments::Segments;
 
+/// A batch's own values of moving statistics, by the variable's offset.
+pub(crate) struct BatchValues<'a>(HashMap<usize, &'a Tensor>);
+
+impl<'a> BatchValues<'a> {
+    pub(crate) fn new(statistics: &'a [Statistics]) -> Self {
+        let of = |Statistics { norm, mean, variance }: &'a Statistics| [(norm.mean, mean), (norm.variance, variance)];
+        Self(statistics.iter().flat_map(of).collect())
+    }
+}
+
 /// Neighbours among the variables that one segment completes.
 #[derive(Clone, Debug)]
 struct Run {
@@ -62,19 +72,15 @@ impl Gradient {
         &self,
         segment: usize,
         gradients: &mut [Option<Tensor>],
-        statistics: &[Statistics],
+        batch: &BatchValues<'_>,
         params: &Tensor,
         scale: Option<&Tensor>,
     ) -> Result<Vec<Range<usize>>, Error> {
-        let mut batch: HashMap<usize, &Tensor> = HashMap::new();
-        for Statistics { norm, mean, variance } in statistics {
-            batch.extend([(norm.mean, mean), (norm.variance, variance)]);
-        }
         let mut written = Vec::new();
         for run in &self.runs[segment] {
             let mut values = Vec::with_capacity(run.variables.len());
             for variable in run.variables.clone() {
-                let own = match (batch.get(&self.starts[variable]), gradients[variable].take()) {
+                let own = match (batch.0.get(&self.starts[variable]), gradients[variable].take()) {
                     // A scale is a power of two, so that this changes no bit in the end.
                     (Some(own), _) => match scale {
                         Some(scale) => own.f_mul(scale)?,

@@ -1,5 +1,6 @@
 //! `libcoati_torch.so`: networks on libtorch, for `coati_detection::accelerator`. Nothing but the interface there is public.
 
+mod ahead;
 mod context;
 mod cuda;
 mod error;

@@ -16,8 +16,9 @@ use coati_detection::network::NetworkConfig;
 use coati_detection::network::plan::{Layer, Plan, plan};
 use tch::{Device, Kind, Tensor};
 
+use crate::ahead::Ahead;
 use crate::error::Error;
-use crate::gradient::Gradient;
+use crate::gradient::{BatchValues, Gradient};
 use crate::loss::{self, Targets};
 use crate::pass::{Frame, Pass, Sum};
 use crate::resident::{Brought, Resident};
@@ -52,8 +53,10 @@ pub(crate) struct Session {
     uploads: Uploads,
     pending: Option<Pending>,
     leaving: Option<Leaving>,
-    /// The next step's images.
+    /// The next step's images, on their way.
     staged: Option<Tensor>,
+    /// How they get there beside a step.
+    ahead: Option<Ahead>,
     /// The device may still read what was sent to it.
     busy: bool,
     /// Bytes of activations beyond which the CPU pretends to have no memory left.
@@ -172,6 +175,7 @@ impl Session {
             pending: None,
             leaving: None,
             staged: None,
+            ahead: None,
             busy: false,
             limit: std::env::var(LIMIT).ok().and_then(|text| text.parse().ok()),
         })
@@ -230,6 +234,7 @@ impl Session {
         let early = resident.sums_early() && self.arithmetic != Arithmetic::Fp16;
         self.cuts.bytes = sums.filter(|_| early).map(|sums| sums.bucket_bytes);
         self.resident = Some(resident);
+        self.ahead = self.ahead.take().or_else(|| Ahead::open(self.device));
         self.cut()
     }
 
@@ -263,12 +268,11 @@ impl Session {
             self.cuts.together = sum.is_some();
             self.cut()?;
         }
-        let staged = self.staged.take();
-        let images = match staged {
+        let images = match self.staged.take() {
             Some(staged) if images.is_empty() => {
                 self.forget();
                 self.busy = true;
-                staged
+                self.receive(&staged)?
             }
             _ => self.send_images(images)?,
         };
@@ -286,13 +290,26 @@ impl Session {
         Ok(())
     }
 
-    /// Brings the images of the next step to page-locked memory; the device takes them behind this step.
+    /// Sends the images of the next step, beside this one where there is a way.
     pub(crate) fn stage(&mut self, images: &[f32]) -> Result<(), Error> {
         self.staged = None;
-        let batch = self.batch_of(images)?;
-        let sent = self.uploads.next_images().send(images, self.device)?;
-        self.staged = Some(self.as_input(&sent, batch)?);
+        self.batch_of(images)?;
+        self.staged = Some(match &mut self.ahead {
+            Some(ahead) => ahead.send(images)?,
+            None => self.uploads.next_images().send(images, self.device)?,
+        });
         Ok(())
+    }
+
+    /// What was staged, as the network takes it.
+    fn receive(&self, staged: &Tensor) -> Result<Tensor, Error> {
+        let Some(ahead) = &self.ahead else {
+            return self.as_input(staged);
+        };
+        ahead.arrive()?;
+        let images = self.as_input(staged)?;
+        ahead.leave()?;
+        Ok(images)
     }
 
     /// Fills `boxes` (`[batch, anchors, 4]`) and `classes` (`[batch, anchors, columns]`) with what the step predicts.
@@ -366,14 +383,14 @@ impl Session {
         let batch = self.batch_of(images)?;
         self.within_limit(batch)?;
         let sent = self.uploads.next_images().send(images, self.device)?;
-        self.as_input(&sent, batch)
+        self.as_input(&sent)
     }
 
     /// Pixel by pixel in memory, which libtorch calls channels last.
-    fn as_input(&self, images: &Tensor, batch: usize) -> Result<Tensor, Error> {
+    fn as_input(&self, images: &Tensor) -> Result<Tensor, Error> {
         let [height, width, channels] = self.image;
         Ok(images
-            .f_view([batch as i64, height, width, channels])?
+            .f_view([-1, height, width, channels])?
             .f_permute([0, 3, 1, 2])?
             .f_mul_scalar(f64::from(self.plan.input.0))?
             .f_add(&self.offset)?)
@@ -508,7 +525,7 @@ impl Session {
             Some(scale) => [boxes.f_mul(scale)?, classes.f_mul(scale)?],
             None => [boxes.shallow_clone(), classes.shallow_clone()],
         };
-        let (gradient, statistics) = (&self.gradient, &pending.pass.statistics);
+        let (gradient, batch) = (&self.gradient, BatchValues::new(&pending.pass.statistics));
         // Where it may have to be done again, the graph stays.
         pending.pass.backward(
             &self.segments,
@@ -517,7 +534,7 @@ impl Session {
             sum,
             &mut |segment, gradients| {
                 tch::no_grad(|| {
-                    for elements in gradient.write(segment, gradients, statistics, &pending.params, scale)? {
+                    for elements in gradient.write(segment, gradients, &batch, &pending.params, scale)? {
                         if let Some(resident) = self.resident.as_ref().filter(|_| pending.resident) {
                             resident.multiply_biases(&gradient.flat, &elements)?;
                         }

@@ -33,7 +33,7 @@ impl Upload {
 }
 
 /// What leaves a GPU without anybody waiting for it, libtorch puts into page-locked memory; so that is a way to get some.
-fn page_locked(size: &[i64], device: Device) -> Result<Tensor, Error> {
+pub(crate) fn page_locked(size: &[i64], device: Device) -> Result<Tensor, Error> {
     let there = Tensor::f_empty(size, (Kind::Float, device))?;
     let locked = there.f_to_device_(Device::Cpu, Kind::Float, true, true)?;
     wait(device)?;
