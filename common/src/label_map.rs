@@ -12,7 +12,7 @@ use crate::config::{schema, text};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("cannot read the label map {}: {source}{}", path.display(), coati_storage::hint_or(source, "\nhint: label_map_path names a .pbtxt of `item { id: 1 name: \"…\" }`"))]
+    #[error("cannot read the label map {}: {source}{}", path.display(), coati_storage::hint_or(source, "\nhint: label_map_path names a .pbtxt of `item { id: 1 name: \"…\" }`; a relative path is looked for in the current folder, then beside the pipeline.config"))]
     Read {
         /// As given.
         path: PathBuf,

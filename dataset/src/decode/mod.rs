@@ -13,7 +13,7 @@ use std::ops::Range;
 pub enum Error {
     /// Neither JPEG nor PNG.
     #[error(
-        "the image is {0}; JPEG and PNG are read\nhint: convert the image to JPEG or PNG and write the record again"
+        "the image is {0}; JPEG and PNG are read\nhint: convert it to JPEG or PNG (of a video, its frames)"
     )]
     Unsupported(String),
     /// The record holds no byte of it.
