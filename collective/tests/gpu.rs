@@ -176,7 +176,7 @@ fn a_driver_that_is_older_than_the_runtime_is_refused() {
     }
 }
 
-/// COATI_NCCL_FOLDERS: where to look for NVIDIA's libraries besides, separated by colons.
+/// `COATI_NCCL_FOLDERS`: where to look for NVIDIA's libraries besides, separated by colons.
 fn folders() -> String {
     std::env::var("COATI_NCCL_FOLDERS").unwrap_or_default()
 }

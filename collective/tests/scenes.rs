@@ -38,7 +38,7 @@ pub(crate) fn play() {
         _ => panic!("no scene {scene}"),
     };
     let played = match scene.as_str() {
-        "device" => options().and_then(gpus).and_then(on_the_device),
+        "device" => options().and_then(|options| gpus(&options)).and_then(on_the_device),
         _ => join().and_then(scenes),
     };
     let text = played.map_or_else(|error| error.to_string(), |()| "ok".to_owned());
@@ -70,12 +70,12 @@ fn join() -> Result<Box<dyn Communicator>, Error> {
     if ["tcp", "local"].contains(&&setting("TRANSPORT").unwrap()[..]) {
         return Ok(Box::new(mesh(&options)?));
     }
-    Ok(Box::new(gpus(options)?))
+    Ok(Box::new(gpus(&options)?))
 }
 
-fn gpus(options: Options) -> Result<Gpus, Error> {
+fn gpus(options: &Options) -> Result<Gpus, Error> {
     let rank = number("RANK", 0);
-    let mesh = Box::new(mesh(&options)?);
+    let mesh = Box::new(mesh(options)?);
     let folders = setting("LIBRARIES").unwrap();
     let folders: Vec<_> = folders
         .split(':')

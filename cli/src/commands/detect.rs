@@ -158,7 +158,10 @@ pub(crate) fn run(args: &DetectArgs) -> anyhow::Result<()> {
         }
     ));
     if found.is_empty() {
-        return Err(Failure::user("no picture could be read\nhint: JPEG and PNG files are read; of a video, a folder of its frames").into());
+        return Err(Failure::user(
+            "no picture could be read\nhint: JPEG and PNG files are read; of a video, a folder of its frames",
+        )
+        .into());
     }
     Ok(())
 }

@@ -12,9 +12,7 @@ use std::ops::Range;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Neither JPEG nor PNG.
-    #[error(
-        "the image is {0}; JPEG and PNG are read\nhint: convert it to JPEG or PNG (of a video, its frames)"
-    )]
+    #[error("the image is {0}; JPEG and PNG are read\nhint: convert it to JPEG or PNG (of a video, its frames)")]
     Unsupported(String),
     /// The record holds no byte of it.
     #[error("the image is empty: image/encoded holds no byte")]
