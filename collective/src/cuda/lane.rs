@@ -13,7 +13,8 @@ pub struct Lane {
     reached: Event,
 }
 
-// SAFETY: CUDA's handles may be used by any thread; each call chooses the device first.
+// SAFETY: CUDA's handles may be used by any thread. What a thread's own device matters to chooses it first; a stream may be asked, drained and ended
+// whichever it is.
 unsafe impl Send for Lane {}
 
 impl Lane {
